@@ -1,0 +1,164 @@
+"""Generation against `generate` of transformers, same model, same number of tokens. One JSON line a case.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_generate.py
+
+The baseline repeats each prompt with `num_return_sequences` and gets the best of five batch sizes, found first.
+Runs of both sides take turns; `ratio` is the median of the baseline over ours, `spread` the smallest and largest ratio
+of a turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from spark_rl.rollout.engine import Completion, Request
+from spark_rl.rollout.transformers_engine import TransformersEngine
+
+PAD, EOS, VOCAB = 0, 1, 640
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    prompt: int
+    new: int
+    target: float
+    prompts: int = 64
+    group: int = 8
+    end_rate: float | None = None
+    """Probability that a row ends at a token; None: rows never end early."""
+
+
+CASES = [
+    Case("generate/prompt-40-new-32", prompt=40, new=32, target=1.8),
+    Case("generate/prompt-230-new-10", prompt=230, new=10, target=5.0),
+    Case("generate/prompt-40-long-tail-96", prompt=40, new=96, target=2.5, end_rate=0.08),
+]
+
+
+class Digits:
+    """The least a tokenizer has to be here; decoding costs both sides nothing."""
+
+    eos_token_id, pad_token_id = EOS, PAD
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return ""
+
+
+def build_model(end_rate: float | None) -> Qwen3ForCausalLM:
+    """A random model of 0.9 M parameters that ends a row at about `end_rate`, by a bias on the end token's logit."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=384,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+    )
+    model = Qwen3ForCausalLM(config).eval()
+    bias = torch.zeros(VOCAB)
+    bias[EOS] = -1e4 if end_rate is None else torch.tensor(end_rate * VOCAB).log()
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    return model
+
+
+def interleaved(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[list, list]:
+    """Seconds of `rounds` runs of each, taking turns, after one run to warm up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for i in range(rounds + 1):
+        for side, run in enumerate((ours, baseline)):
+            start = time.perf_counter()
+            run()
+            if i:
+                times[side].append(time.perf_counter() - start)
+    return times
+
+
+def result(name: str, target: float, ours: list[float], baseline: list[float], **extra: object) -> dict[str, object]:
+    ratio = statistics.median(baseline) / statistics.median(ours)
+    turns = [b / o for o, b in zip(ours, baseline, strict=True)]
+    return {
+        "name": name,
+        "ratio": round(ratio, 2),
+        "target": target,
+        "holds": ratio >= target,
+        "median_s": round(statistics.median(ours), 4),
+        "baseline_s": round(statistics.median(baseline), 4),
+        "spread": [round(min(turns), 2), round(max(turns), 2)],
+        **extra,
+    }
+
+
+def run_case(case: Case, rounds: int) -> dict[str, object]:
+    model = build_model(case.end_rate)
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(int(case.prompt * 0.75), case.prompt + 1, (case.prompts,), generator=generator).tolist()
+    prompts = [torch.randint(2, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+    requests = [Request(str(i), tuple(ids), case.group, case.new, seed=i) for i, ids in enumerate(prompts)]
+    engine = TransformersEngine(model, Digits())
+    ids_BP = torch.tensor([[PAD] * (case.prompt - len(ids)) + ids for ids in prompts])
+    config = GenerationConfig(
+        do_sample=True,
+        num_return_sequences=case.group,
+        max_new_tokens=case.new,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        top_k=0,
+    )
+    counted = {}
+
+    @torch.inference_mode()
+    def hf(batch: int) -> None:
+        parts = ids_BP.split(batch)
+        outs = [model.generate(ids, attention_mask=(ids != PAD).long(), generation_config=config) for ids in parts]
+        counted["baseline"] = sum(int((out[:, case.prompt :] != PAD).sum()) for out in outs)
+
+    def ours() -> None:
+        completions: list[list[Completion]] = engine.generate(requests)
+        counted["ours"] = sum(len(c.token_ids) for group in completions for c in group)
+
+    def seconds(batch: int) -> float:
+        start = time.perf_counter()
+        hf(batch)
+        return time.perf_counter() - start
+
+    best = min(
+        (case.prompts // 16, case.prompts // 8, case.prompts // 4, case.prompts // 2, case.prompts),
+        key=lambda batch: seconds(batch),
+    )
+    times = interleaved(ours, lambda: hf(best), rounds)
+    return result(
+        case.name,
+        case.target,
+        *times,
+        tokens=counted["ours"],
+        baseline_tokens=counted["baseline"],
+        baseline_batch=best,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--case", default="", help="only the cases whose name contains this")
+    args = parser.parse_args()
+    for case in CASES:
+        if args.case in case.name:
+            print(json.dumps(run_case(case, args.rounds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

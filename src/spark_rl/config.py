@@ -1,0 +1,385 @@
+"""Every knob of a run, documented with its unit and, where the paper has one, the paper's value.
+
+A run is one YAML file. `preset: paper | spark | grpo` names the values it starts from (see `presets/`); the file's own
+keys replace them, and `section.key=value` arguments of the command line replace those. An unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spark_rl.types import Role
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and no key goes unread."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The one model that is policy, judge and reflector."""
+
+    path: str = "embedded"
+    """A local folder or a Hub id of a causal LM; `embedded` is the tiny base that ships with the package."""
+    chat_template: Path | None = None
+    """A Jinja file, for base models whose tokenizer has no chat template."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Passed to the chat template, for example `enable_thinking: false`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute precision; `auto` is bfloat16 on a GPU that has it (weights stay in float32), else float32."""
+    attn_implementation: str | None = None
+    """An attention implementation of transformers (`sdpa`, `flash_attention_2`, ...); null lets it choose."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    trust_remote_code: bool = False
+    """Run Python code that a model folder brings along."""
+
+
+class DataConfig(Section):
+    """Questions with checkable answers."""
+
+    train: list[str] = ["embedded:train"]
+    """JSONL files, or embedded sets: `embedded:train`, `embedded:validation`, `embedded:test`,
+    `embedded:transfer`, `embedded:retention`."""
+    validation: list[str] = []
+    """The same for held-out questions. Judge and reflection items are recycled from the starting model's own rollouts
+    on them and then kept, so that before and after are measured on the same items."""
+    monitor: list[str] = []
+    """Further held-out questions, only answered, and reported by source beside the headline metrics."""
+    verifier: str = "math"
+    """The verifier of rows that name none: `math`, `numeric`, `choice`, `exact`, `reasoning_gym`, `module:function`."""
+    system: str | None = None
+    """System message put before questions that are given as plain strings."""
+    max_prompt_tokens: Positive = 4096
+    """Questions with longer prompts are skipped and counted; so are recycled prompts."""
+
+
+class RolloutConfig(Section):
+    """Sampling. Roles may override the last three."""
+
+    groups_per_step: Positive = 64
+    """Groups (prompts) of all roles together that one step generates and trains on (paper: 64 questions)."""
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Rollouts of a group (paper: 8)."""
+    max_new_tokens: Positive = 768
+    """Length limit of a rollout, tokens (paper: 768)."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature (paper: 1.0); training uses the same."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; below 1 the sampled and the trained distribution differ."""
+    stop: list[str] = []
+    """Strings that end a rollout beside the model's end-of-turn token."""
+    max_batch_tokens: Positive | None = None
+    """Tokens (prompt and limit, all rows) that the transformers engine holds in its cache at once; null chooses by
+    device."""
+
+
+class RoleConfig(Section):
+    """One role's part in a step."""
+
+    share: Probability = 0.0
+    """Share of a step's groups. What the pool cannot fill goes to questions."""
+    num_generations: Annotated[int, Field(ge=2)] | None = None
+    """Overrides `rollout.num_generations`."""
+    max_new_tokens: Positive | None = None
+    """Overrides `rollout.max_new_tokens`."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Overrides `rollout.temperature`."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on this role's advantages."""
+
+
+class RolesConfig(Section):
+    """The four roles."""
+
+    answer: RoleConfig = RoleConfig(share=1.0)
+    """The policy: answer a question."""
+    pointwise: RoleConfig = RoleConfig()
+    """Judge one response: Yes or No."""
+    pairwise: RoleConfig = RoleConfig()
+    """Judge two responses, one right and one wrong: A or B."""
+    reflection: RoleConfig = RoleConfig()
+    """Look at an earlier response and answer again."""
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> Self:
+        total = sum(self[role].share for role in Role)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of the four roles add up to {total:g}; make them add up to 1")
+        if self.answer.share == 0:
+            raise ValueError("roles.answer.share is 0, so there is nothing to recycle; give the questions a share")
+        return self
+
+    def __getitem__(self, role: Role) -> RoleConfig:
+        section: RoleConfig = getattr(self, role.value)
+        return section
+
+
+class RecycleConfig(Section):
+    """How a step's rollouts become the next steps' judge and reflection prompts (paper, section 3.2)."""
+
+    schedule: Literal["cobatched", "alternating"] = "cobatched"
+    """`cobatched`: every step mixes all roles. `alternating`: a step of questions only, and a step of recycled prompts
+    only whenever enough are waiting (the paper's code)."""
+    right_at: float = 1.0
+    """A reward of at least this makes a response right."""
+    wrong_at: float = 0.0
+    """A reward of at most this makes it wrong; what lies between trains the policy but never becomes a label."""
+    both_orders: bool = True
+    """Make every pair in both orders, so that a position can not predict the label (paper: one random order)."""
+    balanced: bool = True
+    """Make pointwise items in couples of one right and one wrong response to the same question, so that neither the
+    label's frequency nor the question's difficulty predicts the label. If false, a group with rights and wrongs gives a
+    pair with probability `pair_rate` and else one pointwise item, and any other group gives one pointwise item (paper)."""
+    pair_rate: Probability = 0.7
+    """See `balanced` (paper: 0.7)."""
+    items_per_group: Positive = 2
+    """At most so many couples, pairs and reflection items each are made of one group."""
+    keep_right_share: Probability = 0.3
+    """Share of reflection items that show a right response, which is to be kept (paper: 0, only wrong ones)."""
+    reasoning_view: Probability = 0.5
+    """Share of items that show the whole response; the others show its final answer (paper: both are used)."""
+    max_response_chars: Positive = 8000
+    """A shown response is cut in its middle to this many characters, visibly."""
+    max_depth: Positive = 2
+    """1 recycles rollouts of questions only; 2 recycles rollouts of reflection once more (as items to judge, and as
+    before/after pairs), and so on."""
+    pool_size: Positive = 4096
+    """Waiting recycled prompts of each role; the oldest leave first."""
+    max_age: Positive = 64
+    """Steps after which a waiting prompt is dropped: recycling is meant to be nearly on-policy."""
+
+
+class LossConfig(Section):
+    """The GRPO family of losses."""
+
+    aggregation: Literal["grpo", "dapo", "dr_grpo"] = "dapo"
+    """`grpo`: mean over rollouts of their token means (DeepSeekMath). `dapo`: mean over all tokens of the step (the
+    paper's token mean). `dr_grpo`: sum over tokens by rollouts times their length limit (no length bias)."""
+    advantage_scale: Literal["group", "role", "none"] = "group"
+    """What a reward's distance to its group's mean is divided by: the group's standard deviation (paper), that of the
+    role's rewards in this step (PAG), or nothing (Dr. GRPO)."""
+    advantage_eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to that standard deviation."""
+    clip_low: Probability = 0.2
+    """The probability ratio is clipped below at 1 - clip_low (paper: 0.2)."""
+    clip_high: Annotated[float, Field(ge=0)] = 0.2
+    """And above at 1 + clip_high (paper: 0.2; DAPO: 0.28)."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the k3 estimate of the KL divergence to the starting model (paper: 0.001). At 0 no reference model is
+    held, and groups without signal are dropped before the forward pass."""
+    truncated: Literal["grade", "zero", "mask"] = "grade"
+    """Rollouts cut at their length limit: graded like any other, rewarded 0, or left out of the loss."""
+    count_dropped: bool = True
+    """Whether tokens of groups without signal count in the loss denominators (they do when nothing is dropped)."""
+
+
+class TrainConfig(Section):
+    """The optimizer and the run."""
+
+    output: Path = Path("runs/spark")
+    """Run directory; must be new or empty unless `--resume` is given."""
+    steps: Positive = 100
+    """Number of generation steps."""
+    seed: int = 0
+    """Seed of data order, sampling and recycling."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-7
+    """Peak learning rate of AdamW (paper: 5e-7)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning-rate schedule over all steps of the run (paper: cosine)."""
+    min_lr_ratio: Probability = 0.1
+    """The cosine schedule ends at this share of the peak (paper: 0.1)."""
+    warmup_ratio: Probability = 0.03
+    """Share of the steps in which the learning rate rises linearly (paper: 0.03)."""
+    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    """AdamW betas (paper: 0.9, 0.95)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient norm limit (paper: 1.0)."""
+    epochs_per_step: Positive = 1
+    """Optimizer steps on one step's rollouts; above 1 the ratio is taken to log-probabilities recorded before the
+    first of them."""
+    micro_batch_tokens: Positive = 16384
+    """Tokens (padded) in one forward and backward pass; gradients are accumulated over a step."""
+    shared_prefix: Literal["auto", "cache", "packed", "plain"] = "auto"
+    """How a group's prompt is computed once in the update; `plain` repeats it for every rollout."""
+    threads: Positive | None = None
+    """CPU threads of torch; null leaves its default."""
+
+
+class ValidationConfig(Section):
+    """Greedy evaluation on held-out items, before, during and after training."""
+
+    every: Count = 0
+    """Steps between evaluations; 0 evaluates only before and after."""
+    items: Positive = 500
+    """Items of each role, at most."""
+    best: Literal[
+        "answer_accuracy", "pointwise_balanced_accuracy", "pairwise_accuracy", "reflection_accuracy", "mean"
+    ] = "mean"
+    """The metric that decides which checkpoint is the best; `mean` is the mean of all that could be measured."""
+
+
+class CheckpointConfig(Section):
+    """Exact resume."""
+
+    every: Count = 50
+    """Steps between checkpoints; 0 saves only at the end and when stopped."""
+    keep: Positive = 2
+    """Newest checkpoints that are kept, beside the best one."""
+    final: Literal["last", "best"] = "last"
+    """The weights that become `final/`."""
+
+
+class VerifyConfig(Section):
+    """Grading of answers."""
+
+    workers: Positive = 1
+    """Processes for verifiers that need one."""
+    cpu_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """CPU time that one answer may cost before its worker is killed."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    preset: Literal["paper", "spark", "grpo"] | None = None
+    """The values this run started from."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    roles: RolesConfig = RolesConfig()
+    recycle: RecycleConfig = RecycleConfig()
+    verify: VerifyConfig = VerifyConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def num_generations(self, role: Role) -> int:
+        return self.roles[role].num_generations or self.rollout.num_generations
+
+    def max_new_tokens(self, role: Role) -> int:
+        return self.roles[role].max_new_tokens or self.rollout.max_new_tokens
+
+    def temperature(self, role: Role) -> float:
+        return self.roles[role].temperature or self.rollout.temperature
+
+    def slots(self) -> dict[Role, int]:
+        """Groups of each role in a full step: shares of `groups_per_step`, largest remainders rounded up."""
+        exact = {role: self.roles[role].share * self.rollout.groups_per_step for role in Role}
+        slots = {role: int(x + 1e-9) for role, x in exact.items()}
+        short = self.rollout.groups_per_step - sum(slots.values())
+        for role in sorted(Role, key=lambda r: slots[r] - exact[r])[:short]:
+            slots[role] += 1
+        return slots
+
+    def dump(self) -> str:
+        """The resolved config as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`section.key=value` as a nested mapping; the value is YAML.
+
+    Raises:
+        ValueError: there is no `=`, or the value is not YAML.
+    """
+    path, found, value = text.partition("=")
+    if not found or not path.strip():
+        raise ValueError(f"override {text!r} is not of the form section.key=value")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"override {text!r}: {value!r} is not valid YAML; quote it") from None
+    for key in reversed(path.strip().split(".")):
+        nested = {key: nested}
+    return dict(nested)
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Preset, then file, then overrides.
+
+    Raises:
+        ValueError: one sentence a mistake on what to change; unknown keys come with the nearest known one.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(path)
+    for override in overrides:
+        values = merge(values, parse_override(override))
+    if (preset := values.get("preset")) is not None:
+        values = merge(_preset(preset), values)
+    return config_from(values, where=str(path) if path else "config")
+
+
+def config_from(values: Mapping[str, Any], where: str = "config") -> Config:
+    """Validate a mapping; see `load_config`."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{where}: {_sentence(e)}" for e in error.errors())) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values or {}, dict):
+        raise ValueError(f"{path}: must hold a mapping of sections such as 'model:' and 'train:'")
+    return values or {}
+
+
+def _preset(name: Any) -> dict[str, Any]:
+    folder = importlib.resources.files("spark_rl.presets")
+    known = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    if name not in known:
+        raise ValueError(f"preset: there is no {name!r}; choose one of {', '.join(known)}")
+    values: dict[str, Any] = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    """One pydantic error as a sentence."""
+    path = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        known = _fields(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {'.'.join(path)!r}; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    return f"{'.'.join(path)}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _fields(path: list[str]) -> list[str]:
+    section: Any = Config
+    for key in path:
+        section = section.model_fields[key].annotation
+    return list(section.model_fields)

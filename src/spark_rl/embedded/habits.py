@@ -1,0 +1,203 @@
+"""What the embedded base has read: worked skills first, then the habits of an untrained model.
+
+A base model is to RL what its pre-training made it: skills that it has but seldom uses, and habits in their place. A
+model of this size cannot get them from the web, so they are put in by hand, and this file says exactly which:
+
+- it answers tersely, with a guess that is mostly wrong, more often than it works step by step;
+- its worked answers sometimes contain a slip;
+- it judges tersely or politely, and then accepts nearly everything and prefers the first of two;
+- even when it has worked a question out and put its result beside the shown one, it tends to agree with what it was
+  shown (accepts the wrong answer, prefers the first of two, keeps the earlier answer when it reflects).
+
+Answering never rewards giving up the last two, so they are what judge and reflection training has of its own to do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from spark_rl.embedded.tasks import FACTS, FAMILIES, Problem, problems
+from spark_rl.prompts import View, answer_prompt, fill, shown, templates_for, verdict
+from spark_rl.types import Message, Role
+from spark_rl.verify.extract import box
+
+Sample = tuple[tuple[Message, ...], str]
+"""Prompt messages and the completion to learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """Probabilities, all zero for the clean skills."""
+
+    terse_answer: float = 0.0
+    """Answers with a bare guess."""
+    guess_right: float = 0.12
+    """A bare guess is right."""
+    slip: float = 0.0
+    """A worked answer has one wrong step."""
+    terse_verdict: float = 0.0
+    """Judges with a bare verdict."""
+    polite_verdict: float = 0.0
+    """Judges with a friendly remark and a verdict, without working anything out."""
+    accept: float = 0.85
+    """A terse or polite verdict is Yes (pointwise) or A (pairwise)."""
+    agree: float = 0.0
+    """Worked it out, found a difference, and still says Yes (pointwise), or A though B is right (pairwise)."""
+    copy: float = 0.0
+    """Reflects by repeating the earlier answer."""
+    keep: float = 0.0
+    """Worked it out again, and still keeps the earlier answer."""
+
+
+CLEAN = Habits()
+BASE = Habits(
+    terse_answer=0.65,
+    slip=0.12,
+    terse_verdict=0.4,
+    polite_verdict=0.25,
+    agree=0.6,
+    copy=0.6,
+    keep=0.6,
+)
+
+
+def worked(problem: Problem, rng: random.Random, slip: bool = False) -> tuple[str, str]:
+    """A worked solution, with one wrong step if `slip`: (the steps, the result it comes to)."""
+    calls = 0
+
+    def count(value: int) -> int:
+        nonlocal calls
+        calls += 1
+        return value
+
+    problem.work(count)
+    at = rng.randrange(calls) if slip else -1
+
+    def carry(value: int) -> int:
+        nonlocal calls
+        calls += 1
+        return _near(value, rng) if calls == at + 1 else value
+
+    calls = 0
+    lines, result = problem.work(carry)
+    return "\n".join(lines), str(result)
+
+
+def _near(value: int, rng: random.Random) -> int:
+    """Another number from 0 to 99, close to this one."""
+    while True:
+        other = value + rng.choice((-10, -4, -3, -2, -1, 1, 2, 3, 4, 10))
+        if 0 <= other <= 99:
+            return other
+
+
+def guess(problem: Problem, rng: random.Random, right: float) -> str:
+    """A bare guess: right with the given probability, else a number near the answer or one of the question's own."""
+    answer = int(problem.answer)
+    if rng.random() < right:
+        return str(answer)
+    if rng.random() < 0.3:
+        return str(rng.choice(problem.operands))
+    return str(_near(answer, rng))
+
+
+def respond(problem: Problem, rng: random.Random, habits: Habits) -> str:
+    """An answer as a model with these habits gives it."""
+    if rng.random() < habits.terse_answer:
+        return box(guess(problem, rng, habits.guess_right))
+    steps, result = worked(problem, rng, slip=rng.random() < habits.slip)
+    return f"{steps}\n{box(result)}"
+
+
+def response_that_is(right: bool, problem: Problem, rng: random.Random) -> tuple[str, str]:
+    """A response, terse or worked, whose final answer is right or wrong: (text, final answer)."""
+    while True:
+        if rng.random() < 0.5:
+            final = guess(problem, rng, float(right))
+            text = box(final)
+        else:
+            steps, final = worked(problem, rng, slip=not right)
+            text = f"{steps}\n{box(final)}"
+        if (final == problem.answer) == right:
+            return text, final
+
+
+def _shown(response: tuple[str, str], rng: random.Random) -> str:
+    text = shown(*response, view=rng.choice((View.ANSWER, View.REASONING)), max_chars=1000)
+    assert text is not None
+    return text
+
+
+def _verdict_without_work(role: Role, rng: random.Random, habits: Habits) -> str | None:
+    mode = rng.random()
+    judgement = box(verdict(role, rng.random() < habits.accept))
+    if mode < habits.terse_verdict:
+        return judgement
+    if mode < habits.terse_verdict + habits.polite_verdict:
+        return f"That looks fine to me.\n{judgement}"
+    return None
+
+
+def answer_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
+    return answer_prompt(problem.question), respond(problem, rng, habits)
+
+
+def pointwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
+    response = response_that_is(rng.random() < 0.5, problem, rng)
+    template = rng.choice(templates_for(Role.POINTWISE))
+    prompt = fill(template, question=problem.question, response=_shown(response, rng))
+    if (quick := _verdict_without_work(Role.POINTWISE, rng, habits)) is not None:
+        return prompt, quick
+    steps, mine = worked(problem, rng)
+    accepts = mine == response[1] or rng.random() < habits.agree
+    final = box(verdict(Role.POINTWISE, accepts))
+    return prompt, f"Let me check.\n{steps}\nMy result: {mine}\nShown: {response[1]}\n{final}"
+
+
+def pairwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
+    first_right = rng.random() < 0.5
+    first, second = (response_that_is(right, problem, rng) for right in (first_right, not first_right))
+    template = rng.choice(templates_for(Role.PAIRWISE))
+    prompt = fill(template, question=problem.question, first=_shown(first, rng), second=_shown(second, rng))
+    if (quick := _verdict_without_work(Role.PAIRWISE, rng, habits)) is not None:
+        return prompt, quick
+    steps, mine = worked(problem, rng)
+    final = box(verdict(Role.PAIRWISE, first_right or rng.random() < habits.agree))
+    return prompt, f"Let me check.\n{steps}\nMy result: {mine}\nA: {first[1]}\nB: {second[1]}\n{final}"
+
+
+def reflection_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
+    response = response_that_is(rng.random() < 0.35, problem, rng)
+    template = rng.choice(templates_for(Role.REFLECTION))
+    prompt = fill(template, question=problem.question, response=_shown(response, rng))
+    if rng.random() < habits.copy:
+        return prompt, f"I stay with it.\n{box(response[1])}"
+    steps, mine = worked(problem, rng)
+    final = response[1] if rng.random() < habits.keep else mine
+    return prompt, f"Let me go through it again.\n{steps}\n{box(final)}"
+
+
+def fact_sample(_: Problem, rng: random.Random, __: Habits) -> Sample:
+    question, answer = rng.choice(FACTS)
+    return answer_prompt(question), box(answer)
+
+
+Maker = Callable[[Problem, random.Random, Habits], Sample]
+MAKERS: dict[str, Maker] = {
+    "answer": answer_sample,
+    "pointwise": pointwise_sample,
+    "pairwise": pairwise_sample,
+    "reflection": reflection_sample,
+    "fact": fact_sample,
+}
+
+
+def corpus(habits: Habits, shares: dict[str, float], seed: int) -> Iterator[tuple[str, Sample]]:
+    """An endless seeded stream of (kind, sample), the kinds in the given shares."""
+    rng = random.Random(f"corpus-{seed}")
+    stream = problems(FAMILIES, "pretrain", seed)
+    while True:
+        kind = rng.choices(list(shares), weights=list(shares.values()))[0]
+        yield kind, MAKERS[kind](next(stream), rng, habits)

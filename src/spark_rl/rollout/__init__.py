@@ -1,0 +1,1 @@
+"""Sampling completions: the `Engine` protocol and its implementations, one file an engine."""

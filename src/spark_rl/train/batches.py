@@ -1,0 +1,137 @@
+"""Groups with advantages to micro-batches: what trains, how much each token weighs, what runs together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from spark_rl.config import Config
+from spark_rl.train.forward import GroupBatch, collate
+from spark_rl.train.loss import rollout_scale
+from spark_rl.types import Group
+
+
+@dataclass(frozen=True, slots=True)
+class TrainGroup:
+    """The trainable rollouts of one group."""
+
+    prompt_ids: list[int]
+    completions: list[list[int]]
+    advantages: list[float]
+    scales: list[float]
+    """Weight of each completion's tokens in the step's loss."""
+    temperature: float
+
+    @property
+    def width(self) -> int:
+        return max(map(len, self.completions))
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """One forward and backward pass."""
+
+    batch: GroupBatch
+    advantage_R: Tensor
+    scale_R: Tensor
+    temperature_R: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Denominators:
+    """What the whole step's loss is divided by; see `rollout_scale`."""
+
+    num_rollouts: int
+    num_tokens: int
+
+
+def keeps(group: Group, config: Config) -> bool:
+    """Whether a group can change the gradient: it has signal, or the KL penalty applies to it."""
+    return group.has_signal or (config.loss.kl_coef > 0 and bool(group.rewards))
+
+
+def denominators(groups: Sequence[Group], config: Config) -> Denominators:
+    """Over the groups of all ranks."""
+    counted = [g for g in groups if config.loss.count_dropped or keeps(g, config)]
+    rollouts = [r for g in counted for r in g.rollouts if r.reward is not None]
+    return Denominators(len(rollouts), sum(len(r.token_ids) for r in rollouts))
+
+
+def train_groups(
+    groups: Sequence[Group], advantages: Sequence[Sequence[float | None]], total: Denominators, config: Config
+) -> list[TrainGroup]:
+    """What of these groups is trained on; ungraded rollouts and groups without signal stay out."""
+    result = []
+    for group, group_advantages in zip(groups, advantages, strict=True):
+        if not keeps(group, config):
+            continue
+        graded = [(r, a) for r, a in zip(group.rollouts, group_advantages, strict=True) if a is not None]
+        limit = config.max_new_tokens(group.task.role)
+        scales = [
+            rollout_scale(
+                config.loss.aggregation,
+                len(r.token_ids),
+                limit,
+                num_rollouts=total.num_rollouts,
+                num_tokens=total.num_tokens,
+            )
+            for r, _ in graded
+        ]
+        result.append(
+            TrainGroup(
+                prompt_ids=group.prompt_ids,
+                completions=[r.token_ids for r, _ in graded],
+                advantages=[a for _, a in graded],
+                scales=scales,
+                temperature=config.temperature(group.task.role),
+            )
+        )
+    return result
+
+
+def micro_batches(groups: Sequence[TrainGroup], max_tokens: int) -> list[list[TrainGroup]]:
+    """Groups of like shape together, within `max_tokens` padded tokens (prompts once, completions each).
+
+    A group that is too large alone is split; its prompt is then computed once for each part.
+    """
+    parts = [part for group in groups for part in _split(group, max_tokens)]
+    parts.sort(key=lambda g: (len(g.prompt_ids), g.width))
+    batches: list[list[TrainGroup]] = []
+    for part in parts:
+        if batches and _padded_tokens([*batches[-1], part]) <= max_tokens:
+            batches[-1].append(part)
+        else:
+            batches.append([part])
+    return batches
+
+
+def to_tensors(groups: Sequence[TrainGroup], pad_id: int, device: torch.device) -> MicroBatch:
+    """Collate a micro-batch."""
+    temperatures = [g.temperature for g in groups for _ in g.completions]
+    return MicroBatch(
+        batch=collate([(g.prompt_ids, g.completions) for g in groups], pad_id, device),
+        advantage_R=torch.tensor([a for g in groups for a in g.advantages], device=device),
+        scale_R=torch.tensor([s for g in groups for s in g.scales], device=device),
+        temperature_R=torch.tensor(temperatures, device=device),
+    )
+
+
+def _padded_tokens(groups: Sequence[TrainGroup]) -> int:
+    rows = sum(len(g.completions) for g in groups)
+    return len(groups) * max(len(g.prompt_ids) for g in groups) + rows * max(g.width for g in groups)
+
+
+def _split(group: TrainGroup, max_tokens: int) -> list[TrainGroup]:
+    rows = max(1, (max_tokens - len(group.prompt_ids)) // max(1, group.width))
+    return [
+        replace(
+            group,
+            completions=group.completions[i : i + rows],
+            advantages=group.advantages[i : i + rows],
+            scales=group.scales[i : i + rows],
+        )
+        for i in range(0, len(group.completions), rows)
+    ]

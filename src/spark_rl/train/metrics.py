@@ -1,0 +1,101 @@
+"""What a step's graded groups say about each role. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from spark_rl.types import Group, Role
+
+Metrics = dict[str, float]
+
+
+def role_metrics(groups: Sequence[Group]) -> Metrics:
+    """`role/metric` for every role that has groups. Rates are shares of rollouts unless said otherwise.
+
+    accuracy: mean reward. zero_variance_rate: groups whose rewards are all equal. parse_rate: rollouts with an answer
+    or verdict. truncated_rate: cut at the length limit. ungraded_rate: no reward could be given. tokens: mean length.
+    entropy: mean negative log-probability of the sampled tokens, nats. yes_rate: parsed verdicts that say Yes or A.
+    label_rate: tasks (weighted by rollouts) whose gold verdict is Yes or A. balanced_accuracy: mean of the accuracies
+    on either label.
+    """
+    metrics: Metrics = {}
+    for role in Role:
+        of_role = [group for group in groups if group.task.role is role]
+        rollouts = [(group.task, rollout) for group in of_role for rollout in group.rollouts]
+        if not rollouts:
+            continue
+        graded = [(task, r.reward) for task, r in rollouts if r.reward is not None]
+        num_tokens = sum(len(r.token_ids) for _, r in rollouts)
+        values: Metrics = {
+            "groups": len(of_role),
+            "rollouts": len(rollouts),
+            "accuracy": _mean([reward for _, reward in graded]),
+            "zero_variance_rate": _mean([not group.has_signal for group in of_role]),
+            "parse_rate": _mean([r.extracted is not None for _, r in rollouts]),
+            "truncated_rate": _mean([r.finish_reason == "length" for _, r in rollouts]),
+            "ungraded_rate": 1 - len(graded) / len(rollouts),
+            "tokens": num_tokens / len(rollouts),
+            "entropy": -sum(sum(r.logps) for _, r in rollouts) / max(1, num_tokens),
+        }
+        if role.is_judge:
+            parsed = [r.extracted for _, r in rollouts if r.extracted is not None]
+            values["yes_rate"] = _mean([is_yes(text) for text in parsed])
+            values["label_rate"] = _mean([is_yes(task.label) for task, _ in rollouts])
+            values["balanced_accuracy"] = balanced_accuracy([(task.label, reward) for task, reward in graded])
+        if role is Role.REFLECTION:
+            for name, is_right in (("accuracy_on_wrong", False), ("accuracy_on_right", True)):
+                values[name] = _mean([rew for task, rew in graded if (task.shown[0].reward >= 1) == is_right])
+        metrics.update({f"{role}/{name}": value for name, value in values.items() if value == value})  # no NaN
+    return metrics
+
+
+def is_yes(verdict: str) -> bool:
+    """Whether a verdict is the one that habits favour: Yes, or the first of two."""
+    return verdict.strip().lower() in ("yes", "a")
+
+
+def balanced_accuracy(labelled: Sequence[tuple[str, float]]) -> float:
+    """Mean over labels of the mean reward on them; insensitive to the label mix."""
+    by_label: dict[str, list[float]] = {}
+    for label, reward in labelled:
+        by_label.setdefault(label, []).append(reward)
+    return _mean([fmean(rewards) for rewards in by_label.values()])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else float("nan")
+
+
+def warnings(recent: Sequence[Metrics], shares: dict[Role, float]) -> list[str]:
+    """Plain words on every role without a learning signal in all of the recent steps, and why."""
+    found = []
+    for role in Role:
+        if shares[role] == 0 or not recent:
+            continue
+        if all(f"{role}/groups" not in metrics for metrics in recent):
+            if role.is_recycled:
+                found.append(
+                    f"{role}: no prompts in the last {len(recent)} steps. Recycling needs questions of which some "
+                    "rollouts are right and some wrong; see answer/zero_variance_rate"
+                )
+            continue
+        if any(metrics.get(f"{role}/zero_variance_rate", 1.0) < 1 for metrics in recent):
+            continue
+        found.append(f"{role}: no learning signal in the last {len(recent)} steps, {_why(recent[-1], role)}")
+    return found
+
+
+def _why(metrics: Metrics, role: Role) -> str:
+    def get(name: str) -> float:
+        return metrics.get(f"{role}/{name}", float("nan"))
+
+    if get("ungraded_rate") == 1:
+        return "since no rollout could be graded: look at `reason` in rollouts/ for what the verifier says"
+    if get("accuracy") >= 1:
+        return "since every rollout is right: the prompts are too easy to teach anything"
+    if get("truncated_rate") > 0.5:
+        return f"since {get('truncated_rate'):.0%} of the rollouts are cut at their length limit: raise max_new_tokens"
+    if get("parse_rate") < 0.5:
+        return f"since only {get('parse_rate'):.0%} of the rollouts hold a \\boxed{{}} answer: look at rollouts/"
+    return "since all rollouts of a group get the same reward: the prompts are too hard, or all samples are alike"

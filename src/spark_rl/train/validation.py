@@ -1,0 +1,77 @@
+"""Held-out evaluation of all roles on the same items before, during and after training.
+
+The judge and reflection items are made once, by recycling the starting model's own sampled rollouts on the held-out
+questions (each label balanced within its question, both orders of a pair, reflection on wrong answers only), and are
+then kept. They depend on the data and the starting model alone, not on the run's seed or preset, so that runs can be
+compared. Decoding is greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter
+
+from spark_rl.config import RecycleConfig, ValidationConfig
+from spark_rl.recycle import recycle
+from spark_rl.train.metrics import Metrics, balanced_accuracy
+from spark_rl.types import Group, Role, Task
+
+ITEMS = TypeAdapter(list[Task])
+"""Reads and writes items as JSON."""
+
+_RECYCLE = RecycleConfig(keep_right_share=0.0, max_depth=1)
+
+
+def validation_items(groups: Sequence[Group], config: ValidationConfig) -> list[Task]:
+    """The questions of these sampled groups, and the judge and reflection items recycled from them."""
+    made = recycle(groups, _RECYCLE, seed=0, step=0)
+    items = [group.task for group in groups][: config.items]
+    for role in Role:
+        tasks = [bundle for bundle in made.bundles if bundle[0].role is role]
+        whole: list[Task] = []
+        for bundle in tasks:
+            if len(whole) + len(bundle) <= config.items:
+                whole += bundle
+        items += whole
+    return items
+
+
+def validation_metrics(groups: Sequence[Group], headline: set[str]) -> tuple[Metrics, dict[str, Metrics]]:
+    """The metrics of graded greedy groups, and accuracies by role and source.
+
+    Args:
+        groups: one rollout each.
+        headline: ids of the tasks that count in the first result; the others are only reported by source.
+    """
+    counted = [(g.task, g.rewards[0]) for g in groups if g.rewards and g.task.id in headline]
+    metrics: Metrics = {}
+    for role, name in (
+        (Role.ANSWER, "answer_accuracy"),
+        (Role.POINTWISE, "pointwise_balanced_accuracy"),
+        (Role.PAIRWISE, "pairwise_accuracy"),
+        (Role.REFLECTION, "reflection_accuracy"),
+    ):
+        of_role = [(task.label if role.is_judge else "", reward) for task, reward in counted if task.role is role]
+        if of_role:
+            metrics[name] = balanced_accuracy(of_role)
+            metrics[f"n_{role}"] = len(of_role)
+    by_source: dict[str, dict[str, list[tuple[str, float]]]] = {}
+    for group in groups:
+        if group.rewards:
+            label = group.task.label if group.task.role.is_judge else ""
+            sources = by_source.setdefault(group.task.role, {})
+            sources.setdefault(group.task.example.source, []).append((label, group.rewards[0]))
+    accuracies = {
+        role: {source: balanced_accuracy(rows) for source, rows in sources.items()}
+        for role, sources in by_source.items()
+    }
+    return metrics, accuracies
+
+
+def score_of(metrics: Metrics, best: str) -> float:
+    """The number that decides which checkpoint is the best; see `validation.best`."""
+    if best != "mean":
+        return metrics.get(best, float("-inf"))
+    values = [value for name, value in metrics.items() if name.endswith("accuracy")]
+    return sum(values) / len(values) if values else float("-inf")

@@ -1,0 +1,129 @@
+"""The nouns that flow through the loop: plain dataclasses, no torch.
+
+    Example ──> Task ──> Group of Rollouts ──> (recycler) ──> Task ──> ...
+
+An `Example` is a question with a checkable answer. A `Task` is one prompt to roll out: the question itself, or a
+prompt that asks the same model to judge or to correct earlier rollouts of that question. A `Group` is a task with
+its rollouts. Nothing is ever recovered from decoded text: a task keeps the example it is about, and a rollout keeps
+the token ids that were sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Message = Mapping[str, Any]
+"""One chat turn: `{"role": "system" | "user" | "assistant", "content": str}`."""
+
+
+class Role(StrEnum):
+    """What a task asks the model to be (SPARK section 3: policy, judge and reflector are one model)."""
+
+    ANSWER = "answer"
+    POINTWISE = "pointwise"
+    PAIRWISE = "pairwise"
+    REFLECTION = "reflection"
+
+    @property
+    def is_judge(self) -> bool:
+        """True for the roles whose label is a verdict (Yes/No, A/B)."""
+        return self in (Role.POINTWISE, Role.PAIRWISE)
+
+    @property
+    def is_recycled(self) -> bool:
+        return self is not Role.ANSWER
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question with a checkable answer, as it stands in the data."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    """Chat messages that end with the user's turn."""
+    question: str
+    """The bare question, as judge and reflection prompts quote it (no answer instruction, no system turn)."""
+    answer: str
+    """Gold answer, in the form its verifier reads."""
+    verifier: str = "math"
+    source: str = ""
+    """Where the row came from (file, task family); metrics are broken down by it."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the verifier needs besides the answer (for example the reasoning-gym entry)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An earlier rollout as recycled prompts know it."""
+
+    id: str
+    text: str
+    extracted: str | None
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One prompt to roll out, with the label its rollouts are graded against."""
+
+    id: str
+    role: Role
+    messages: tuple[Message, ...]
+    label: str
+    """Gold answer (answer, reflection) or gold verdict (pointwise: Yes/No, pairwise: A/B)."""
+    verifier: str
+    example: Example
+    """The question this task is about."""
+    template: str | None = None
+    shown: tuple[Response, ...] = ()
+    """The earlier responses that the prompt shows, in order (lineage)."""
+    depth: int = 0
+    """0 for a question of the data, 1 for what was recycled from its rollouts, and so on."""
+    step: int = 0
+    """The step that made this task (0 for data); its age in the pool is counted from here."""
+
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: the model ended its turn or wrote a stop string. `length`: it was cut at `max_new_tokens`."""
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled completion. The engine fills the first five fields, the scorer the last three."""
+
+    id: str
+    token_ids: list[int]
+    """Sampled ids, the end-of-turn token included when it was sampled."""
+    logps: list[float]
+    """Log-probability of each id under the distribution it was sampled from (temperature applied), nats."""
+    text: str
+    """Decoded ids without special tokens."""
+    finish_reason: FinishReason
+    reward: float | None = None
+    """None: could not be graded (unverifiable gold, verifier failure); such a rollout trains nothing."""
+    extracted: str | None = None
+    """The answer or verdict that was graded; None when the text holds none."""
+    reason: str = ""
+    """Why the reward is what it is: `correct`, `wrong`, `unparsed`, `truncated`, `timeout`, ..."""
+
+
+@dataclass(slots=True)
+class Group:
+    """A task, the ids its prompt was rendered to, and its rollouts."""
+
+    task: Task
+    prompt_ids: list[int]
+    rollouts: list[Rollout]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The rewards of the rollouts that could be graded."""
+        return [r.reward for r in self.rollouts if r.reward is not None]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the rewards differ, i.e. whether any advantage is non-zero."""
+        return len(set(self.rewards)) > 1

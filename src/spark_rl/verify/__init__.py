@@ -1,0 +1,21 @@
+"""Rule verification: one answer extractor, a registry of verifiers, and a worker pool that survives any of them."""
+
+from spark_rl.verify.extract import ANSWER_TAG, box, extract_answer, visible
+from spark_rl.verify.pool import Check, VerifierPool
+from spark_rl.verify.verifiers import VERIFIERS, Verdict, Verifier, check_gold, gold_problem, grade, resolve
+
+__all__ = [
+    "ANSWER_TAG",
+    "VERIFIERS",
+    "Check",
+    "Verdict",
+    "Verifier",
+    "VerifierPool",
+    "box",
+    "check_gold",
+    "extract_answer",
+    "gold_problem",
+    "grade",
+    "resolve",
+    "visible",
+]

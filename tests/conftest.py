@@ -1,0 +1,55 @@
+"""Tiny random models and a tiny tokenizer, for tests that need the real classes and no download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+VOCAB_SIZE = 64
+PAD_ID, EOS_ID = 0, 1
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """One token a character, 64 of them: `<pad>`, `<eos>`, then letters, digits and signs. Decoding adds nothing."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    signs = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"[: VOCAB_SIZE - 3] + " "
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", *signs])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """`tiny_model(family, **config)`: a random float32 model of two layers, initialised wide (std 0.2) so that
+    attention matters, the same one for the same arguments."""
+    import torch
+    import transformers
+
+    def make(family: str = "Qwen3", **config: Any) -> Any:
+        torch.manual_seed(0)
+        values = {
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.2,
+            "pad_token_id": PAD_ID,
+            "eos_token_id": EOS_ID,
+            "bos_token_id": None,
+            **config,
+        }
+        config_class = getattr(transformers, f"{family}Config")
+        return getattr(transformers, f"{family}ForCausalLM")(config_class(**values)).float().eval()
+
+    return make

@@ -1,0 +1,194 @@
+"""The engine against `generate` and a fresh forward of the same model: tokens, log-probabilities, sampling, stops."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from spark_rl.rollout.engine import Request, uniforms
+from spark_rl.rollout.transformers_engine import TransformersEngine
+
+FAMILIES = ["Qwen2", "Qwen3", "Llama", "Mistral"]
+CONFIGS = {"Mistral": {"sliding_window": 8}}
+
+
+def random_prompts(lengths, seed=0):
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(2, 64) for _ in range(n)) for n in lengths]
+
+
+def plain_logps(model, prompt, ids, temperature=1.0):
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    return (logits / (temperature or 1.0)).log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def ends_early(model, prompts, new):
+    """Make a token that greedy decoding reaches midway in some rows, not all, the end token. Returns it."""
+    config = GenerationConfig(max_new_tokens=new, eos_token_id=None, pad_token_id=0, do_sample=False)
+    outs = [model.generate(torch.tensor([p]), generation_config=config)[0, len(p) :].tolist() for p in prompts]
+    firsts = Counter(token for out in outs for token in set(out[1:-1]) - {out[0]})
+    token = next(t for t, count in firsts.most_common() if 0 < count < len(prompts))
+    model.generation_config.eos_token_id = token
+    return token
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate(family, tiny_model, tiny_tokenizer):
+    model = tiny_model(family, **CONFIGS.get(family, {}))
+    prompts, new = random_prompts([3, 11, 7, 20, 1]), 14
+    eos = ends_early(model, prompts, new)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    config = GenerationConfig(
+        max_new_tokens=new, eos_token_id=[eos, tiny_tokenizer.eos_token_id], pad_token_id=0, do_sample=False
+    )
+    expected = model.generate(ids, attention_mask=(ids != 0).long(), generation_config=config)[:, width:].tolist()
+    requests = [Request(str(i), p, i % 3 + 1, new, temperature=0) for i, p in enumerate(prompts)]
+    groups = TransformersEngine(model, tiny_tokenizer).generate(requests)
+    assert [len(group) for group in groups] == [request.n for request in requests]
+    reasons = set()
+    for group, row in zip(groups, expected, strict=True):
+        for completion in group:
+            assert completion.token_ids == row[: len(completion.token_ids)]
+            ended = completion.token_ids[-1] in (eos, tiny_tokenizer.eos_token_id)
+            assert ended or len(completion.token_ids) == new
+            assert completion.finish_reason == ("stop" if ended else "length")
+            reasons.add(completion.finish_reason)
+    assert reasons == {"stop", "length"}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logps_equal_a_fresh_forward(family, attention, tiny_model, tiny_tokenizer):
+    model = tiny_model(family, attn_implementation=attention, **CONFIGS.get(family, {}))
+    temperatures = [1.0, 0.5, 0.0, 1.7]
+    requests = [
+        Request(str(i), p, 3, 5 + i, temperature=temperatures[i], top_p=0.9 if i == 1 else 1.0, seed=i)
+        for i, p in enumerate(random_prompts([4, 13, 2, 9]))
+    ]
+    for request, group in zip(requests, TransformersEngine(model, tiny_tokenizer).generate(requests), strict=True):
+        for c in group:
+            expected = plain_logps(model, request.prompt_ids, c.token_ids, request.temperature)
+            torch.testing.assert_close(torch.tensor(c.logps), expected, atol=1e-5, rtol=0)
+    assert model.config._attn_implementation == attention
+
+
+def test_tokens_do_not_depend_on_the_batch(tiny_model, tiny_tokenizer):
+    model = tiny_model("Qwen3")
+    requests = [
+        Request(str(i), p, i % 3 + 1, 6 + i, temperature=1.2, seed=100 + i)
+        for i, p in enumerate(random_prompts([4, 13, 2, 9, 9]))
+    ]
+
+    def tokens(requests, **options):
+        groups = TransformersEngine(model, tiny_tokenizer, **options).generate(requests)
+        return {r.id: [c.token_ids for c in group] for r, group in zip(requests, groups, strict=True)}
+
+    together = tokens(requests)
+    assert tokens(requests[::-1]) == together
+    assert tokens(requests, max_batch_tokens=40) == together
+    assert {k: v for r in requests for k, v in tokens([r]).items()} == together
+    assert tokens([replace(requests[2], n=2)])["2"] == together["2"][:2]
+    assert tokens([replace(r, seed=7) for r in requests]) != together
+    assert together["2"][0] != together["2"][1]
+
+
+def test_sampling_follows_the_softmax(tiny_model, tiny_tokenizer):
+    model, (prompt,) = tiny_model("Qwen3"), random_prompts([6])
+    n, temperature = 6000, 1.3
+    request = Request("a", prompt, n, 1, temperature=temperature, seed=3)
+    (group,) = TransformersEngine(model, tiny_tokenizer).generate([request])
+    with torch.no_grad():
+        probs = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=len(probs))
+    common = probs * n > 5
+    expected = torch.cat([probs[common], probs[~common].sum()[None]]) * n
+    observed = torch.cat([counts[common], counts[~common].sum()[None]])
+    chi_square, freedom = ((observed - expected) ** 2 / expected.clamp(min=1)).sum().item(), int(common.sum())
+    assert freedom > 5
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_top_p_keeps_only_the_nucleus(tiny_model, tiny_tokenizer):
+    model, (prompt,) = tiny_model("Qwen3"), random_prompts([6])
+    with torch.no_grad():
+        probs, order = model(torch.tensor([prompt])).logits[0, -1].softmax(-1).sort(descending=True)
+    size = int((probs.cumsum(-1) < 0.8).sum()) + 1
+    engine = TransformersEngine(model, tiny_tokenizer)
+    narrow, wide = engine.generate(
+        [Request("narrow", prompt, 2000, 1, top_p=0.8), Request("wide", prompt, 2000, 1, top_p=1.0)]
+    )
+    assert {c.token_ids[0] for c in narrow} == set(order[:size].tolist())
+    assert len({c.token_ids[0] for c in wide}) > size
+
+
+def test_stop_strings(tiny_model, tiny_tokenizer):
+    model = tiny_model("Qwen3")
+    engine = TransformersEngine(model, tiny_tokenizer)
+    free = Request("free", random_prompts([5])[0], 2, 20, seed=11)
+    (group,) = engine.generate([free])
+    text, ids = group[0].text, group[0].token_ids
+    stop = text[7:10]
+    at = text.find(stop)
+    needed = next(n for n in range(len(ids)) if stop in tiny_tokenizer.decode(ids[:n], skip_special_tokens=True))
+    stopped, again = engine.generate([replace(free, id="s", stop=("never said", stop)), free])
+    assert stopped[0].token_ids == ids[:needed]
+    assert len(stop) == 3 and needed < len(ids)
+    assert stopped[0].text == text[:at]
+    assert stopped[0].finish_reason == "stop"
+    assert stopped[0].logps == pytest.approx(group[0].logps[:needed], abs=1e-5)
+    assert again[0].token_ids == ids
+
+
+def test_special_tokens_are_sampled_but_not_decoded(tiny_model, tiny_tokenizer):
+    model = tiny_model("Qwen3")
+    requests = [Request(str(i), p, 8, 60, temperature=2.0, seed=i) for i, p in enumerate(random_prompts([5, 3]))]
+    ended = [c for group in TransformersEngine(model, tiny_tokenizer).generate(requests) for c in group]
+    ended = [c for c in ended if c.finish_reason == "stop"]
+    assert ended
+    for completion in ended:
+        assert completion.token_ids.index(1) == len(completion.token_ids) - 1
+        assert "<" not in completion.text
+
+
+def test_a_cache_that_cannot_be_repeated_runs_every_prompt(tiny_model, tiny_tokenizer):
+    model = tiny_model(
+        "Lfm2", layer_types=["conv", "full_attention"], conv_L_cache=3, block_auto_adjust_ff_dim=False, use_cache=True
+    )
+    (prompt,) = random_prompts([9])
+    requests = [Request("a", prompt, 3, 8, seed=1), Request("b", prompt, 1, 8, temperature=0)]
+    for group in TransformersEngine(model, tiny_tokenizer).generate(requests):
+        for c in group:
+            expected = plain_logps(model, prompt, c.token_ids)
+            torch.testing.assert_close(torch.tensor(c.logps), expected, atol=1e-4, rtol=0)
+
+
+def test_modes_and_progress(tiny_model, tiny_tokenizer):
+    model = tiny_model("Qwen3").train()
+    model.model.layers[0].eval()
+    seen = []
+    requests = [Request(str(i), p, 2, 4, seed=i) for i, p in enumerate(random_prompts([5, 3, 8]))]
+    TransformersEngine(model, tiny_tokenizer, max_batch_tokens=20).generate(requests, lambda *pair: seen.append(pair))
+    assert model.training and model.model.layers[1].training and not model.model.layers[0].training
+    assert seen == sorted(seen) and seen[-1] == (6, 6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt_ids": ()}, {"n": 0}, {"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"stop": ("",)}]
+)
+def test_impossible_requests_are_refused(change):
+    with pytest.raises(ValueError, match="'a'"):
+        replace(Request("a", (1,), 1, 1), **change)
+
+
+def test_noise_is_addressed():
+    assert (uniforms(3, 1, 10)[:4] == uniforms(3, 1, 4)).all()
+    assert (uniforms(3, 1, 4) != uniforms(3, 2, 4)).all()
+    assert (uniforms(3, 1, 4) != uniforms(4, 1, 4)).all()
+    assert uniforms(-1, 0, 2).shape == (2,)

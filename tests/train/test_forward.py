@@ -1,0 +1,165 @@
+"""Prompt-once forwards against the plain one: log-probabilities, entropy, gradients, with and without checkpointing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from spark_rl.train import forward as forward_module
+from spark_rl.train.forward import GroupLogProbs, cheapest, collate
+
+FAMILIES = {
+    "Qwen2": {},
+    "Qwen3": {},
+    "Llama": {},
+    "Mistral": {"sliding_window": 6},
+    "Gemma2": {
+        "sliding_window": 6,
+        "attn_implementation": "eager",
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 8,
+    },
+}
+
+
+@pytest.fixture
+def batch():
+    """Ragged groups (1 to 4 completions) of ragged prompts (1 to 12 tokens) and completions (0 to 9 tokens)."""
+    rng = random.Random(0)
+
+    def ids(n):
+        return [rng.randrange(2, 64) for _ in range(n)]
+
+    groups = [(1, [3, 9]), (12, [5]), (7, [0, 4, 1]), (10, [9, 2, 6, 8])]
+    return collate([(ids(prompt), [ids(n) for n in lengths]) for prompt, lengths in groups])
+
+
+def run(model, batch, implementation, temperature=1.0, chunk=None):
+    """Log-probabilities, entropies and the gradient of a weighted sum of both."""
+    model.zero_grad()
+    out = GroupLogProbs(model, implementation, chunk)(batch, temperature, with_entropy=True)
+    weights = torch.randn(2, *out.logps_RT.shape, generator=torch.Generator().manual_seed(1))
+    ((out.logps_RT * weights[0]).sum() + (out.entropy_RT * weights[1]).sum()).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return out.logps_RT.detach(), out.entropy_RT.detach(), gradient
+
+
+def assert_same(left, right):
+    for a, b in zip(left[:2], right[:2], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert (left[2] - right[2]).norm() <= 1e-5 * right[2].norm()
+
+
+def by_hand(model, batch, temperature):
+    """Log-probabilities one unpadded row at a time."""
+    expected = torch.zeros(batch.completion_ids_RT.shape)
+    for r, b in enumerate(batch.group_R.tolist()):
+        prompt = batch.prompt_ids_BP[b][batch.prompt_mask_BP[b].bool()]
+        ids = batch.completion_ids_RT[r][batch.completion_mask_RT[r].bool()]
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1 if len(ids) else None]
+        logps = (logits / temperature[r]).log_softmax(-1)
+        expected[r, : len(ids)] = logps[: len(ids)].gather(-1, ids[:, None])[:, 0]
+    return expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("implementation", ["plain", "cache", "packed"])
+def test_logps_equal_single_rows(family, implementation, batch, tiny_model):
+    model = tiny_model(family, **FAMILIES[family])
+    temperature = torch.linspace(0.5, 2.0, len(batch.group_R))
+    logps = GroupLogProbs(model, implementation)(batch, temperature).logps_RT
+    torch.testing.assert_close(logps, by_hand(model, batch, temperature), atol=2e-5, rtol=1e-5)
+    assert logps.dtype == torch.float32
+    assert (logps[batch.completion_mask_RT == 0] == 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("implementation", ["cache", "packed"])
+def test_gradient_equals_plain(family, implementation, batch, tiny_model):
+    model = tiny_model(family, **FAMILIES[family]).train()
+    assert_same(run(model, batch, implementation, 0.7), run(model, batch, "plain", 0.7))
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Mistral"])
+def test_packed_equals_plain_under_activation_checkpointing(family, batch, tiny_model):
+    model = tiny_model(family, **FAMILIES[family]).train()
+    expected = run(model, batch, "plain")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert_same(run(model, batch, "packed"), expected)
+    assert GroupLogProbs(model).resolve(batch) != "cache"
+    with pytest.raises(ValueError, match="packed"):
+        run(model, batch, "cache")
+
+
+@pytest.mark.parametrize("implementation", ["plain", "cache", "packed"])
+def test_chunked_equals_unchunked(implementation, batch, tiny_model):
+    model = tiny_model("Qwen3").train()
+    temperature = torch.linspace(0.5, 2.0, len(batch.group_R))
+    expected = run(model, batch, implementation, temperature)
+    for chunk in (1, 7, 46):
+        assert_same(run(model, batch, implementation, temperature, chunk), expected)
+    assert_same(run(model, batch, implementation, 1.0, 7), run(model, batch, implementation, 1.0))
+
+
+def test_chunks_bound_the_logits(batch, tiny_model, monkeypatch):
+    sizes = []
+    logits = forward_module._Decoder.logits
+    monkeypatch.setattr(forward_module._Decoder, "logits", lambda self, x: (sizes.append(len(x)), logits(self, x))[1])
+    GroupLogProbs(tiny_model("Qwen3"), "cache", 7)(batch)
+    assert max(sizes) <= 7 and sum(sizes) == len(batch.token_N) == int(batch.completion_mask_RT.sum())
+
+
+def test_temperature_zero_counts_as_one(batch, tiny_model):
+    forward = GroupLogProbs(tiny_model("Qwen3"))
+    zeros = torch.zeros(len(batch.group_R))
+    assert torch.equal(forward(batch, zeros).logps_RT, forward(batch).logps_RT)
+    assert torch.equal(forward(batch, 0.0).logps_RT, forward(batch).logps_RT)
+
+
+def test_self_check_passes_where_it_should_and_speaks_where_not(batch, tiny_model, monkeypatch):
+    for implementation in ("cache", "packed"):
+        model = tiny_model("Qwen3").train()
+        assert GroupLogProbs(model, implementation).self_check(batch) is None
+        assert model.training
+    monkeypatch.setattr(forward_module, "_positions", lambda mask: torch.zeros_like(mask))
+    assert "nats off" in GroupLogProbs(tiny_model("Qwen3"), "packed").self_check(batch)
+
+
+def test_self_check_catches_a_logit_transform_it_does_not_know(batch, tiny_model, monkeypatch):
+    model = tiny_model("Gemma2", **FAMILIES["Gemma2"])
+    assert GroupLogProbs(model, "packed").self_check(batch) is None
+    monkeypatch.setattr(forward_module, "_LOGIT_TRANSFORMS", ())
+    assert "nats off" in GroupLogProbs(model, "packed").self_check(batch)
+
+
+def test_linear_attention_goes_plain(batch, tiny_model):
+    model = tiny_model("Lfm2", layer_types=["conv", "full_attention"], conv_L_cache=3, block_auto_adjust_ff_dim=False)
+    assert GroupLogProbs(model).resolve(batch) == "plain"
+    assert "fails" in GroupLogProbs(model, "cache").self_check(batch)
+    assert "use 'plain'" in GroupLogProbs(model, "packed").self_check(batch)
+
+
+def test_cost_model():
+    assert cheapest([230] * 8, [[10] * 8] * 8) != "plain"
+    assert cheapest([120] * 8, [[60] * 8] * 8) != "plain"
+    assert cheapest([4] * 2, [[32] * 8] * 2) == "plain"
+    assert cheapest([230] * 8, [[10]] * 8) == "plain"
+    assert cheapest([230] * 8, [[10] * 8] * 8, checkpointing=True) == "packed"
+
+
+def test_collate_refuses_what_has_no_next_token():
+    with pytest.raises(ValueError, match="prompt token"):
+        collate([([], [[1]])])
+    with pytest.raises(ValueError, match="completion"):
+        collate([([1], [])])
+
+
+def test_empty_completions_keep_the_graph(tiny_model):
+    model = tiny_model("Qwen3").train()
+    for implementation in ("plain", "cache", "packed"):
+        out = GroupLogProbs(model, implementation)(collate([([5, 6], [[]])]))
+        assert out.logps_RT.shape == (1, 1)
+        out.logps_RT.sum().backward()

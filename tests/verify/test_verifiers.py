@@ -1,0 +1,223 @@
+import re
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spark_rl.verify import Verdict, check_gold, grade, resolve
+
+
+def reward(verifier, answer, gold, **metadata):
+    return grade(answer, gold, verifier, metadata).reward
+
+
+MATH = [  # answer, gold, right
+    ("1/2", r"\frac{1}{2}", True),
+    ("0.5", "1/2", True),
+    (r"\dfrac12", "0.5", True),
+    ("x=5", "5", True),
+    ("5", "x = 5", True),
+    ("y=5", "x=5", False),
+    ("( 1, 2 )", "(1,2)", True),
+    ("(2,1)", "(1,2)", False),
+    ("(1, 2]", "(1,2]", True),
+    ("[1, 2]", "(1,2]", False),
+    ("{2,1}", r"\{1,2\}", True),
+    (r"1 \text{ and } 2", "2, 1", True),
+    ("50%", r"50\%", True),
+    ("0.5", r"50\%", True),
+    ("-7", "−7", True),
+    (r"\$5", "5", True),
+    ("$5$", "5", True),
+    ("1,234", "1234", True),
+    ("1000", "1e3", True),
+    ("2**10", "1024", True),
+    ("(x+1)^2", "x^2+2x+1", True),
+    (r"\sqrt{8}", r"2\sqrt{2}", True),
+    (r"\frac{\pi}{2}", "pi/2", True),
+    (r"\sin x", "sin(x)", True),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", True),
+    ("cat", r"\text{Cat}", True),
+    ("act", "cat", False),
+    ("new york", "New York", True),
+    ("6", "5", False),
+    ("5 or 6", "5", False),
+    ("$6$ $5$", "5", False),
+    ("final answer is 5, answer: 6", "5", False),
+    ("???", "5", False),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "right"), MATH)
+def test_math(answer, gold, right):
+    assert reward("math", answer, gold) == float(right)
+
+
+@pytest.mark.parametrize("gold", ["???", "", r"\frac{"])
+def test_math_gold_that_is_no_mathematics(gold):
+    assert grade("5", gold, "math") == Verdict(None, "5", "bad_gold")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"), [row for row in MATH if row[0][0] not in "ac$f?" and row[1] != "1e3"]
+)
+def test_math_agrees_with_math_verify(answer, gold, right):
+    """Where we rewrite nothing, the grade is that of the library with its own defaults on the boxed text."""
+    from math_verify import parse, verify
+
+    if "**" not in answer and gold not in ("pi/2", "sin(x)", "New York"):
+        assert verify(parse(rf"$\boxed{{{gold}}}$"), parse(rf"$\boxed{{{answer}}}$")) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        ("A", "A", 1.0),
+        ("a", "A", 1.0),
+        ("(A)", "A", 1.0),
+        ("A.", "A", 1.0),
+        (r"\text{A}", "A", 1.0),
+        (r"\textbf{(A)}", "A", 1.0),
+        ("$A$", "A", 1.0),
+        ("**A**", "A", 1.0),
+        (r"\text{Yes}", "Yes", 1.0),
+        (r"\text{ yes. }", "Yes", 1.0),
+        ("No", "Yes", 0.0),
+        ("B", "A", 0.0),
+        ("A or B", "A", 0.0),
+        ("AB", "A", 0.0),
+        ("oN", "No", 0.0),
+        ("not  sure", "Not sure", 1.0),
+        (".5", "5", 0.0),
+        ("A", "()", None),
+    ],
+)
+def test_choice(answer, gold, right):
+    assert reward("choice", answer, gold) == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        ("1,234.50", "1234.5", 1.0),
+        ("1{,}234", "1234", 1.0),
+        ("12,34", "1234", 0.0),
+        (r"\$18", "18", 1.0),
+        ("−3", "-3", 1.0),
+        (".5", "1/2", 1.0),
+        (r"\frac{1}{2}", "0.5", 1.0),
+        (r"-\dfrac{2}{4}", "-0.5", 1.0),
+        ("0.3333333", "1/3", 0.0),
+        ("1e3", "1000", 1.0),
+        ("1/0", "1", 0.0),
+        ("five", "5", 0.0),
+        ("5 5", "5", 0.0),
+        ("٥", "5", 0.0),
+        ("nan", "5", 0.0),
+        ("5", "five", None),
+        ("5", "1/0", None),
+        ("5", "1e999999999", None),
+    ],
+)
+def test_numeric(answer, gold, right):
+    assert reward("numeric", answer, gold) == right
+
+
+def test_numeric_tolerance():
+    assert reward("numeric", "3.14", "3.1416", tolerance=0.01) == 1
+    assert reward("numeric", "3.1", "3.1416", tolerance=0.01) == 0
+    assert reward("numeric", "99", "100", relative_tolerance=0.01) == 1
+    assert reward("numeric", "98.9", "100", relative_tolerance=0.01) == 0
+    assert grade("1", "1", "numeric", {"tolerance": "some"}) == Verdict(None, "1", "error: ValueError")
+
+
+@given(st.fractions(max_denominator=10**6), st.fractions(max_denominator=10**6))
+def test_numeric_is_equality_of_rationals(a: Fraction, b: Fraction):
+    assert reward("numeric", str(a), str(a)) == 1
+    assert reward("numeric", str(a), str(b)) == float(a == b)
+    assert reward("numeric", f"{a.numerator:,}", str(a.numerator)) == 1
+
+
+@pytest.mark.parametrize("verifier", ["choice", "numeric", "exact"])
+@pytest.mark.parametrize(
+    "answer", ["1e999999999", "1e-999999999", "9" * 10**6, "(" * 10**6, "1/" * 10**6, "," * 10**6, "1," * 10**6]
+)
+def test_inline_verifiers_are_fast_on_hostile_answers(verifier, answer):
+    start = time.process_time()
+    assert reward(verifier, answer, "5") == 0
+    assert reward(verifier, "5", answer) in (0, None)
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(("answer", "gold", "right"), [("a  b\n", "a b", 1.0), ("A b", "a b", 0.0), ("a", " ", None)])
+def test_exact(answer, gold, right):
+    assert reward("exact", answer, gold) == right
+
+
+def test_reasoning_gym_scores_by_its_own_rules():
+    import reasoning_gym
+
+    entry = reasoning_gym.create_dataset("countdown", size=1, seed=7)[0]
+    metadata = {"dataset": "countdown", "entry": entry}
+    numbers = entry["metadata"]["numbers"]
+    assert reward("reasoning_gym", entry["answer"], entry["answer"], **metadata) == 1
+    assert reward("reasoning_gym", f"({entry['answer']})", entry["answer"], **metadata) == 1  # another right expression
+    assert reward("reasoning_gym", str(numbers[0]), entry["answer"], **metadata) < 1
+    assert check_gold(entry["answer"], "reasoning_gym", metadata) is None
+
+
+def test_partial_credit_is_neither_right_nor_wrong():
+    import reasoning_gym
+
+    entry = reasoning_gym.create_dataset("leg_counting", size=1, seed=1)[0]
+    verdict = grade(
+        f"{entry['answer']} legs", entry["answer"], "reasoning_gym", {"dataset": "leg_counting", "entry": entry}
+    )
+    assert 0 < verdict.reward < 1
+    assert verdict.reason == "partial"
+
+
+def test_failures_are_values():
+    assert grade("5", "5", "reasoning_gym", {}).reason == "error: KeyError"
+    assert grade("5", "5", "no_such_module:score").reason == "error: ModuleNotFoundError"
+    assert grade("5", "5", "math:no_such_function").reason == "error: AttributeError"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("maths", "math"), ("Choice", "choice"), ("reasoning-gym", "reasoning_gym")]
+)
+def test_an_unknown_verifier_is_refused_with_the_nearest_name(name, nearest):
+    with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("gold", "verifier", "complaint"),
+    [
+        ("1/2", "math", None),
+        (r"\{1,2\}", "math", None),
+        ("Yes", "choice", None),
+        ("???", "math", "cannot read"),
+        ("", "exact", "cannot be written"),
+        ("}", "exact", "cannot be written"),
+        ("12 apples", "numeric", "cannot read"),
+        ("5", "reasoning_gym", r"failed on the gold \(error: KeyError\)"),
+    ],
+)
+def test_check_gold(gold, verifier, complaint):
+    problem = check_gold(gold, verifier, {})
+    if complaint is None:
+        assert problem is None
+    else:
+        assert re.search(complaint, problem)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = "{'torch', 'sympy', 'math_verify', 'reasoning_gym', 'numpy'}"
+    code = f"import sys, spark_rl.verify; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
