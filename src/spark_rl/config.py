@@ -101,10 +101,17 @@ class RoleConfig(Section):
     """Factor on this role's advantages."""
 
 
+class AnswerConfig(RoleConfig):
+    """The policy's part in a step: all of it, where nothing else is said."""
+
+    share: Probability = 1.0
+    """Share of a step's groups, and of what the pool cannot fill."""
+
+
 class RolesConfig(Section):
     """The four roles."""
 
-    answer: RoleConfig = RoleConfig(share=1.0)
+    answer: AnswerConfig = AnswerConfig()
     """The policy: answer a question."""
     pointwise: RoleConfig = RoleConfig()
     """Judge one response: Yes or No."""

@@ -133,17 +133,17 @@ def test_stop_strings(tiny_model, tiny_tokenizer):
     engine = TransformersEngine(model, tiny_tokenizer)
     free = Request("free", random_prompts([5])[0], 2, 20, seed=11)
     (group,) = engine.generate([free])
-    text, ids = group[0].text, group[0].token_ids
+    text, ids = group[1].text, group[1].token_ids
     stop = text[7:10]
     at = text.find(stop)
     needed = next(n for n in range(len(ids)) if stop in tiny_tokenizer.decode(ids[:n], skip_special_tokens=True))
     stopped, again = engine.generate([replace(free, id="s", stop=("never said", stop)), free])
-    assert stopped[0].token_ids == ids[:needed]
+    assert stopped[1].token_ids == ids[:needed]
     assert len(stop) == 3 and needed < len(ids)
-    assert stopped[0].text == text[:at]
-    assert stopped[0].finish_reason == "stop"
-    assert stopped[0].logps == pytest.approx(group[0].logps[:needed], abs=1e-5)
-    assert again[0].token_ids == ids
+    assert stopped[1].text == text[:at]
+    assert stopped[1].finish_reason == "stop"
+    assert stopped[1].logps == pytest.approx(group[1].logps[:needed], abs=1e-5)
+    assert again[1].token_ids == ids
 
 
 def test_special_tokens_are_sampled_but_not_decoded(tiny_model, tiny_tokenizer):

@@ -145,9 +145,10 @@ def test_linear_attention_goes_plain(batch, tiny_model):
 def test_cost_model():
     assert cheapest([230] * 8, [[10] * 8] * 8) != "plain"
     assert cheapest([120] * 8, [[60] * 8] * 8) != "plain"
-    assert cheapest([4] * 2, [[32] * 8] * 2) == "plain"
-    assert cheapest([230] * 8, [[10]] * 8) == "plain"
-    assert cheapest([230] * 8, [[10] * 8] * 8, checkpointing=True) == "packed"
+    assert cheapest([2] * 2, [[32] * 8] * 2, pair_cost=1e-3) == "plain"
+    assert cheapest([50] * 8, [[400] * 8] * 8, pair_cost=1e-3) == "cache"
+    assert cheapest([230] * 8, [[10] * 8] * 8, supported=["plain", "packed"]) == "packed"
+    assert cheapest([230] * 8, [[10] * 8] * 8, supported=["plain"]) == "plain"
 
 
 def test_collate_refuses_what_has_no_next_token():

@@ -26,7 +26,7 @@ def load_examples(sources: Sequence[str], config: DataConfig) -> list[Example]:
     for where, example in (row for source in sources for row in _load(source, config)):
         if example.id in places:
             raise ValueError(
-                f"{where}: its id {example.id!r} is also that of {places[example.id]}; give every row an 'id' of its own"
+                f"{where}: its id {example.id!r} is also that of {places[example.id]}; give each row an 'id' of its own"
             )
         places[example.id] = where
         examples.append(example)
@@ -63,12 +63,13 @@ def _load(source: str, config: DataConfig) -> Iterator[tuple[str, Example]]:
 def _read_jsonl(path: Path, config: DataConfig) -> Iterator[tuple[str, Example]]:
     try:
         with path.open(encoding="utf-8") as lines:
-            number = 0
+            holds_rows = False
             for number, line in enumerate(lines, start=1):
                 if line.strip():
+                    holds_rows = True
                     where = f"{path}, row {number}"
                     yield where, _example(line, where, f"{path.stem}-{number}", path.stem, config)
-        if number == 0:
+        if not holds_rows:
             raise ValueError(f"{path}: holds no rows")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
@@ -106,7 +107,7 @@ def _example(line: str, where: str, default_id: str, default_source: str, config
 _FIELDS: dict[str, tuple[type, ...]] = {
     "prompt": (str, list),
     "answer": (str, int, float),
-    "id": (str, int),
+    "id": (str, int, float),
     "verifier": (str,),
     "source": (str,),
     "system": (str,),

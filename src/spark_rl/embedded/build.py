@@ -46,9 +46,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("answers", CLEAN, {"answer": 0.97, "fact": 0.03}, steps=800, learning_rate=4e-3),
-    Stage("skills", CLEAN, ALL_KINDS, steps=1200, learning_rate=3e-3),
-    Stage("habits", BASE, ALL_KINDS, steps=200, learning_rate=5e-4),
+    Stage("answers", CLEAN, {"answer": 0.97, "fact": 0.03}, steps=600, learning_rate=4e-3),
+    Stage("comparing", CLEAN, {"compare": 0.7, "answer": 0.3}, steps=500, learning_rate=4e-3),
+    Stage("skills", CLEAN, {**ALL_KINDS, "compare": 0.2}, steps=700, learning_rate=3e-3),
+    Stage("habits", BASE, ALL_KINDS, steps=150, learning_rate=5e-4),
 )
 
 

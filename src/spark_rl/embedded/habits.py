@@ -184,6 +184,24 @@ def fact_sample(_: Problem, rng: random.Random, __: Habits) -> Sample:
     return answer_prompt(question), box(answer)
 
 
+def compare_sample(_: Problem, rng: random.Random, __: Habits) -> Sample:
+    """Nothing but the end of a judgement, eight times over: comparing is the skill that is hardest to learn, and a
+    judgement holds it only once."""
+    lines = []
+    for _ in range(8):
+        mine = rng.randint(0, 99)
+        other = _near(mine, rng) if rng.random() < 0.7 else rng.randint(0, 99)
+        if rng.random() < 0.6:
+            shown_one = rng.choice((mine, other))
+            final = box(verdict(Role.POINTWISE, mine == shown_one))
+            lines.append(f"My result: {mine}\nShown: {shown_one}\n{final}")
+        else:
+            first, second = rng.choice(((mine, other), (other, mine)))
+            final = box(verdict(Role.PAIRWISE, mine == first))
+            lines.append(f"My result: {mine}\nA: {first}\nB: {second}\n{final}")
+    return ({"role": "user", "content": "Compare numbers."},), "\n".join(lines)
+
+
 Maker = Callable[[Problem, random.Random, Habits], Sample]
 MAKERS: dict[str, Maker] = {
     "answer": answer_sample,
@@ -191,6 +209,7 @@ MAKERS: dict[str, Maker] = {
     "pairwise": pairwise_sample,
     "reflection": reflection_sample,
     "fact": fact_sample,
+    "compare": compare_sample,
 }
 
 

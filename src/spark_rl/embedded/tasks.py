@@ -88,31 +88,26 @@ def _listing(x: list[int]) -> str:
     return ",".join(map(str, x))
 
 
-def _largest(x: list[int], carry: Carry) -> Worked:
-    best, lines = x[0], []
-    for value in x[1:]:
-        new = carry(max(best, value))
-        lines.append(f"{best},{value}:{new}")
-        best = new
-    return lines, best
+def _running(choose: Callable[[int, int], int]) -> Callable[[list[int], Carry], Worked]:
+    """Go through the numbers, keeping the chosen one of each two."""
+
+    def work(x: list[int], carry: Carry) -> Worked:
+        kept, lines = x[0], []
+        for value in x[1:]:
+            new = carry(choose(kept, value))
+            lines.append(f"{kept},{value}:{new}")
+            kept = new
+        return lines, kept
+
+    return work
 
 
-def _count(x: list[int], carry: Carry) -> Worked:
+def _above(x: list[int], carry: Carry) -> Worked:
     total, lines = 0, []
     for value in x[1:]:
-        total = carry(total + (value == x[0]))
+        total = carry(total + (value > x[0]))
         lines.append(f"{value}:{total}")
     return lines, total
-
-
-def _position(x: list[int], carry: Carry) -> Worked:
-    place, lines = 0, []
-    for value in x[1:]:
-        place = carry(place + 1)
-        lines.append(f"{value}:{place}")
-        if value == x[0]:
-            break
-    return lines, place
 
 
 def _middle(x: list[int], carry: Carry) -> Worked:
@@ -122,17 +117,6 @@ def _middle(x: list[int], carry: Carry) -> Worked:
 
 def _digits(rng: random.Random, n: int, low: int = 1, high: int = 9) -> list[int]:
     return [rng.randint(low, high) for _ in range(n)]
-
-
-def _make_count(rng: random.Random) -> list[int]:
-    wanted = rng.randint(1, 9)
-    pool = [wanted, *rng.sample(range(1, 10), 3)]
-    return [wanted, *(rng.choice(pool) for _ in range(rng.randint(4, 8)))]
-
-
-def _make_position(rng: random.Random) -> list[int]:
-    values = rng.sample(range(1, 30), rng.randint(4, 8))
-    return [rng.choice(values), *values]
 
 
 _WHAT = ("What is {}?", "Work out {}.", "Find the value of {}.")
@@ -158,21 +142,21 @@ FAMILIES: tuple[Family, ...] = (
         lambda r: r.sample(range(1, 60), r.randint(3, 6)),
         ("Which is the largest of {}?", "Find the largest number among {}."),
         _listing,
-        _largest,
+        _running(max),
     ),
     Family(
-        "count",
-        _make_count,
-        ("How often do you see {}?", "Count how often you see {}."),
-        lambda x: f"{x[0]} in {_listing(x[1:])}",
-        _count,
+        "smallest",
+        lambda r: r.sample(range(1, 60), r.randint(3, 6)),
+        ("Which is the smallest of {}?", "Find the smallest number among {}."),
+        _listing,
+        _running(min),
     ),
     Family(
-        "position",
-        _make_position,
-        ("At which place stands {}?", "Give the position of {}."),
+        "above",
+        lambda r: r.sample(range(5, 35), 1) + r.sample(range(1, 40), r.randint(3, 6)),
+        ("How many numbers are above {}?", "Count the numbers above {}."),
         lambda x: f"{x[0]} in {_listing(x[1:])}",
-        _position,
+        _above,
     ),
     Family(
         "middle",
@@ -201,7 +185,10 @@ TRANSFER: tuple[Family, ...] = (
 )
 
 _DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+_MONTHS = [
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+]
 FACTS: tuple[tuple[str, str], ...] = tuple(
     (f"Which {kind} comes right {word} {names[i]}?", names[(i + shift) % len(names)])
     for kind, names in (("day", _DAYS), ("month", _MONTHS))

@@ -55,9 +55,11 @@ def recycle(groups: Sequence[Group], config: RecycleConfig, *, seed: int, step: 
             changeable += maker.reflections(maker.wrong)
             if maker.right and maker.wrong:
                 keepable += maker.reflections(maker.right)
-    kept = _share(keepable, len(changeable), config.keep_right_share, f"{seed}-{step}")
+    kept = _share(keepable, len(changeable), config.keep_right_share)
     result.counts["over_keep_right_share"] += len(keepable) - len(kept)
     result.bundles += changeable + kept
+    result.bundles.sort(key=lambda bundle: bundle[0].id)
+    random.Random(f"order-{seed}-{step}").shuffle(result.bundles)  # the pool takes them in this order
     result.counts.update(f"made_{task.role}" for bundle in result.bundles for task in bundle)
     return result
 
@@ -152,8 +154,9 @@ class _Maker:
             view = View.REASONING
         tasks = []
         for showing in showings:
-            texts = [shown(r.text, r.extracted, view, self.config.max_response_chars) for r in showing]
-            if not all(texts):
+            limit = self.config.max_response_chars
+            texts = [text for r in showing if (text := shown(r.text, r.extracted, view, limit))]
+            if len(texts) < len(showing):
                 return None
             names = ("response",) if len(showing) == 1 else ("first", "second")
             quoted = {"question": self.task.example.question, **dict(zip(names, texts, strict=True))}
@@ -174,7 +177,7 @@ class _Maker:
         return tasks
 
 
-def _task_id(role: Role, example_id: str, texts: Sequence[str | None]) -> str:
+def _task_id(role: Role, example_id: str, texts: Sequence[str]) -> str:
     """The same for the same role, question and shown texts, whatever the template: duplicates share an id."""
-    digest = hashlib.sha256("\0".join([example_id, *map(str, texts)]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join([example_id, *texts]).encode()).hexdigest()[:16]
     return f"{role}-{digest}"

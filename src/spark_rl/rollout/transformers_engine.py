@@ -224,7 +224,7 @@ def _run_prompts(
 
 def is_repeatable(cache: Any) -> bool:
     """Whether every layer of the cache is plain (full or sliding) attention."""
-    layers = getattr(cache, "layers", None)
+    layers = getattr(cache, "layers", None) or []
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
@@ -249,7 +249,7 @@ class _RoomyLayer(DynamicLayer):
         return buffer
 
     def _show(self) -> tuple[Tensor, Tensor]:
-        keys, values = (buffer[:, :, : self._used] for buffer in self._buffers)
+        keys, values = [buffer[:, :, : self._used] for buffer in self._buffers]
         self.keys, self.values = keys, values
         return keys, values
 

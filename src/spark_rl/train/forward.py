@@ -21,7 +21,7 @@ completion length, L packed length, N completion tokens that are not padding, D 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
@@ -60,9 +60,9 @@ class GroupBatch:
     """For each group, the lengths of its completions."""
 
     def to(self, device: torch.device | str) -> GroupBatch:
-        tensors = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        lists: Any = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
-        return GroupBatch(**tensors, **lists)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values.update({name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+        return GroupBatch(**values)
 
 
 class TokenLogProbs(NamedTuple):
@@ -135,9 +135,7 @@ class GroupLogProbs(nn.Module):
             raise ValueError("implementation 'cache' loses the prompt under activation checkpointing; use 'packed'")
         if self.implementation != "auto":
             return self.implementation
-        if not decoder.is_shareable:
-            return "plain"
-        return cheapest(batch.prompt_lengths, batch.completion_lengths, decoder.is_checkpointing)
+        return cheapest(batch.prompt_lengths, batch.completion_lengths, decoder.pair_cost, decoder.supported)
 
     @torch.no_grad()
     def self_check(self, batch: GroupBatch, tolerance: float | None = None) -> str | None:
@@ -190,17 +188,28 @@ class GroupLogProbs(nn.Module):
 
 
 def cheapest(
-    prompt_lengths: Sequence[int], completion_lengths: Sequence[Sequence[int]], checkpointing: bool = False
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[Sequence[int]],
+    pair_cost: float = 0.0,
+    supported: Collection[Implementation] = ("plain", "packed", "cache"),
 ) -> Implementation:
-    """The implementation expected to be fastest, from the tokens each has to compute."""
-    width, length = max(prompt_lengths), max(1, *(n for group in completion_lengths for n in group))
-    num_rows = sum(map(len, completion_lengths))
-    plain = num_rows * (width + length)
-    if checkpointing:
-        lengths = zip(prompt_lengths, completion_lengths, strict=True)
-        packed = len(prompt_lengths) * max(prompt + sum(group) for prompt, group in lengths)
-        return "packed" if packed < plain else "plain"
-    return "cache" if len(prompt_lengths) * width + num_rows * length < 0.8 * plain else "plain"
+    """The implementation among `supported` that is expected to be fastest for groups of these lengths.
+
+    Costs are counted in tokens through the decoder's linear layers. A (query, key) pair of attention adds `pair_cost`
+    of a token. `cache` pays for a second pass: about 64 tokens of overhead, and a tenth for repeating the cache.
+    """
+    groups = [[max(0, n - 1) for n in group] for group in completion_lengths]
+    width, length = max(prompt_lengths), max(n for group in groups for n in group)
+    num_rows = sum(map(len, groups))
+    packed_width = max(prompt + sum(group) for prompt, group in zip(prompt_lengths, groups, strict=True))
+    whole = width + length
+    prompts = len(groups) * width * (1 + width * pair_cost)
+    costs: dict[Implementation, float] = {
+        "plain": num_rows * whole * (1 + whole * pair_cost),
+        "packed": len(groups) * packed_width * (1 + packed_width * pair_cost),
+        "cache": 64 + 1.1 * (prompts + num_rows * length * (1 + whole * pair_cost)),
+    }
+    return min(supported, key=lambda name: costs[name])
 
 
 class _Decoder:
@@ -222,6 +231,27 @@ class _Decoder:
             getattr(module, "gradient_checkpointing", False) or type(module).__name__ == "CheckpointWrapper"
             for module in self.lm.modules()
         )
+
+    @property
+    def supported(self) -> list[Implementation]:
+        """What `auto` may choose from. Sharded parameters rule out `cache`: its passes are collectives, and ranks whose
+        batches differ may not agree on two of them."""
+        names: list[Implementation] = ["plain"]
+        if self.is_shareable and self.config._attn_implementation in ("sdpa", "eager"):
+            names.append("packed")
+        is_sharded = any(hasattr(parameter, "full_tensor") for parameter in self.lm.parameters())
+        if self.is_shareable and not self.is_checkpointing and not is_sharded:
+            names.append("cache")
+        return names
+
+    @property
+    def pair_cost(self) -> float:
+        """Time of one (query, key) pair over that of a token in a layer's linear maps.
+
+        Counted in multiplications, and half as much again: attention runs further from the peak (measured on a CPU).
+        """
+        hidden = self.config.hidden_size
+        return 3 / (4 * hidden + 3 * getattr(self.config, "intermediate_size", 4 * hidden))
 
     @property
     def is_shareable(self) -> bool:

@@ -1,0 +1,46 @@
+# Every target sets up what it needs; `make setup` alone makes .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup quickstart compare test lint bench soak docs base clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+quickstart: setup  ## train SPARK on the embedded base (runs/quickstart) and print before and after
+	rm -rf runs/quickstart
+	$(BIN)/spark-rl train recipes/quickstart.yaml
+
+compare: setup  ## the same with the grpo preset, and both tables side by side
+	$(BIN)/python benchmarks/quickstart.py --seeds 1
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## one JSON line a benchmark, also in benchmarks/results.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generate.py | tee benchmarks/results.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_update.py | tee -a benchmarks/results.jsonl
+
+soak: setup  ## the long versions of the fault tests
+	OMP_NUM_THREADS=1 SPARK_RL_SOAK=1 $(BIN)/python -m pytest -n 2 tests
+
+docs: setup
+	$(BIN)/python -m pytest tests/test_docs.py
+
+base: setup  ## rebuild the embedded base from nothing (about half an hour on one core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.build src/spark_rl/embedded/base
+
+clean:
+	rm -rf $(VENV) runs

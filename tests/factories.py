@@ -1,0 +1,79 @@
+"""Small examples, rollouts and groups. Rewards are honest unless a test says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spark_rl.config import Config, config_from
+from spark_rl.data import question_task
+from spark_rl.prompts import answer_prompt
+from spark_rl.types import Example, Group, Role, Rollout, Task
+from spark_rl.verify import box, extract_answer, grade
+
+
+def make_config(**sections: Any) -> Config:
+    """A config of a few changed values: `make_config(loss={"kl_coef": 0.1})`."""
+    return config_from(sections)
+
+
+def make_example(number: int = 2, **changes: Any) -> Example:
+    """ "What is `number` plus one?", numerically verified."""
+    question = f"What is {number} plus one?"
+    values: dict[str, Any] = {
+        "id": f"q{number}",
+        "prompt": answer_prompt(question),
+        "question": question,
+        "answer": str(number + 1),
+        "verifier": "numeric",
+        "source": "successor",
+    }
+    return Example(**values | changes)
+
+
+def make_rollout(text: str, reward: float | None, id: str = "r", **changes: Any) -> Rollout:
+    """A rollout of one token a character."""
+    values: dict[str, Any] = {
+        "id": id,
+        "token_ids": list(range(len(text))),
+        "logps": [-1.0] * len(text),
+        "text": text,
+        "finish_reason": "stop",
+        "reward": reward,
+        "extracted": extract_answer(text),
+    }
+    return Rollout(**values | changes)
+
+
+def make_group(task: Task, texts: Sequence[str], rewards: Sequence[float | None] | None = None) -> Group:
+    """A group with these responses, graded by the task's verifier or given these rewards."""
+    given = [honest_reward(task, text) for text in texts] if rewards is None else rewards
+    pairs = zip(texts, given, strict=True)
+    rollouts = [make_rollout(text, reward, f"{task.id}:{i}") for i, (text, reward) in enumerate(pairs)]
+    return Group(task=task, prompt_ids=[1, 2, 3], rollouts=rollouts)
+
+
+def honest_reward(task: Task, text: str) -> float | None:
+    answer = extract_answer(text)
+    return 0.0 if answer is None else grade(answer, task.label, task.verifier, task.example.metadata).reward
+
+
+def question_group(number: int, answers: Sequence[int | None]) -> Group:
+    """Responses to "what is `number` plus one?" that come to these answers; None gives no answer."""
+    texts = [
+        f"Attempt {i}: I am not sure." if answer is None else f"Attempt {i}: it must be so.\n{box(str(answer))}"
+        for i, answer in enumerate(answers)
+    ]
+    return make_group(question_task(make_example(number)), texts)
+
+
+def reward_group(rewards: Sequence[float | None], role: Role = Role.ANSWER, lengths: Sequence[int] = ()) -> Group:
+    """A group of a role with these rewards, and completions of these lengths (1 each by default)."""
+    example = make_example()
+    task = Task("t", role, example.prompt, example.answer, example.verifier, example)
+    sizes = lengths or [1] * len(rewards)
+    rollouts = [
+        make_rollout("", reward, f"t:{i}", token_ids=[i % 7] * n, logps=[-1.0] * n)
+        for i, (reward, n) in enumerate(zip(rewards, sizes, strict=True))
+    ]
+    return Group(task=task, prompt_ids=[1, 2, 3], rollouts=rollouts)

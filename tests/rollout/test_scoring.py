@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import pytest
+from factories import make_example, make_group, make_rollout
+
+from spark_rl.data import question_task
+from spark_rl.rollout.scoring import RuleScorer
+from spark_rl.types import Group
+from spark_rl.verify import VerifierPool, box
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with VerifierPool() as verifiers:
+        yield verifiers
+
+
+def ungraded(example, *texts: str) -> Group:
+    return make_group(question_task(example), texts, [None] * len(texts))
+
+
+def grades(group: Group) -> list[tuple]:
+    return [(r.reward, r.extracted, r.reason) for r in group.rollouts]
+
+
+def test_every_rollout_is_graded_against_its_own_task(pool):
+    numeric = ungraded(make_example(4), f"So {box('5')}.", box("6"), "I do not know.")
+    choice = ungraded(make_example(7, answer="B", verifier="choice"), box("(b)"), box("8"))
+    RuleScorer(pool).score([numeric, choice])
+    assert grades(numeric) == [(1.0, "5", "correct"), (0.0, "6", "wrong"), (0.0, None, "unparsed")]
+    assert grades(choice) == [(1.0, "(b)", "correct"), (0.0, "8", "wrong")]
+
+
+def test_the_worker_process_and_the_inline_verifiers_keep_the_order(pool):
+    groups = [
+        ungraded(make_example(1, answer=r"\frac{1}{2}", verifier="math"), box("0.5"), box("0.6"), box("1/2")),
+        ungraded(make_example(2), box("3"), box("4")),
+        ungraded(make_example(3, answer="x+1", verifier="math"), box("1+x"), "nothing"),
+    ]
+    RuleScorer(pool).score(groups)
+    assert [group.rewards for group in groups] == [[1.0, 0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
+
+
+def test_verifiers_see_the_metadata_of_the_example(pool):
+    loose = ungraded(make_example(4, metadata={"tolerance": 0.5}), box("5.4"), box("5.6"))
+    RuleScorer(pool).score([loose])
+    assert loose.rewards == [1.0, 0.0]
+
+
+def test_the_label_of_the_task_counts_not_the_answer_of_its_example(pool):
+    group = ungraded(make_example(4), box("No"), box("5"))
+    group.task = replace(group.task, label="No", verifier="choice")
+    RuleScorer(pool).score([group])
+    assert group.rewards == [1.0, 0.0]
+
+
+def test_an_unusable_gold_punishes_nobody(pool):
+    group = ungraded(make_example(4, answer="about five"), box("5"), "nothing")
+    RuleScorer(pool).score([group])
+    assert grades(group) == [(None, "5", "bad_gold"), (0.0, None, "unparsed")]
+
+
+@pytest.mark.parametrize(
+    ("truncated", "cut_right", "cut_empty"),
+    [
+        ("grade", (1.0, "5", "correct"), (0.0, None, "unparsed")),
+        ("zero", (0.0, "5", "truncated"), (0.0, None, "truncated")),
+        ("mask", (None, "5", "truncated"), (None, None, "truncated")),
+    ],
+)
+def test_rollouts_cut_at_their_limit(pool, truncated, cut_right, cut_empty):
+    group = ungraded(make_example(4), box("5"), box("6"))
+    group.rollouts += [
+        make_rollout(f"{box('5')} and", None, "cut", finish_reason="length"),
+        make_rollout("and so on", None, "endless", finish_reason="length"),
+    ]
+    RuleScorer(pool, truncated).score([group])
+    assert grades(group) == [(1.0, "5", "correct"), (0.0, "6", "wrong"), cut_right, cut_empty]
+
+
+def test_no_groups_need_no_grading(pool):
+    before = pool.counts.total()
+    RuleScorer(pool).score([])
+    assert pool.counts.total() == before
