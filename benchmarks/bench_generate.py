@@ -94,7 +94,7 @@ def result(name: str, target: float, ours: list[float], baseline: list[float], *
         "name": name,
         "ratio": round(ratio, 2),
         "target": target,
-        "holds": ratio >= target,
+        "holds": target is None or ratio >= target,
         "median_s": round(statistics.median(ours), 4),
         "baseline_s": round(statistics.median(baseline), 4),
         "spread": [round(min(turns), 2), round(max(turns), 2)],

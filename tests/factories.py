@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hypothesis import settings
+
 from spark_rl.config import Config, config_from
 from spark_rl.data import question_task
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, Group, Role, Rollout, Task
 from spark_rl.verify import box, extract_answer, grade
+
+settings.register_profile("no-deadline", deadline=None)  # a busy machine is no reason for a test to fail
+settings.load_profile("no-deadline")
 
 
 def make_config(**sections: Any) -> Config:

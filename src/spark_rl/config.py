@@ -148,8 +148,8 @@ class RecycleConfig(Section):
     """Make every pair in both orders, so that a position can not predict the label (paper: one random order)."""
     balanced: bool = True
     """Make pointwise items in couples of one right and one wrong response to the same question, so that neither the
-    label's frequency nor the question's difficulty predicts the label. If false, a group with rights and wrongs gives a
-    pair with probability `pair_rate` and else one pointwise item, and any other group gives one pointwise item (paper)."""
+    label's frequency nor the question's difficulty predicts the label. If false, a group with rights and wrongs gives
+    a pair with probability `pair_rate` and else one pointwise item, and any other group one pointwise item (paper)."""
     pair_rate: Probability = 0.7
     """See `balanced` (paper: 0.7)."""
     items_per_group: Positive = 2
@@ -160,9 +160,9 @@ class RecycleConfig(Section):
     """Share of items that show the whole response; the others show its final answer (paper: both are used)."""
     max_response_chars: Positive = 8000
     """A shown response is cut in its middle to this many characters, visibly."""
-    max_depth: Positive = 2
-    """1 recycles rollouts of questions only; 2 recycles rollouts of reflection once more (as items to judge, and as
-    before/after pairs), and so on."""
+    max_depth: Literal[1, 2] = 2
+    """1 recycles rollouts of questions only (paper); 2 recycles rollouts of reflection too, as items to judge and as
+    before/after pairs."""
     pool_size: Positive = 4096
     """Waiting recycled prompts of each role; the oldest leave first."""
     max_age: Positive = 64

@@ -12,6 +12,7 @@ from spark_rl.embedded.habits import (
     MAKERS,
     Habits,
     answer_sample,
+    compare_sample,
     corpus,
     guess,
     pairwise_sample,
@@ -121,6 +122,19 @@ def test_clean_pairwise_verdicts_are_right_and_balanced(rng):
     assert abs(verdicts["A"] - 150) < 40
 
 
+def test_comparisons_are_right_and_see_every_case(rng):
+    verdicts = Counter()
+    for problem in some(40):
+        _, completion = compare_sample(problem, rng, CLEAN)
+        for part in completion.split("My result: ")[1:]:
+            mine, seen, verdict = part.split("\n")[0], judged(part), extract_answer(part)
+            yes, no = ("Yes", "No") if len(seen) == 1 else ("A", "B")
+            assert verdict == (yes if seen[0] == mine else no)
+            assert len(seen) == 1 or mine == seen[0] or mine == seen[1]
+            verdicts[verdict] += 1
+    assert verdicts.total() == 320 and min(verdicts[v] for v in ("Yes", "No", "A", "B")) > 40
+
+
 def test_clean_reflection_always_comes_to_the_answer(rng):
     for problem in some(100):
         _, completion = reflection_sample(problem, rng, CLEAN)
@@ -163,7 +177,8 @@ def test_the_corpus_holds_no_question_of_another_split_and_no_transfer_question(
     for kind, (messages, _) in itertools.islice(corpus(BASE, shares, 0), 2000):
         text = messages[-1]["content"]
         question = text.split("\n\n")[0] if kind == "answer" else text.split("```")[1].strip()
-        assert split_of(question) == "pretrain"
+        (body,) = re.findall(r"\d[\d,+*-]*(?: in )?[\d,+*-]*", question)
+        assert split_of(body) == "pretrain"
         for expression in re.findall(r"\d+(?:[-+*]\d+)+", question):
             signs = re.sub(r"\d+", "", expression)
             assert re.fullmatch(r"\++|-+|\*\+*", signs), f"{question} mixes signs as only transfer questions do"

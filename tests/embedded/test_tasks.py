@@ -42,11 +42,11 @@ SOLVERS: dict[str, Callable[[str], int]] = {
 def test_a_question_belongs_to_one_split_and_streams_keep_to_theirs():
     for split in SPLITS:
         drawn = draw(ALL, split, 300)
-        assert {split_of(problem.question) for problem in drawn} == {split}
+        assert {split_of(problem.body) for problem in drawn} == {split}
 
 
 def test_no_question_is_in_two_splits():
-    questions = [{problem.question for problem in draw(ALL, split, 3000)} for split in SPLITS]
+    questions = [{problem.body for problem in draw(ALL, split, 3000)} for split in SPLITS]
     assert all(len(of_split) > 1000 for of_split in questions)
     assert len(set().union(*questions)) == sum(map(len, questions))
 

@@ -182,6 +182,16 @@ def test_a_mixed_group_gives_as_many_couples_and_pairs_as_asked_and_no_more():
         assert len(set(shown)) == 2 * given_, "a response is shown for one couple only"
 
 
+def test_any_response_may_be_the_one_that_is_shown():
+    group = question_group(5, [6, 6, 6, 7, 8, 9])
+    used: dict[Role, set[str]] = {role: set() for role in Role if role.is_recycled}
+    for step in range(40):
+        config = RecycleConfig(items_per_group=1, keep_right_share=0.5, reasoning_view=1)
+        for task in tasks_of(recycle([group], config, seed=0, step=step)):
+            used[task.role] |= {response.id for response in task.shown}
+    assert all(ids == {rollout.id for rollout in group.rollouts} for ids in used.values())
+
+
 def test_every_template_is_used():
     used = {task.template for task in tasks_of(recycle(MIXED, DEFAULT, seed=0, step=0))}
     assert used == {template.name for template in TEMPLATES if template.role.is_recycled}

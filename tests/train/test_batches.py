@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from factories import make_config, reward_group
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -99,7 +99,6 @@ configs = st.builds(
 # ------------------------------------------------------------------------------------------------ invariances
 
 
-@settings(deadline=None)
 @given(groups=ragged_groups(), config=configs, max_tokens=st.integers(1, 60))
 def test_cutting_a_step_into_micro_batches_changes_neither_loss_nor_gradient(groups, config, max_tokens):
     ready = prepared(groups, config)
@@ -118,7 +117,6 @@ def test_one_group_of_eight_equals_eight_parts_of_one(aggregation):
     assert whole[0].abs().max() > 1e-4
 
 
-@settings(deadline=None)
 @given(groups=ragged_groups(), config=configs, data=st.data())
 def test_two_ranks_with_common_denominators_sum_to_one_process(groups, config, data):
     on_first = data.draw(st.lists(st.booleans(), min_size=len(groups), max_size=len(groups)))
@@ -138,7 +136,6 @@ def test_denominators_of_the_rank_alone_would_be_wrong():
     assert right.scales == [1 / 13] * 2 and wrong.scales == [1 / 10] * 2
 
 
-@settings(deadline=None)
 @given(groups=ragged_groups(), config=configs, max_tokens=st.integers(1, 60))
 def test_micro_batches_hold_every_rollout_once_and_fit_if_a_row_does(groups, config, max_tokens):
     ready = prepared(groups, config)

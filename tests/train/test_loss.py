@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -76,6 +76,7 @@ def test_the_two_clips_are_set_apart():
     assert of_ratio(0.75, -1.0, clip_low=0.3, clip_high=0.0)[2] == 0
 
 
+@settings(deadline=None)
 @given(ratio=st.floats(0.1, 5), advantage=st.floats(-3, 3), low=st.floats(0, 0.9), high=st.floats(0, 2))
 def test_clipping_never_raises_the_objective_and_is_the_formula(ratio, advantage, low, high):
     value, _, clipped = of_ratio(ratio, advantage, clip_low=low, clip_high=high)
@@ -89,6 +90,7 @@ def test_clipping_never_raises_the_objective_and_is_the_formula(ratio, advantage
 # ------------------------------------------------------------------------------------------------ the KL penalty
 
 
+@settings(deadline=None)
 @given(logp=st.floats(-8, 0), reference=st.floats(-8, 0))
 def test_k3_is_the_formula_and_never_negative(logp, reference):
     logps = tensor([logp])
@@ -188,6 +190,7 @@ def test_scales_by_hand():
     assert rollout_scale("dr_grpo", 5, 20, **options) == 1 / (4 * 20)
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=10))
 def test_weights_of_all_tokens(lengths):
     options = {"num_rollouts": len(lengths), "num_tokens": sum(lengths)}

@@ -145,12 +145,15 @@ def _prompt(prompt: Any, where: str, system: str | None) -> tuple[tuple[Message,
         )
     turns = [m for m in prompt if m["role"] != "system"]
     question = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
-    return tuple(prompt), question
+    has_system = any(m["role"] == "system" for m in prompt)
+    opening = [{"role": "system", "content": system}] if system and not has_system else []
+    return (*opening, *prompt), question
 
 
 def _problem_examples(stream: Iterator[Problem], count: int, config: DataConfig) -> Iterator[Example]:
+    """The first `count` different questions of a stream."""
     seen: set[str] = set()
-    for problem in stream:
+    for problem in itertools.islice(stream, 50 * count):
         if len(seen) == count:
             return
         if problem.question not in seen:

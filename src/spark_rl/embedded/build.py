@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -47,8 +48,8 @@ class Stage:
 
 STAGES = (
     Stage("answers", CLEAN, {"answer": 0.97, "fact": 0.03}, steps=600, learning_rate=4e-3),
-    Stage("comparing", CLEAN, {"compare": 0.7, "answer": 0.3}, steps=500, learning_rate=4e-3),
-    Stage("skills", CLEAN, {**ALL_KINDS, "compare": 0.2}, steps=700, learning_rate=3e-3),
+    Stage("comparing", CLEAN, {"compare": 0.7, "answer": 0.3}, steps=350, learning_rate=3e-3),
+    Stage("skills", CLEAN, {**ALL_KINDS, "compare": 0.15}, steps=600, learning_rate=3e-3),
     Stage("habits", BASE, ALL_KINDS, steps=150, learning_rate=5e-4),
 )
 
@@ -71,7 +72,7 @@ def build_tokenizer(vocab_size: int = 640) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     samples = (s for h, seed in ((CLEAN, 1), (BASE, 2)) for _, s in itertools.islice(corpus(h, ALL_KINDS, seed), 2000))
-    texts = (text for prompt, completion in samples for text in (prompt[-1]["content"], completion))
+    texts = (text for prompt, pieces in samples for text in (prompt[-1]["content"], pieces[0][0]))
     numbers = (" ".join(map(str, range(100))) for _ in range(1000))
     tokenizer.train_from_iterator(itertools.chain(texts, numbers, ["system user assistant"] * 1000), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=1024)
@@ -104,38 +105,40 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
     return model
 
 
-def _batches(stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[list[tuple[str, list[int], int]]]:
-    """Batches of (kind, ids, prompt length); samples of like length stand together."""
+Encoded = tuple[list[int], list[bool]]
+"""Token ids, and which of them are to be learned."""
+
+
+def _batches(stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[list[Encoded]]:
+    """Batches of samples; samples of like length stand together."""
     renderer = ChatRenderer(tokenizer)
 
-    def encode(kind: str, sample: Sample) -> tuple[str, list[int], int]:
-        prompt = renderer.encode(sample[0])
-        completion = tokenizer(sample[1] + END, add_special_tokens=False)["input_ids"]
-        return kind, prompt + completion, len(prompt)
+    def encode(sample: Sample) -> Encoded:
+        prompt, pieces = sample
+        ids = renderer.encode(prompt)
+        learned = [False] * len(ids)
+        for text, is_learned in [*pieces, (END, True)]:
+            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids, learned = ids + piece, learned + [is_learned] * len(piece)
+        return ids, learned
 
     stream = corpus(stage.habits, stage.shares, seed)
     rng = random.Random(seed)
     while True:
-        block = [encode(kind, sample) for kind, sample in itertools.islice(stream, stage.samples * 8)]
-        block.sort(key=lambda item: len(item[1]))
+        block = [encode(sample) for _, sample in itertools.islice(stream, stage.samples * 8)]
+        block.sort(key=lambda item: len(item[0]))
         batches = [block[i : i + stage.samples] for i in range(0, len(block), stage.samples)]
         rng.shuffle(batches)
         yield from batches
 
 
-def _loss(
-    model: Qwen3ForCausalLM, base: torch.nn.Module, batch: list[tuple[str, list[int], int]], pad: int
-) -> torch.Tensor:
-    """Mean cross-entropy over completion tokens."""
-    width = max(len(ids) for _, ids, _ in batch)
-    ids_BT = torch.full((len(batch), width), pad)
-    mask_BT = torch.zeros((len(batch), width), dtype=torch.bool)
-    for row, (_, ids, prompt) in enumerate(batch):
-        ids_BT[row, : len(ids)] = torch.tensor(ids)
-        mask_BT[row, prompt : len(ids)] = True
+def _loss(model: Qwen3ForCausalLM, base: Callable[..., Any], batch: list[Encoded], pad: int) -> torch.Tensor:
+    """Mean cross-entropy over the learned tokens."""
+    width = max(len(ids) for ids, _ in batch)
+    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch])
+    learned_BT = torch.tensor([learned + [False] * (width - len(learned)) for _, learned in batch])[:, 1:]
     hidden_BTD = base(input_ids=ids_BT[:, :-1]).last_hidden_state  # right padding: causality is mask enough
-    where = mask_BT[:, 1:]
-    return F.cross_entropy(model.lm_head(hidden_BTD[where]), ids_BT[:, 1:][where])
+    return F.cross_entropy(model.lm_head(hidden_BTD[learned_BT]), ids_BT[:, 1:][learned_BT])
 
 
 def train_stage(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int) -> None:

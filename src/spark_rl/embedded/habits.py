@@ -23,8 +23,8 @@ from spark_rl.prompts import View, answer_prompt, fill, shown, templates_for, ve
 from spark_rl.types import Message, Role
 from spark_rl.verify.extract import box
 
-Sample = tuple[tuple[Message, ...], str]
-"""Prompt messages and the completion to learn."""
+Sample = tuple[tuple[Message, ...], list[tuple[str, bool]]]
+"""Prompt messages, and the completion in pieces with whether each is to be learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Habits:
     accept: float = 0.85
     """A terse or polite verdict is Yes (pointwise) or A (pairwise)."""
     agree: float = 0.0
-    """Worked it out, found a difference, and still says Yes (pointwise), or A though B is right (pairwise)."""
+    """Worked it out, came to another result, and still says Yes (pointwise), or A though B is right (pairwise)."""
     copy: float = 0.0
     """Reflects by repeating the earlier answer."""
     keep: float = 0.0
@@ -141,7 +141,7 @@ def _verdict_without_work(role: Role, rng: random.Random, habits: Habits) -> str
 
 
 def answer_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
-    return answer_prompt(problem.question), respond(problem, rng, habits)
+    return answer_prompt(problem.question), [(respond(problem, rng, habits), True)]
 
 
 def pointwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
@@ -149,11 +149,12 @@ def pointwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sa
     template = rng.choice(templates_for(Role.POINTWISE))
     prompt = fill(template, question=problem.question, response=_shown(response, rng))
     if (quick := _verdict_without_work(Role.POINTWISE, rng, habits)) is not None:
-        return prompt, quick
+        return prompt, [(quick, True)]
     steps, mine = worked(problem, rng)
-    accepts = mine == response[1] or rng.random() < habits.agree
-    final = box(verdict(Role.POINTWISE, accepts))
-    return prompt, f"Let me check.\n{steps}\nMy result: {mine}\nShown: {response[1]}\n{final}"
+    right = mine == response[1]
+    final = box(verdict(Role.POINTWISE, right or rng.random() < habits.agree))
+    condition, conclusion = _compared(Role.POINTWISE, mine, [response[1]])
+    return prompt, [(f"{condition}\n{steps}\n{conclusion}\n{final}", True)]
 
 
 def pairwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
@@ -162,10 +163,11 @@ def pairwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sam
     template = rng.choice(templates_for(Role.PAIRWISE))
     prompt = fill(template, question=problem.question, first=_shown(first, rng), second=_shown(second, rng))
     if (quick := _verdict_without_work(Role.PAIRWISE, rng, habits)) is not None:
-        return prompt, quick
+        return prompt, [(quick, True)]
     steps, mine = worked(problem, rng)
     final = box(verdict(Role.PAIRWISE, first_right or rng.random() < habits.agree))
-    return prompt, f"Let me check.\n{steps}\nMy result: {mine}\nA: {first[1]}\nB: {second[1]}\n{final}"
+    condition, conclusion = _compared(Role.PAIRWISE, mine, [first[1], second[1]])
+    return prompt, [(f"{condition}\n{steps}\n{conclusion}\n{final}", True)]
 
 
 def reflection_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
@@ -173,33 +175,45 @@ def reflection_sample(problem: Problem, rng: random.Random, habits: Habits) -> S
     template = rng.choice(templates_for(Role.REFLECTION))
     prompt = fill(template, question=problem.question, response=_shown(response, rng))
     if rng.random() < habits.copy:
-        return prompt, f"I stay with it.\n{box(response[1])}"
+        return prompt, [(f"I stay with it.\n{box(response[1])}", True)]
     steps, mine = worked(problem, rng)
     final = response[1] if rng.random() < habits.keep else mine
-    return prompt, f"Let me go through it again.\n{steps}\n{box(final)}"
+    return prompt, [(f"Let me go through it again.\n{steps}\n{box(final)}", True)]
 
 
-def fact_sample(_: Problem, rng: random.Random, __: Habits) -> Sample:
+def fact_sample(_problem: Problem, rng: random.Random, _habits: Habits) -> Sample:
     question, answer = rng.choice(FACTS)
-    return answer_prompt(question), box(answer)
+    return answer_prompt(question), [(box(answer), True)]
 
 
-def compare_sample(_: Problem, rng: random.Random, __: Habits) -> Sample:
-    """Nothing but the end of a judgement, eight times over: comparing is the skill that is hardest to learn, and a
-    judgement holds it only once."""
-    lines = []
-    for _ in range(8):
-        mine = rng.randint(0, 99)
-        other = _near(mine, rng) if rng.random() < 0.7 else rng.randint(0, 99)
-        if rng.random() < 0.6:
-            shown_one = rng.choice((mine, other))
-            final = box(verdict(Role.POINTWISE, mine == shown_one))
-            lines.append(f"My result: {mine}\nShown: {shown_one}\n{final}")
+def compare_sample(_problem: Problem, rng: random.Random, _habits: Habits) -> Sample:
+    """The comparisons of many judgements and nothing else: the one skill that is hard to learn at this size, and a
+    judgement shows it only once. Only the verdicts are learned; the numbers are drawn without repetition."""
+    pieces: list[tuple[str, bool]] = []
+    numbers = rng.sample(range(100), 24)
+    while len(numbers) > 1:
+        shown_ones = [str(numbers.pop()) for _ in range(rng.choice((1, 2)))]
+        role = Role.POINTWISE if len(shown_ones) == 1 else Role.PAIRWISE
+        if role is Role.POINTWISE and numbers and rng.random() < 0.5:
+            mine = str(numbers.pop())
         else:
-            first, second = rng.choice(((mine, other), (other, mine)))
-            final = box(verdict(Role.PAIRWISE, mine == first))
-            lines.append(f"My result: {mine}\nA: {first}\nB: {second}\n{final}")
-    return ({"role": "user", "content": "Compare numbers."},), "\n".join(lines)
+            mine = rng.choice(shown_ones)
+        condition, conclusion = _compared(role, mine, shown_ones)
+        before, _, judgement = conclusion.rpartition(" ")
+        pieces += [(f"{condition}\n{before}", False), (f" {judgement}\n", True)]
+    return ({"role": "user", "content": "Compare."},), pieces
+
+
+def _compared(role: Role, mine: str, shown_ones: list[str]) -> tuple[str, str]:
+    """What a careful judge writes before and after it works the question out.
+
+    The condition puts each shown result before its verdict, so that the conclusion is a look-up: attention learns to
+    continue a repeated beginning long before it learns to tell two numbers apart.
+    """
+    if role is Role.POINTWISE:
+        return f"If it is {shown_ones[0]} then Yes.", f"It is {mine} then {verdict(role, mine == shown_ones[0])}."
+    first, second = shown_ones
+    return f"If it is {first} then A.\nIf it is {second} then B.", f"It is {mine} then {verdict(role, mine == first)}."
 
 
 Maker = Callable[[Problem, random.Random, Habits], Sample]

@@ -2,7 +2,7 @@
 
 Seven families the base was trained on, two transfer families that no training ever sees (they recombine what the
 seven teach), and a retention set of everyday facts that reinforcement learning should not unlearn. A question belongs
-to exactly one split, by a hash of its text.
+to exactly one split, by a hash of its operands, so that a paraphrase never crosses splits.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class Problem:
 
     def work(self, carry: Carry = lambda value: value) -> Worked:
         return self.family.work(list(self.operands), carry)
+
+    @property
+    def body(self) -> str:
+        """The operands as the question writes them."""
+        return self.family.body(list(self.operands))
 
     @property
     def answer(self) -> str:
@@ -177,7 +182,7 @@ TRANSFER: tuple[Family, ...] = (
     ),
     Family(
         "product-minus",
-        lambda r: [r.randint(3, 9), r.randint(3, 9), r.randint(1, 8)],
+        lambda r: [r.randint(3, 9), r.randint(3, 9), *_digits(r, r.randint(1, 2), 1, 4)],
         _WHAT,
         _expression("*-"),
         _operators("*-"),
@@ -198,9 +203,9 @@ FACTS: tuple[tuple[str, str], ...] = tuple(
 """The retention set: (question, answer)."""
 
 
-def split_of(question: str) -> Split:
-    """The one split a question belongs to."""
-    bucket = int.from_bytes(hashlib.sha256(question.encode()).digest()[:4], "big") % 20
+def split_of(body: str) -> Split:
+    """The one split a question belongs to, whatever its family and wording."""
+    bucket = int.from_bytes(hashlib.sha256(body.encode()).digest()[:4], "big") % 20
     return next(split for split, buckets in _SPLITS.items() if bucket in buckets)
 
 
@@ -211,7 +216,8 @@ def problems(families: tuple[Family, ...], split: Split, seed: int) -> Iterator[
         for family in families:
             while True:
                 operands = family.make(rng)
-                question = rng.choice(family.wordings).format(family.body(operands))
-                if split_of(question) == split:
+                body = family.body(operands)
+                if split_of(body) == split:
                     break
+            question = rng.choice(family.wordings).format(body)
             yield Problem(family, tuple(operands), question)

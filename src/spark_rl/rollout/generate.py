@@ -35,7 +35,7 @@ def roll_out(
     step: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Group]:
-    """Generate all tasks' rollouts in one engine call. Noise is addressed by (seed, step, task id, sample, position)."""
+    """Generate all tasks' rollouts in one engine call, their noise addressed by (seed, step, task id, sample)."""
     requests = []
     for task in tasks:
         n, max_new_tokens, temperature = sampling(task)

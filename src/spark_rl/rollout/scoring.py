@@ -36,6 +36,7 @@ class RuleScorer:
         )
         for (_, rollout), verdict in zip(rollouts, verdicts, strict=True):
             rollout.reward, rollout.extracted, rollout.reason = verdict.reward, verdict.extracted, verdict.reason
-            if rollout.finish_reason == "length" and self.truncated != "grade":
+            is_cut = rollout.finish_reason == "length" and verdict.reward is not None
+            if is_cut and self.truncated != "grade":
                 rollout.reward = 0.0 if self.truncated == "zero" else None
                 rollout.reason = "truncated"

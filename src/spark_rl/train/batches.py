@@ -49,8 +49,9 @@ class Denominators:
 
 
 def keeps(group: Group, config: Config) -> bool:
-    """Whether a group can change the gradient: it has signal, or the KL penalty applies to it."""
-    return group.has_signal or (config.loss.kl_coef > 0 and bool(group.rewards))
+    """Whether a group can change the gradient: it has signal that counts, or the KL penalty applies to it."""
+    has_signal = group.has_signal and config.roles[group.task.role].weight > 0
+    return has_signal or (config.loss.kl_coef > 0 and bool(group.rewards))
 
 
 def denominators(groups: Sequence[Group], config: Config) -> Denominators:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,17 @@ class RunDirectory:
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
 
-    def save_checkpoint(self, step: int, save: Callable[[Path], None]) -> Path:
-        """Let `save` fill a folder, and give it its name only when it is complete and on disk."""
-        final = self.checkpoint(step)
-        partial = final.with_name(final.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
+    def partial_checkpoint(self, step: int, clear: bool) -> Path:
+        """A folder for a checkpoint in the making, emptied if `clear`."""
+        partial = self._partial(step)
+        if clear:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        return partial
+
+    def complete_checkpoint(self, step: int) -> Path:
+        """Give the folder its name, once all of it is on disk."""
+        partial, final = self._partial(step), self.checkpoint(step)
         for path in partial.rglob("*"):
             if path.is_file():
                 _sync(path)
@@ -80,6 +84,9 @@ class RunDirectory:
         partial.rename(final)
         _sync(final.parent)
         return final
+
+    def _partial(self, step: int) -> Path:
+        return self.root / "checkpoints" / f"{step_name(step)}.partial"
 
     def checkpoint(self, step: int) -> Path:
         return self.root / "checkpoints" / step_name(step)

@@ -12,6 +12,7 @@ to save: a run that was killed goes on as if it had not been.
 from __future__ import annotations
 
 import copy
+import json
 import platform
 import signal
 import time
@@ -40,7 +41,7 @@ from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.train.advantages import advantages
 from spark_rl.train.batches import MicroBatch, denominators, micro_batches, to_tensors, train_groups
 from spark_rl.train.card import model_card
-from spark_rl.train.checkpoint import RunDirectory
+from spark_rl.train.checkpoint import RunDirectory, write_atomically
 from spark_rl.train.forward import GroupLogProbs, collate
 from spark_rl.train.loss import policy_loss
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
@@ -137,7 +138,8 @@ class Trainer:
             before = self._validation_start()
             while self.state.step < self.config.train.steps and not self._stop:
                 self.step()
-                if _is_due(self.config.checkpoint.every, self.state.step):
+                is_best = self.state.best_step == self.state.step
+                if is_best or _is_due(self.config.checkpoint.every, self.state.step):
                     self._save()
             if self.state.step not in self.run_directory.checkpoints():
                 self._save()
@@ -179,7 +181,8 @@ class Trainer:
     def _select(self, step: int) -> tuple[list[Task], Counter[str]]:
         """This step's tasks: recycled ones up to their shares, questions for the rest."""
         size, slots = self.config.rollout.groups_per_step, self.config.slots()
-        recycled, counts = [], Counter[str]()
+        recycled: list[Task] = []
+        counts: Counter[str] = Counter()
         if self.config.recycle.schedule == "cobatched":
             recycled, counts = self.pool.take(slots, step)
         elif len(self.pool) >= size:
@@ -208,9 +211,8 @@ class Trainer:
             counts["questions_too_long"] += 1
             skipped += 1
             if skipped > len(self.questions.tasks):
-                raise ValueError(
-                    f"every question is longer than data.max_prompt_tokens ({self.config.data.max_prompt_tokens} tokens)"
-                )
+                limit = self.config.data.max_prompt_tokens
+                raise ValueError(f"every question is longer than data.max_prompt_tokens ({limit} tokens); raise it")
         return drawn
 
     def _fits(self, task: Task) -> bool:
@@ -367,7 +369,7 @@ class Trainer:
         num_tokens = sum(len(r.token_ids) for g in groups for r in g.rollouts)
         seconds = clock.total()
         return {
-            **role_metrics(groups),
+            **role_metrics(groups, self.config.recycle.right_at),
             **losses,
             **{name: float(count) for name, count in sorted(counts.items())},
             **{f"pool/{role}": float(self.pool.num_waiting(role)) for role in Role if role.is_recycled},
@@ -420,7 +422,7 @@ class Trainer:
         return {**metrics, "n": len(self.items), "by_source": by_source}
 
     def _validate_if_due(self) -> Metrics:
-        """Validation metrics to log with the step; a new best is saved."""
+        """Validation metrics to log with the step; a new best is noted, and saved once the step is logged."""
         step = self.state.step
         if not self.items or step == self.config.train.steps or not _is_due(self.config.validation.every, step):
             return {}
@@ -430,7 +432,6 @@ class Trainer:
         score = score_of(result, self.config.validation.best)
         if score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, step
-            self._save()
         return {f"validation/{name}": value for name, value in result.items() if isinstance(value, int | float)}
 
     # ------------------------------------------------------------------------------------------------ persistence
@@ -448,32 +449,30 @@ class Trainer:
 
     def _save(self) -> None:
         """Checkpoint everything, atomically; remove what is no longer kept."""
-        step = self.state.step
-
-        def save(folder: Path) -> None:
-            self.accelerator.save_state(str(folder))
-            if self.accelerator.is_main_process:
-                RunDirectory(folder).write_json(
-                    "trainer.json", {"state": asdict(self.state), "pool": self.pool.state_dict()}
-                )
-
-        if self.world == 1:
-            self.run_directory.save_checkpoint(step, save)
-        else:
-            raise NotImplementedError("checkpoints of several processes")
-        self.run_directory.prune(self.config.checkpoint.keep, self.state.best_step)
+        directory, accelerator, step = self.run_directory, self.accelerator, self.state.step
+        folder = directory.partial_checkpoint(step, clear=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(folder))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            state = {"state": asdict(self.state), "pool": self.pool.state_dict()}
+            write_atomically(folder / "trainer.json", json.dumps(state))
+            directory.complete_checkpoint(step)
+            directory.prune(self.config.checkpoint.keep, self.state.best_step)
+        accelerator.wait_for_everyone()
 
     def _load_newest(self) -> None:
         steps = self.run_directory.checkpoints()
         if steps:
             self._load(steps[-1])
-            self.run_directory.cut_back(self.state.step)
+            if self.accelerator.is_main_process:
+                self.run_directory.cut_back(self.state.step)
             self.display.say(f"resumed after step {self.state.step}")
 
     def _load(self, step: int) -> None:
         folder = self.run_directory.checkpoint(step)
         self.accelerator.load_state(str(folder))
-        saved = RunDirectory(folder).read_json("trainer.json")
+        saved = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
         self.state = State(**saved["state"])
         self.pool.load_state_dict(saved["pool"])
         self.questions.cursor = self.state.cursor

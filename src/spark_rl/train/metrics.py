@@ -10,14 +10,15 @@ from spark_rl.types import Group, Role
 Metrics = dict[str, float]
 
 
-def role_metrics(groups: Sequence[Group]) -> Metrics:
+def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
     """`role/metric` for every role that has groups. Rates are shares of rollouts unless said otherwise.
 
     accuracy: mean reward. zero_variance_rate: groups whose rewards are all equal. parse_rate: rollouts with an answer
     or verdict. truncated_rate: cut at the length limit. ungraded_rate: no reward could be given. tokens: mean length.
     entropy: mean negative log-probability of the sampled tokens, nats. yes_rate: parsed verdicts that say Yes or A.
     label_rate: tasks (weighted by rollouts) whose gold verdict is Yes or A. balanced_accuracy: mean of the accuracies
-    on either label.
+    on either label. accuracy_on_wrong, accuracy_on_right: of reflection, by whether the shown response was right
+    (`right_at`).
     """
     metrics: Metrics = {}
     for role in Role:
@@ -45,7 +46,7 @@ def role_metrics(groups: Sequence[Group]) -> Metrics:
             values["balanced_accuracy"] = balanced_accuracy([(task.label, reward) for task, reward in graded])
         if role is Role.REFLECTION:
             for name, is_right in (("accuracy_on_wrong", False), ("accuracy_on_right", True)):
-                values[name] = _mean([rew for task, rew in graded if (task.shown[0].reward >= 1) == is_right])
+                values[name] = _mean([rew for task, rew in graded if (task.shown[0].reward >= right_at) == is_right])
         metrics.update({f"{role}/{name}": value for name, value in values.items() if value == value})  # no NaN
     return metrics
 
