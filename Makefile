@@ -1,10 +1,11 @@
 # Every target sets up what it needs; `make setup` alone makes .venv.
+SHELL := bash -o pipefail
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart compare test lint bench soak docs base clean
+.PHONY: setup quickstart compare test lint bench soak base clean
 
 setup: $(READY)
 
@@ -35,9 +36,6 @@ bench: setup  ## one JSON line a benchmark, also in benchmarks/results.jsonl
 
 soak: setup  ## the long versions of the fault tests
 	OMP_NUM_THREADS=1 SPARK_RL_SOAK=1 $(BIN)/python -m pytest -n 2 tests
-
-docs: setup
-	$(BIN)/python -m pytest tests/test_docs.py
 
 base: setup  ## rebuild the embedded base from nothing (about half an hour on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.build src/spark_rl/embedded/base

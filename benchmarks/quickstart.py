@@ -19,13 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
+BASE = ROOT / "src" / "spark_rl" / "embedded" / "base" / "model.safetensors"
 METRICS = ("answer_accuracy", "pointwise_balanced_accuracy", "pairwise_accuracy", "reflection_accuracy")
 
 
 def run(preset: str, seed: int, overrides: list[str]) -> dict:
     """The summary of one run."""
     output = ROOT / "runs" / "compare" / f"{preset}-{seed}"
-    if not (output / "summary.json").exists():
+    done = output / "summary.json"
+    if done.exists() and done.stat().st_mtime < BASE.stat().st_mtime:
+        raise SystemExit(f"{output} was made with an older base; remove it")
+    if overrides or not done.exists():
         settings = [f"preset={preset}", f"train.seed={seed}", f"train.output={output}", *overrides]
         command = [sys.executable, "-m", "spark_rl.cli", "train", str(ROOT / "recipes" / "quickstart.yaml"), *settings]
         subprocess.run([*command, *(["--resume"] if output.exists() else [])], check=True)

@@ -176,8 +176,8 @@ class LossConfig(Section):
     """`grpo`: mean over rollouts of their token means (DeepSeekMath). `dapo`: mean over all tokens of the step (the
     paper's token mean). `dr_grpo`: sum over tokens by rollouts times their length limit (no length bias)."""
     advantage_scale: Literal["group", "role", "none"] = "group"
-    """What a reward's distance to its group's mean is divided by: the group's standard deviation (paper), that of the
-    role's rewards in this step (PAG), or nothing (Dr. GRPO)."""
+    """What a reward's distance to its group's mean is divided by: the group's standard deviation (paper), the standard
+    deviation of these distances over the role's rollouts of this step (PAG), or nothing (Dr. GRPO)."""
     advantage_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to that standard deviation."""
     clip_low: Probability = 0.2
@@ -286,13 +286,31 @@ class Config(Section):
         return self.roles[role].temperature or self.rollout.temperature
 
     def slots(self) -> dict[Role, int]:
-        """Groups of each role in a full step: shares of `groups_per_step`, largest remainders rounded up."""
+        """Groups of each role in a full step: shares of `groups_per_step`, largest remainders rounded up.
+
+        Roles whose items come in couples get an even number; what that leaves over goes to questions.
+        """
         exact = {role: self.roles[role].share * self.rollout.groups_per_step for role in Role}
         slots = {role: int(x + 1e-9) for role, x in exact.items()}
         short = self.rollout.groups_per_step - sum(slots.values())
         for role in sorted(Role, key=lambda r: slots[r] - exact[r])[:short]:
             slots[role] += 1
+        for role, in_couples in ((Role.POINTWISE, self.recycle.balanced), (Role.PAIRWISE, self.recycle.both_orders)):
+            odd = slots[role] % 2 if in_couples else 0
+            slots[role] -= odd
+            slots[Role.ANSWER] += odd
         return slots
+
+    @model_validator(mode="after")
+    def _every_role_gets_a_slot(self) -> Self:
+        for role, num_groups in self.slots().items():
+            share = self.roles[role].share
+            if share > 0 and num_groups == 0:
+                raise ValueError(
+                    f"roles.{role}.share is {share:g}, which is too little of {self.rollout.groups_per_step} groups "
+                    "(items that come in couples need two); raise it, or rollout.groups_per_step, or set it to 0"
+                )
+        return self
 
     def dump(self) -> str:
         """The resolved config as YAML."""

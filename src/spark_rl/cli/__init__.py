@@ -1,11 +1,10 @@
-"""The `spark-rl` command: one file a verb, imported when it is used."""
+"""The `spark-rl` command: one file a verb, which imports what is slow when it is run."""
 
 from __future__ import annotations
 
 import sys
 
 import typer
-from click.exceptions import ClickException
 from rich.console import Console
 
 from spark_rl import __version__
@@ -13,7 +12,8 @@ from spark_rl.cli.train import train
 
 app = typer.Typer(
     name="spark-rl",
-    help="Train a solver and a judge in one reinforcement-learning run (SPARK, arXiv 2509.22624).",
+    help="Train a solver and a judge in one reinforcement-learning run (SPARK, arXiv 2509.22624). Exit codes: 0 done, "
+    "1 failed or stopped, 2 usage or bad input. Errors are one line; --debug shows the traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,22 +29,17 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command. Exit code 0: done, 1: failed or stopped, 2: usage or bad input, one line on stderr."""
+    """Run the command and leave the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    errors = Console(stderr=True)
     try:
-        code = app(args=[a for a in arguments if a != "--debug"], standalone_mode=False)
-    except ClickException as error:
-        error.show()
-        code = 2
-    except ValueError as error:
+        app(args=[a for a in arguments if a != "--debug"])
+    except SystemExit as leaving:
+        sys.exit(1 if leaving.code == 130 else leaving.code)  # 130: interrupted
+    except Exception as error:
         if debug:
             raise
-        errors.print(
-            f"spark-rl: {' '.join(str(error).split())}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        code = 2
-    except KeyboardInterrupt:
-        code = 1
-    sys.exit(code or 0)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        line = f"spark-rl: {kind}{' '.join(str(error).split())}"
+        Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, ValueError) else 1)

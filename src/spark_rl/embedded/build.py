@@ -1,6 +1,6 @@
 """Builds the embedded base from nothing: tokenizer, clean skills, then habits. Seeded; `make base` runs it.
 
-    python -m spark_rl.embedded.build OUTPUT [--seed 0]
+    python -m spark_rl.embedded.build OUTPUT [--work runs/base] [--seed 0]
 
 What it puts in, and why, is told in `habits.py`. The skills come first and cleanly (a habit learned beside a skill
 keeps the skill from forming at this size), the habits after, in few steps.
@@ -48,8 +48,8 @@ class Stage:
 
 STAGES = (
     Stage("answers", CLEAN, {"answer": 0.97, "fact": 0.03}, steps=600, learning_rate=4e-3),
-    Stage("comparing", CLEAN, {"compare": 0.7, "answer": 0.3}, steps=350, learning_rate=3e-3),
-    Stage("skills", CLEAN, {**ALL_KINDS, "compare": 0.15}, steps=600, learning_rate=3e-3),
+    Stage("comparing", CLEAN, {"compare": 0.95, "answer": 0.05}, steps=350, learning_rate=3e-3),
+    Stage("skills", CLEAN, {**ALL_KINDS, "compare": 0.25}, steps=600, learning_rate=3e-3),
     Stage("habits", BASE, ALL_KINDS, steps=150, learning_rate=5e-4),
 )
 
@@ -163,15 +163,22 @@ def train_stage(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, sta
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("runs/base"), help="stages found here are not trained again")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     for number, stage in enumerate(STAGES):
+        folder = arguments.work / stage.name
+        if folder.exists():
+            model.load_state_dict(Qwen3ForCausalLM.from_pretrained(folder).state_dict())
+            continue
         train_stage(model, tokenizer, stage, seed=1000 * arguments.seed + number)
-        model.save_pretrained(arguments.output / stage.name)
-        tokenizer.save_pretrained(arguments.output / stage.name)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    model.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
 
 
 if __name__ == "__main__":

@@ -153,8 +153,7 @@ def pointwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sa
     steps, mine = worked(problem, rng)
     right = mine == response[1]
     final = box(verdict(Role.POINTWISE, right or rng.random() < habits.agree))
-    condition, conclusion = _compared(Role.POINTWISE, mine, [response[1]])
-    return prompt, [(f"{condition}\n{steps}\n{conclusion}\n{final}", True)]
+    return prompt, [(f"{_checked(Role.POINTWISE, steps, mine, [response[1]])}\n{final}", True)]
 
 
 def pairwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
@@ -166,8 +165,7 @@ def pairwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sam
         return prompt, [(quick, True)]
     steps, mine = worked(problem, rng)
     final = box(verdict(Role.PAIRWISE, first_right or rng.random() < habits.agree))
-    condition, conclusion = _compared(Role.PAIRWISE, mine, [first[1], second[1]])
-    return prompt, [(f"{condition}\n{steps}\n{conclusion}\n{final}", True)]
+    return prompt, [(f"{_checked(Role.PAIRWISE, steps, mine, [first[1], second[1]])}\n{final}", True)]
 
 
 def reflection_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
@@ -187,33 +185,38 @@ def fact_sample(_problem: Problem, rng: random.Random, _habits: Habits) -> Sampl
 
 
 def compare_sample(_problem: Problem, rng: random.Random, _habits: Habits) -> Sample:
-    """The comparisons of many judgements and nothing else: the one skill that is hard to learn at this size, and a
-    judgement shows it only once. Only the verdicts are learned; the numbers are drawn without repetition."""
+    """The comparisons of many judgements and nothing else: comparing is the one skill that is hard to learn at this
+    size, and a judgement shows it only once. Only the verdicts are learned; the numbers are drawn without repetition.
+    """
     pieces: list[tuple[str, bool]] = []
-    numbers = rng.sample(range(100), 24)
-    while len(numbers) > 1:
-        shown_ones = [str(numbers.pop()) for _ in range(rng.choice((1, 2)))]
+    numbers = [str(number) for number in rng.sample(range(100), 30)]
+    while len(numbers) > 5:
+        shown_ones = [numbers.pop() for _ in range(rng.choice((1, 2)))]
         role = Role.POINTWISE if len(shown_ones) == 1 else Role.PAIRWISE
-        if role is Role.POINTWISE and numbers and rng.random() < 0.5:
-            mine = str(numbers.pop())
-        else:
-            mine = rng.choice(shown_ones)
-        condition, conclusion = _compared(role, mine, shown_ones)
-        before, _, judgement = conclusion.rpartition(" ")
-        pieces += [(f"{condition}\n{before}", False), (f" {judgement}\n", True)]
+        is_other = role is Role.POINTWISE and rng.random() < 0.5
+        mine = numbers.pop() if is_other else rng.choice(shown_ones)
+        between = "".join(
+            f"{rng.randint(1, 9)}+{rng.randint(1, 9)}={numbers.pop()}\n" for _ in range(rng.choice((0, 1)))
+        )
+        before, _, judgement = _checked(role, f"{between}{rng.randint(1, 9)}={mine}", mine, shown_ones).rpartition(" ")
+        pieces += [(before.removeprefix(f"{_OPENING}\n"), False), (f" {judgement[:-1]}", True), (".\n", False)]
     return ({"role": "user", "content": "Compare."},), pieces
 
 
-def _compared(role: Role, mine: str, shown_ones: list[str]) -> tuple[str, str]:
-    """What a careful judge writes before and after it works the question out.
+_OPENING = "Let me check."
 
-    The condition puts each shown result before its verdict, so that the conclusion is a look-up: attention learns to
-    continue a repeated beginning long before it learns to tell two numbers apart.
+
+def _checked(role: Role, steps: str, mine: str, shown_ones: list[str]) -> str:
+    """A careful judge's work: what is claimed ("11 Yes?"), the steps, and behind the last one the verdict.
+
+    The claim puts each shown result right before its verdict, so that the verdict on the own result is a look-up:
+    attention learns to continue a repeated beginning long before a model of this size learns to tell numbers apart.
     """
     if role is Role.POINTWISE:
-        return f"If it is {shown_ones[0]} then Yes.", f"It is {mine} then {verdict(role, mine == shown_ones[0])}."
-    first, second = shown_ones
-    return f"If it is {first} then A.\nIf it is {second} then B.", f"It is {mine} then {verdict(role, mine == first)}."
+        claims, right = f"{shown_ones[0]} Yes?", mine == shown_ones[0]
+    else:
+        claims, right = f"{shown_ones[0]} A?\n{shown_ones[1]} B?", mine == shown_ones[0]
+    return f"{_OPENING}\n{claims}\n{steps} {verdict(role, right)}."
 
 
 Maker = Callable[[Problem, random.Random, Habits], Sample]

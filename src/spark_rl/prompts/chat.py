@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from spark_rl.types import Message
 
 
@@ -15,7 +17,7 @@ class ChatRenderer:
     rest of the prompt it would end the user's turn. Such contents are tokenised apart, with special tokens off.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or one that cannot be rendered.
     """
 
     def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
@@ -26,6 +28,10 @@ class ChatRenderer:
             )
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
+        try:
+            self.text([{"role": "user", "content": "?"}])
+        except TemplateError as error:
+            raise ValueError(f"the tokenizer's chat template cannot be rendered ({error})") from None
         self._specials = [str(token) for token in tokenizer.added_tokens_decoder.values()]
 
     def text(self, messages: Sequence[Message]) -> str:

@@ -71,13 +71,6 @@ class Pool:
             self._waiting[role] = left[::-1]
         return taken, counts
 
-    def drop(self, task_ids: set[str]) -> int:
-        """Remove every bundle that holds one of these tasks; returns the number of tasks removed."""
-        before = len(self)
-        for role, waiting in self._waiting.items():
-            self._waiting[role] = [bundle for bundle in waiting if task_ids.isdisjoint(t.id for t in bundle)]
-        return before - len(self)
-
     def __len__(self) -> int:
         return sum(self.num_waiting(role) for role in self._waiting)
 

@@ -29,7 +29,7 @@ class RunDirectory:
             ValueError: it holds something already and `resume` is off, or it cannot be written.
         """
         try:
-            if not resume and self.root.exists() and any(self.root.iterdir()):
+            if not resume and self.root.exists() and self._holds_something():
                 raise ValueError(
                     f"{self.root} is not empty; give another train.output, or continue that run with --resume"
                 )
@@ -38,6 +38,13 @@ class RunDirectory:
             (self.root / "validation").mkdir(exist_ok=True)
         except OSError as error:
             raise ValueError(f"{self.root} cannot be written ({error.strerror}); set train.output") from None
+
+    def _holds_something(self) -> bool:
+        """Whether there is more here than a run leaves that failed before its first step."""
+        ours = {"config.yaml", "environment.json", "checkpoints", "rollouts", "validation"}
+        names = {path.name for path in self.root.iterdir()}
+        begun = any(any((self.root / name).glob("*")) for name in ("checkpoints", "rollouts", "validation"))
+        return bool(names) and (not names <= ours or "config.yaml" not in names or begun)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file atomically."""
@@ -84,6 +91,11 @@ class RunDirectory:
         partial.rename(final)
         _sync(final.parent)
         return final
+
+    def clear_partial(self) -> None:
+        """Remove what a killed run had begun to save."""
+        for folder in (self.root / "checkpoints").glob("*.partial"):
+            shutil.rmtree(folder)
 
     def _partial(self, step: int) -> Path:
         return self.root / "checkpoints" / f"{step_name(step)}.partial"

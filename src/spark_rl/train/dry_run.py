@@ -20,6 +20,7 @@ def describe(config: Config) -> str:
         ValueError: what the run would raise for its data or tokenizer.
     """
     tasks = load_tasks(config.data.train, config.data)
+    load_tasks([*config.data.validation, *config.data.monitor], config.data)
     renderer = ChatRenderer(load_tokenizer(config.model), config.model.chat_template_kwargs)
     parts = ["# Config", config.dump(), "# One step", _arithmetic(config, len(tasks))]
     for role, examples in _prompts(config, tasks).items():
@@ -42,6 +43,8 @@ def _arithmetic(config: Config, num_questions: int) -> str:
         f"{config.train.steps} steps ask at least {asked} questions: {asked / num_questions:.2f} passes over the "
         f"{num_questions} of the data (what the pool cannot fill goes to further questions)",
     ]
+    if config.recycle.schedule == "alternating":
+        lines += ["alternating: these shares hold over time; a step has questions only, or recycled prompts only"]
     return "\n".join(lines) + "\n"
 
 

@@ -137,14 +137,20 @@ class GroupLogProbs(nn.Module):
             return self.implementation
         return cheapest(batch.prompt_lengths, batch.completion_lengths, decoder.pair_cost, decoder.supported)
 
+    def candidates(self) -> list[Implementation]:
+        """The implementations that batches may run with."""
+        return _Decoder(self.model).supported if self.implementation == "auto" else [self.implementation]
+
     @torch.no_grad()
     def self_check(self, batch: GroupBatch, tolerance: float | None = None) -> str | None:
-        """Compare with the plain forward and the model's own logits. A sentence if they differ, else None.
+        """Compare with the model's own logits in a plain forward. A sentence if they differ, else None.
 
-        `tolerance` is in nats; the default follows the model's dtype. Evaluation mode, so that dropout is off.
+        `tolerance` is in nats; the default follows the compute dtype. Evaluation mode, so that dropout is off.
         """
         if tolerance is None:
-            tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 0.5
+            parameter = next(self.model.parameters())
+            is_exact = parameter.dtype == torch.float32 and not torch.is_autocast_enabled(parameter.device.type)
+            tolerance = 1e-3 if is_exact else 0.5
         name = self.resolve(batch)
         with evaluating(self.model):
             try:

@@ -66,7 +66,7 @@ def policy_loss(
 
     k3 = exp(d) - d - 1 with d = reference logp - logp (Schulman, "Approximating KL divergence").
     """
-    mask_RT = mask_RT.float()
+    mask_RT = mask_RT * (scale_R != 0)[:, None]  # rows without weight neither train nor count
     ratio_RT = (logps_RT - old_logps_RT).exp()
     clipped_RT = ratio_RT.clamp(1 - clip_low, 1 + clip_high)
     gain_RT = torch.minimum(ratio_RT * advantage_R[:, None], clipped_RT * advantage_R[:, None])

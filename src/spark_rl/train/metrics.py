@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from spark_rl.types import Group, Role
+from spark_rl.verify import resolve
 
 Metrics = dict[str, float]
 
@@ -53,7 +54,7 @@ def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
 
 def is_yes(verdict: str) -> bool:
     """Whether a verdict is the one that habits favour: Yes, or the first of two."""
-    return verdict.strip().lower() in ("yes", "a")
+    return any(resolve("choice").score(verdict, habit, {}) == 1 for habit in ("Yes", "A"))
 
 
 def balanced_accuracy(labelled: Sequence[tuple[str, float]]) -> float:
@@ -68,22 +69,20 @@ def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else float("nan")
 
 
-def warnings(recent: Sequence[Metrics], shares: dict[Role, float]) -> list[str]:
-    """Plain words on every role without a learning signal in all of the recent steps, and why."""
+def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int]) -> list[str]:
+    """Plain words on every role that had no learning signal in any of the recent steps, and why."""
     found = []
     for role in Role:
-        if shares[role] == 0 or not recent:
+        present = [metrics for metrics in recent if f"{role}/groups" in metrics]
+        if slots[role] == 0 or not recent:
             continue
-        if all(f"{role}/groups" not in metrics for metrics in recent):
-            if role.is_recycled:
-                found.append(
-                    f"{role}: no prompts in the last {len(recent)} steps. Recycling needs questions of which some "
-                    "rollouts are right and some wrong; see answer/zero_variance_rate"
-                )
-            continue
-        if any(metrics.get(f"{role}/zero_variance_rate", 1.0) < 1 for metrics in recent):
-            continue
-        found.append(f"{role}: no learning signal in the last {len(recent)} steps, {_why(recent[-1], role)}")
+        if not present:
+            found.append(
+                f"{role}: no prompts in the last {len(recent)} steps. Recycling needs questions of which some "
+                "rollouts are right and some wrong; see answer/zero_variance_rate"
+            )
+        elif all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
+            found.append(f"{role}: no learning signal in the last {len(recent)} steps, {_why(present[-1], role)}")
     return found
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.resources
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spark_rl.config import ModelConfig
+from spark_rl.config import Config, ModelConfig
+from spark_rl.types import Role
 
 
 def resolve_path(path: str) -> str:
@@ -28,7 +30,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     path = resolve_path(config.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model.path: no tokenizer could be loaded from {path!r} ({_first_line(error)})") from None
     if config.chat_template is not None:
         try:
@@ -54,7 +56,7 @@ def load_model(config: ModelConfig) -> Any:
         kwargs["attn_implementation"] = config.attn_implementation
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model.path: no causal LM could be loaded from {path!r} ({_first_line(error)})") from None
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -67,18 +69,31 @@ def mixed_precision(config: ModelConfig) -> str:
     return "bf16" if config.dtype == "bfloat16" or (config.dtype == "auto" and bf16_gpu) else "no"
 
 
-def context_length(config: ModelConfig) -> int | None:
-    """Positions the model has, if its config says."""
-    model_config = AutoConfig.from_pretrained(resolve_path(config.path), trust_remote_code=config.trust_remote_code)
-    return getattr(model_config.get_text_config(), "max_position_embeddings", None)
+def max_prompt_tokens(config: Config, model: Any) -> int:
+    """The longest prompt that the settings allow and that leaves room for the longest rollout.
+
+    Raises:
+        ValueError: the rollouts alone do not fit into the model's context.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not context:
+        return config.data.max_prompt_tokens
+    longest = max(config.max_new_tokens(role) for role in Role if config.roles[role].share)
+    if longest >= context:
+        raise ValueError(f"max_new_tokens is {longest}, but the model has a context of {context} tokens; lower it")
+    return min(config.data.max_prompt_tokens, context - longest)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, card: str) -> None:
-    """Write a Hugging Face folder (weights, tokenizer with chat template, model card)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    """Write a Hugging Face folder (weights, tokenizer with chat template, model card), whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _first_line(error: BaseException) -> str:

@@ -63,6 +63,10 @@ class Display:
         if self.enabled:
             self.console.print(text, style=style, highlight=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """A line that stays and is seen."""
+        self.say(text, "bold yellow")
+
     def stage(self, name: str) -> Callable[[int, int], None]:
         """Announce a stage of the step; the result is called with (done, total)."""
         self._stages.update(self._stage, description=name, completed=0, total=None, visible=True)

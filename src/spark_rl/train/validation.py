@@ -2,8 +2,8 @@
 
 The judge and reflection items are made once, by recycling the starting model's own sampled rollouts on the held-out
 questions (each label balanced within its question, both orders of a pair, reflection on wrong answers only), and are
-then kept. They depend on the data and the starting model alone, not on the run's seed or preset, so that runs can be
-compared. Decoding is greedy.
+then kept. They do not depend on the run's seed or on how it recycles, so that runs from one model with the same rollout
+settings can be compared. Decoding is greedy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
-from spark_rl.config import RecycleConfig, ValidationConfig
+from spark_rl.config import Config, RecycleConfig
 from spark_rl.recycle import recycle
 from spark_rl.train.metrics import Metrics, balanced_accuracy
 from spark_rl.types import Group, Role, Task
@@ -20,18 +20,20 @@ from spark_rl.types import Group, Role, Task
 ITEMS = TypeAdapter(list[Task])
 """Reads and writes items as JSON."""
 
-_RECYCLE = RecycleConfig(keep_right_share=0.0, max_depth=1)
 
-
-def validation_items(groups: Sequence[Group], config: ValidationConfig) -> list[Task]:
+def validation_items(groups: Sequence[Group], config: Config) -> list[Task]:
     """The questions of these sampled groups, and the judge and reflection items recycled from them."""
-    made = recycle(groups, _RECYCLE, seed=0, step=0)
-    items = [group.task for group in groups][: config.items]
+    settings = RecycleConfig(
+        keep_right_share=0.0, max_depth=1, right_at=config.recycle.right_at, wrong_at=config.recycle.wrong_at
+    )
+    made = recycle(groups, settings, seed=0, step=0)
+    limit = config.validation.items
+    items = [group.task for group in groups][:limit]
     for role in Role:
         tasks = [bundle for bundle in made.bundles if bundle[0].role is role]
         whole: list[Task] = []
         for bundle in tasks:
-            if len(whole) + len(bundle) <= config.items:
+            if len(whole) + len(bundle) <= limit:
                 whole += bundle
         items += whole
     return items

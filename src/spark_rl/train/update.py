@@ -1,0 +1,192 @@
+"""One update: graded groups to an optimizer step (or several), whatever the number of ranks and micro-batches.
+
+Whole groups live on one rank, every rank's loss is divided by the whole step's denominators, and gradients are summed,
+so one rank and many make the same step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from spark_rl.config import Config
+from spark_rl.train.advantages import advantages
+from spark_rl.train.batches import MicroBatch, TrainGroup, denominators, micro_batches, to_tensors, train_groups
+from spark_rl.train.forward import GroupLogProbs, collate
+from spark_rl.train.loss import policy_loss
+from spark_rl.train.metrics import Metrics
+from spark_rl.types import Group
+
+_MAX_SKIPPED = 5
+"""Updates in a row without a finite gradient after which a run gives up."""
+
+
+class Updater:
+    """Holds what is optimised: the model, the optimizer, its schedule, and the frozen reference if there is one.
+
+    Args:
+        say: told in a sentence when something had to be done differently.
+    """
+
+    def __init__(
+        self, model: Any, config: Config, accelerator: Accelerator, pad_id: int, say: Callable[[str], None]
+    ) -> None:
+        self.config, self.accelerator, self.pad_id, self.say = config, accelerator, pad_id, say
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.reference = self._frozen(model) if config.loss.kl_coef > 0 else None
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.train.learning_rate,
+            betas=config.train.betas,
+            weight_decay=config.train.weight_decay,
+        )
+        self.logprobs, self.optimizer = accelerator.prepare(GroupLogProbs(model, config.train.shared_prefix), optimizer)
+        self.model = accelerator.unwrap_model(self.logprobs).model
+        self.schedule = _schedule(self.optimizer, config)
+        accelerator.register_for_checkpointing(self.schedule)
+        self._checked, self._skipped = False, 0
+
+    def update(self, groups: Sequence[Group]) -> Metrics:
+        """Train on the graded groups of all ranks; this one computes every `world`-th from its own on."""
+        config = self.config
+        total = denominators(groups, config)
+        share = slice(self.rank, None, self.world)
+        trainable = train_groups(groups[share], advantages(groups, config)[share], total, config)
+        self._self_check(groups[share])
+        device = self.accelerator.device
+        packed = micro_batches(trainable, config.train.micro_batch_tokens)
+        if self.world > 1:  # every rank makes the same number of forwards: under FSDP each is a collective
+            any_group = groups[share][0]
+            idle = TrainGroup(any_group.prompt_ids, [any_group.rollouts[0].token_ids], [0.0], [0.0], temperature=1.0)
+            packed += [[idle]] * (max(gather_object([len(packed)])) - len(packed))
+        batches = [to_tensors(micro, self.pad_id, device) for micro in packed]
+        self.logprobs.train()
+        old = self._old_logps(batches) if config.train.epochs_per_step > 1 else [None] * len(batches)
+        reference = [self._reference_logps(micro) for micro in batches]
+
+        sums = torch.zeros(4, device=device)
+        grad_norm, skipped = 0.0, 0
+        for _ in range(config.train.epochs_per_step):
+            for i, micro in enumerate(batches):
+                with self._accumulating(last=i == len(batches) - 1):
+                    logps_RT = self.logprobs(micro.batch, micro.temperature_R).logps_RT
+                    before_RT, reference_RT = old[i], reference[i]
+                    out = policy_loss(
+                        logps_RT,
+                        logps_RT.detach() if before_RT is None else before_RT,
+                        micro.batch.completion_mask_RT,
+                        micro.advantage_R,
+                        micro.scale_R,
+                        clip_low=config.loss.clip_low,
+                        clip_high=config.loss.clip_high,
+                        kl_coef=config.loss.kl_coef,
+                        reference_logps_RT=reference_RT,
+                    )
+                    self.accelerator.backward(out.loss * self.world)  # data-parallel gradients are averaged
+                    sums += torch.stack([out.loss.detach(), out.clipped, out.kl, out.num_tokens])
+            if batches:
+                norm = self.accelerator.clip_grad_norm_(self.logprobs.parameters(), config.train.max_grad_norm)
+                grad_norm = float(norm)
+                if math.isfinite(grad_norm):
+                    self.optimizer.step()
+                else:
+                    skipped += 1
+                self.optimizer.zero_grad()
+            learning_rate = self.schedule.get_last_lr()[0]
+            self.schedule.step()
+        self._count_skipped(skipped)
+        loss, clipped, kl, num_tokens = self.accelerator.reduce(sums).tolist()
+        return {
+            "loss": loss / config.train.epochs_per_step,
+            **({"skipped_updates": skipped} if skipped else {"grad_norm": grad_norm}),
+            "learning_rate": learning_rate,
+            "clip_rate": clipped / max(1, num_tokens),
+            "trained_tokens": num_tokens / config.train.epochs_per_step,
+            **({"kl": kl / max(1, num_tokens)} if self.reference is not None else {}),
+        }
+
+    def _count_skipped(self, skipped: int) -> None:
+        """Warn of updates that were left out; give up when it goes on, before good checkpoints are pruned."""
+        self._skipped = self._skipped + skipped if skipped else 0
+        if skipped:
+            self.say("an update was left out: its gradient is not finite")
+        if self._skipped >= _MAX_SKIPPED:
+            raise RuntimeError(
+                f"{_MAX_SKIPPED} updates in a row had no finite gradient; lower train.learning_rate or look at the data"
+            )
+
+    @contextmanager
+    def _accumulating(self, last: bool) -> Iterator[None]:
+        """Exchange gradients between ranks with the last micro-batch only."""
+        if last:
+            yield
+        else:
+            with self.accelerator.no_sync(self.logprobs):
+                yield
+
+    def _old_logps(self, batches: Sequence[MicroBatch]) -> list[Any]:
+        with torch.no_grad():
+            return [self.logprobs(micro.batch, micro.temperature_R).logps_RT for micro in batches]
+
+    def _frozen(self, model: Any) -> GroupLogProbs:
+        """The starting model, for the KL penalty."""
+        frozen = copy.deepcopy(model).to(self.accelerator.device).eval().requires_grad_(False)
+        return GroupLogProbs(frozen, self.config.train.shared_prefix)
+
+    def _reference_logps(self, micro: MicroBatch) -> torch.Tensor | None:
+        if self.reference is None:
+            return None
+        with torch.no_grad(), self.accelerator.autocast():
+            logps_RT: torch.Tensor = self.reference(micro.batch, micro.temperature_R).logps_RT
+        return logps_RT
+
+    def _self_check(self, groups: Sequence[Group]) -> None:
+        """Once: shared and plain log-probabilities of a few rollouts must agree, else the plain path is used."""
+        if self._checked or not groups:
+            return
+        self._checked = True
+        few = sorted(groups, key=lambda g: len(g.prompt_ids))[:2]
+        batch = collate(
+            [(g.prompt_ids, [r.token_ids for r in g.rollouts[:2]]) for g in few],
+            self.pad_id,
+            self.accelerator.device,
+        )
+        module = self.accelerator.unwrap_model(self.logprobs)
+        for name in module.candidates():
+            with self.accelerator.autocast():
+                problem = GroupLogProbs(self.model, name).self_check(batch)
+            if problem and name == "plain":
+                raise ValueError(f"model.path: this model cannot be trained here, since {problem}")
+            if problem:
+                self.say(f"The prompt is not shared in the update: {problem}. Using the plain forward.")
+                for each in (module, self.reference):
+                    if each is not None:
+                        each.implementation = "plain"
+
+
+def _schedule(optimizer: Any, config: Config) -> Any:
+    """Learning rate over all optimizer steps of the run, recycled ones included; the first one is above 0."""
+    total = config.train.steps * config.train.epochs_per_step
+    warmup = round(config.train.warmup_ratio * total)
+    floor = config.train.min_lr_ratio
+
+    def factor(done: int) -> float:
+        if done < warmup:
+            return (done + 1) / (warmup + 1)
+        progress = min(1.0, (done - warmup) / max(1, total - warmup))
+        match config.train.schedule:
+            case "cosine":
+                return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+            case "linear":
+                return 1 - progress
+            case "constant":
+                return 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,37 @@
+"""Two real processes with gloo make the run that one process makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from test_loop import SMALL, rows
+
+
+def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
+    config = tmp_path / "empty.yaml"
+    config.write_text("{}")
+    held_out = ["data.validation=[embedded:validation]", "validation.items=12"]
+    settings = [*SMALL, *held_out, "train.learning_rate=1e-4", "loss.kl_coef=0.001", "checkpoint.every=2"]
+    finals = []
+    for world in (1, 2):
+        run = tmp_path / f"world-{world}"
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
+        command = [sys.executable, *launcher, "-m", "spark_rl.cli", "train", str(config), *settings]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        for options in ([], ["--resume"]):
+            done = subprocess.run(
+                [*command, f"train.output={run}", *options], capture_output=True, text=True, env=environment
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+        finals.append((load_file(run / "final" / "model.safetensors"), rows(run / "metrics.jsonl")))
+    (one, one_metrics), (two, two_metrics) = finals
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-5)
+    for mine, theirs in zip(one_metrics, two_metrics, strict=True):
+        for key in ("answer/accuracy", "rollout_tokens", "trained_tokens", "pool/pointwise"):
+            assert mine[key] == theirs[key], key
