@@ -154,13 +154,23 @@ def test_a_config_can_not_be_changed_after_validation():
 weights = st.lists(st.integers(0, 40), min_size=4, max_size=4).filter(lambda w: w[0] > 0)
 
 
+def slots_of(weights: list[int], groups: int, **recycle: bool) -> dict[Role, int]:
+    """The slots, where no role with a share is left without one (which is refused)."""
+    roles = {role.value: {"share": weight / sum(weights)} for role, weight in zip(Role, weights, strict=True)}
+    try:
+        return make_config(roles=roles, rollout={"groups_per_step": groups}, recycle=recycle).slots()
+    except ValueError as error:
+        assert "too little" in str(error)
+        assume(False)
+        raise
+
+
 @given(weights=weights, groups=st.integers(1, 300))
 def test_slots_are_the_shares_by_largest_remainder(weights, groups):
     exact = {role: weight * groups / sum(weights) for role, weight in zip(Role, weights, strict=True)}
     remainders = sorted((round(x % 1, 6) for x in exact.values()), reverse=True)
     assume(all(a - b > 0 or a == b == 0 for a, b in itertools.pairwise(remainders)))  # ties are free
-    roles = {role.value: {"share": weight / sum(weights)} for role, weight in zip(Role, weights, strict=True)}
-    slots = make_config(roles=roles, rollout={"groups_per_step": groups}).slots()
+    slots = slots_of(weights, groups, balanced=False, both_orders=False)
     assert sum(slots.values()) == groups
     short = groups - sum(weight * groups // sum(weights) for weight in weights)
     up = set(sorted(Role, key=lambda role: weights[list(Role).index(role)] * groups % sum(weights))[4 - short :])
@@ -169,13 +179,18 @@ def test_slots_are_the_shares_by_largest_remainder(weights, groups):
 
 
 @given(weights=weights, groups=st.integers(1, 1000))
-def test_slots_always_fill_the_step_and_never_serve_an_absent_role(weights, groups):
-    roles = {role.value: {"share": weight / sum(weights)} for role, weight in zip(Role, weights, strict=True)}
-    slots = make_config(roles=roles, rollout={"groups_per_step": groups}).slots()
+def test_slots_fill_the_step_never_serve_an_absent_role_and_hold_whole_couples(weights, groups):
+    slots = slots_of(weights, groups)
     assert sum(slots.values()) == groups
+    assert slots[Role.POINTWISE] % 2 == slots[Role.PAIRWISE] % 2 == 0
     for role, weight in zip(Role, weights, strict=True):
-        assert abs(slots[role] - weight * groups / sum(weights)) < 1
+        assert abs(slots[role] - weight * groups / sum(weights)) < 3
         assert slots[role] == 0 or weight > 0
+
+
+def test_a_share_that_gives_no_slot_is_refused():
+    with pytest.raises(ValueError, match=r"roles\.pairwise\.share is 0\.1, .* raise it"):
+        make_config(roles={"answer": {"share": 0.9}, "pairwise": {"share": 0.1}}, rollout={"groups_per_step": 10})
 
 
 def test_roles_fall_back_on_the_rollout_section():

@@ -73,6 +73,21 @@ def test_a_mistake_gets_one_line_and_code_2(
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "x.yaml", "--resmue"]])
+def test_usage_errors_end_with_code_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_failed_before_its_first_step_can_be_started_again(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    command = ["train", str(tmp_path / "config.yaml"), f"train.output={tmp_path / 'run'}"]
+    assert "longer than" in run(*command, "data.max_prompt_tokens=2").stderr
+    assert "max_new_tokens" in run(*command, "rollout.max_new_tokens=5000").stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_output_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     (tmp_path / "config.yaml").write_text("{}")

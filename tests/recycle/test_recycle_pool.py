@@ -164,14 +164,6 @@ def test_the_same_id_in_another_role_is_another_task():
     assert len(pool) == 2
 
 
-def test_dropping_a_task_drops_its_bundle():
-    pool = Pool(100, max_age=100)
-    pool.add([bundle("a", "b"), bundle("c"), bundle("a", role=Role.PAIRWISE)])
-    assert pool.drop({"pointwise-b", "unknown"}) == 2
-    assert sorted(task.id for task in waiting(pool)) == ["pairwise-a", "pointwise-c"]
-    assert pool.drop(set()) == 0
-
-
 def test_recycled_groups_keep_their_balance_on_the_way_through_the_pool():
     groups = [question_group(n, [n + 1, n + 2, n + 1, n + 3]) for n in range(8)]
     pool = Pool(20, max_age=10)

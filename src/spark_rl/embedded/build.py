@@ -29,6 +29,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 END, PAD = "<|im_end|>", "<|endoftext|>"
+JUDGING = {"compare-among": 0.4, "pointwise": 0.25, "pairwise": 0.25, "answer": 0.05, "reflection": 0.04, "fact": 0.01}
 ALL_KINDS = {"answer": 0.34, "pointwise": 0.27, "pairwise": 0.22, "reflection": 0.14, "fact": 0.03}
 
 
@@ -50,6 +51,8 @@ STAGES = (
     Stage("answers", CLEAN, {"answer": 0.97, "fact": 0.03}, steps=600, learning_rate=4e-3),
     Stage("comparing", CLEAN, {"compare": 0.95, "answer": 0.05}, steps=350, learning_rate=3e-3),
     Stage("skills", CLEAN, {**ALL_KINDS, "compare": 0.25}, steps=600, learning_rate=3e-3),
+    Stage("judging", CLEAN, JUDGING, steps=250, learning_rate=2e-3),
+    Stage("judging-again", CLEAN, JUDGING, steps=200, learning_rate=2e-3),
     Stage("habits", BASE, ALL_KINDS, steps=150, learning_rate=5e-4),
 )
 

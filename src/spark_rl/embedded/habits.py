@@ -184,23 +184,34 @@ def fact_sample(_problem: Problem, rng: random.Random, _habits: Habits) -> Sampl
     return answer_prompt(question), [(box(answer), True)]
 
 
-def compare_sample(_problem: Problem, rng: random.Random, _habits: Habits) -> Sample:
+def compare_sample(problem: Problem, rng: random.Random, habits: Habits, among: bool = False) -> Sample:
     """The comparisons of many judgements and nothing else: comparing is the one skill that is hard to learn at this
     size, and a judgement shows it only once. Only the verdicts are learned; the numbers are drawn without repetition.
+
+    `among`: all numbers stand in the prompt too, and the own result in steps of its own, up to six of them, so that
+    neither having seen a number before nor its distance says anything.
     """
     pieces: list[tuple[str, bool]] = []
     numbers = [str(number) for number in rng.sample(range(100), 30)]
-    while len(numbers) > 5:
+    seen = "".join(f"{number}{rng.choice(',=:}')}" for number in rng.sample(numbers, 30)) if among else ""
+    others = [numbers.pop() for _ in range(8)]
+    while len(numbers) > (14 if among else 3):
         shown_ones = [numbers.pop() for _ in range(rng.choice((1, 2)))]
         role = Role.POINTWISE if len(shown_ones) == 1 else Role.PAIRWISE
         is_other = role is Role.POINTWISE and rng.random() < 0.5
         mine = numbers.pop() if is_other else rng.choice(shown_ones)
-        between = "".join(
-            f"{rng.randint(1, 9)}+{rng.randint(1, 9)}={numbers.pop()}\n" for _ in range(rng.choice((0, 1)))
+        used = [*others, mine, mine] if among else others
+        steps = "".join(
+            f"{rng.choice(used)}{rng.choice('+-*,')}{rng.choice(used)}{rng.choice('=:')}{rng.choice(used)}\n"
+            for _ in range(rng.choice((0, 1, 2, 3, 4, 5) if among else (0, 1)))
         )
-        before, _, judgement = _checked(role, f"{between}{rng.randint(1, 9)}={mine}", mine, shown_ones).rpartition(" ")
+        before, _, judgement = _checked(role, f"{steps}{rng.randint(1, 9)}={mine}", mine, shown_ones).rpartition(" ")
         pieces += [(before.removeprefix(f"{_OPENING}\n"), False), (f" {judgement[:-1]}", True), (".\n", False)]
-    return ({"role": "user", "content": "Compare."},), pieces
+    return ({"role": "user", "content": f"Compare.{seen}"},), pieces
+
+
+def compare_among_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
+    return compare_sample(problem, rng, habits, among=True)
 
 
 _OPENING = "Let me check."
@@ -227,6 +238,7 @@ MAKERS: dict[str, Maker] = {
     "reflection": reflection_sample,
     "fact": fact_sample,
     "compare": compare_sample,
+    "compare-among": compare_among_sample,
 }
 
 

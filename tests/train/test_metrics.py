@@ -1,0 +1,83 @@
+"""What a step says about its roles, and what it warns of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from factories import make_example, make_group, reward_group
+
+from spark_rl.data import question_task
+from spark_rl.train.metrics import balanced_accuracy, is_yes, role_metrics, warnings
+from spark_rl.types import Response, Role
+
+SLOTS = {Role.ANSWER: 4, Role.POINTWISE: 0, Role.PAIRWISE: 0, Role.REFLECTION: 0}
+
+
+def test_rates_are_shares_of_rollouts_and_groups() -> None:
+    metrics = role_metrics([reward_group([1, 0, None, 1]), reward_group([0, 0])])
+    assert metrics["answer/groups"] == 2 and metrics["answer/rollouts"] == 6
+    assert metrics["answer/accuracy"] == pytest.approx(2 / 5)
+    assert metrics["answer/zero_variance_rate"] == 0.5
+    assert metrics["answer/ungraded_rate"] == pytest.approx(1 / 6)
+    assert "pointwise/groups" not in metrics
+
+
+def test_judges_report_their_yes_rate_beside_the_labels() -> None:
+    task = replace(question_task(make_example()), role=Role.POINTWISE, label="No", verifier="choice")
+    group = make_group(task, [r"\boxed{Yes}", r"\boxed{No}", r"\boxed{\text{Yes}}", "no verdict"])
+    metrics = role_metrics([group])
+    assert metrics["pointwise/yes_rate"] == pytest.approx(2 / 3)
+    assert metrics["pointwise/label_rate"] == 0
+    assert metrics["pointwise/parse_rate"] == 0.75
+
+
+def test_reflection_is_told_apart_by_what_was_shown() -> None:
+    task = replace(question_task(make_example(2)), role=Role.REFLECTION)
+    groups = [
+        make_group(replace(task, shown=(Response("r", "", "3", reward),)), texts)
+        for reward, texts in ((1.0, [r"\boxed{3}", r"\boxed{4}"]), (0.0, [r"\boxed{3}", r"\boxed{3}"]))
+    ]
+    metrics = role_metrics(groups)
+    assert metrics["reflection/accuracy_on_right"] == 0.5
+    assert metrics["reflection/accuracy_on_wrong"] == 1.0
+
+
+def test_balanced_accuracy_ignores_the_label_mix() -> None:
+    assert balanced_accuracy([("Yes", 1.0)] * 9 + [("No", 0.0)]) == 0.5
+
+
+def test_a_verdict_is_read_as_the_grader_reads_it() -> None:
+    assert is_yes("yes") and is_yes("(A)") and is_yes(r"\text{Yes}")
+    assert not is_yes("No") and not is_yes("B")
+
+
+def step(accuracy: float, **rates: float) -> dict[str, float]:
+    names = {"zero_variance_rate": 1.0, "parse_rate": 1.0, "truncated_rate": 0.0, "ungraded_rate": 0.0, **rates}
+    return {"answer/groups": 4.0, "answer/accuracy": accuracy, **{f"answer/{k}": v for k, v in names.items()}}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        (step(1.0), "too easy"),
+        (step(0.0), "too hard"),
+        (step(0.0, parse_rate=0.1), "boxed"),
+        (step(0.0, truncated_rate=0.9), "max_new_tokens"),
+        (step(0.0, ungraded_rate=1.0), "could be graded"),
+    ],
+)
+def test_no_signal_is_explained(metrics: dict[str, float], words: str) -> None:
+    (warning,) = warnings([metrics] * 3, SLOTS)
+    assert warning.startswith("answer: no learning signal") and words in warning
+
+
+def test_one_step_with_signal_is_enough_and_absent_steps_do_not_count() -> None:
+    alive = step(0.5, zero_variance_rate=0.5)
+    assert warnings([step(1.0), alive, step(1.0)], SLOTS) == []
+    assert "too easy" in warnings([step(1.0), {}, {}], SLOTS)[0]
+
+
+def test_a_role_without_prompts_is_explained() -> None:
+    (warning,) = warnings([step(0.5, zero_variance_rate=0.5)] * 3, {**SLOTS, Role.PAIRWISE: 2})
+    assert warning.startswith("pairwise: no prompts")
