@@ -73,7 +73,7 @@ def main() -> None:
             return groups
 
         questions = load_tasks(config.data.validation, config.data)[: 2 * arguments.items]
-        items = validation_items(sample(questions, 8), config.validation)
+        items = validation_items(sample(questions, 8), config)
         for role in Role:
             print(json.dumps(report(role, sample([t for t in items if t.role is role], arguments.samples))), flush=True)
 

@@ -53,7 +53,7 @@ STAGES = (
     Stage("skills", CLEAN, {**ALL_KINDS, "compare": 0.25}, steps=600, learning_rate=3e-3),
     Stage("judging", CLEAN, JUDGING, steps=250, learning_rate=2e-3),
     Stage("judging-again", CLEAN, JUDGING, steps=200, learning_rate=2e-3),
-    Stage("habits", BASE, ALL_KINDS, steps=150, learning_rate=5e-4),
+    Stage("habits", BASE, ALL_KINDS, steps=200, learning_rate=5e-4),
 )
 
 

@@ -58,7 +58,7 @@ BASE = Habits(
     terse_verdict=0.4,
     polite_verdict=0.25,
     agree=0.6,
-    copy=0.6,
+    copy=0.8,
     keep=0.6,
 )
 
