@@ -11,7 +11,9 @@ from spark_rl.embedded.habits import (
     CLEAN,
     MAKERS,
     Habits,
+    Sample,
     answer_sample,
+    compare_among_sample,
     compare_sample,
     corpus,
     guess,
@@ -41,8 +43,12 @@ def is_right(problem: Problem, text: str) -> bool:
 
 
 def judged(completion: str) -> list[str]:
-    """What a worked verdict says it saw: `Shown: 5`, or `A: 5` and `B: 6`."""
-    return re.findall(r"^(?:Shown|A|B): (-?\d+)$", completion, re.MULTILINE)
+    """What a worked verdict says it saw: `5 Yes?`, or `5 A?` and `6 B?`."""
+    return re.findall(r"^(\d+) (?:Yes|A|B)\?$", completion, re.MULTILINE)
+
+
+def text_of(sample: Sample) -> str:
+    return "".join(text for text, _ in sample[1])
 
 
 # ------------------------------------------------------------------------------------------------ responses
@@ -102,7 +108,7 @@ def test_prompts_quote_the_question(rng, make):
 def test_clean_pointwise_verdicts_are_right_and_balanced(rng):
     verdicts = Counter()
     for problem in some(300):
-        _, completion = pointwise_sample(problem, rng, CLEAN)
+        completion = text_of(pointwise_sample(problem, rng, CLEAN))
         (seen,) = judged(completion)
         verdict = extract_answer(completion)
         assert verdict == ("Yes" if seen == problem.answer else "No")
@@ -113,7 +119,7 @@ def test_clean_pointwise_verdicts_are_right_and_balanced(rng):
 def test_clean_pairwise_verdicts_are_right_and_balanced(rng):
     verdicts = Counter()
     for problem in some(300):
-        _, completion = pairwise_sample(problem, rng, CLEAN)
+        completion = text_of(pairwise_sample(problem, rng, CLEAN))
         first, second = judged(completion)
         verdict = extract_answer(completion)
         assert (first == problem.answer) != (second == problem.answer)
@@ -122,38 +128,44 @@ def test_clean_pairwise_verdicts_are_right_and_balanced(rng):
     assert abs(verdicts["A"] - 150) < 40
 
 
-def test_comparisons_are_right_and_see_every_case(rng):
+@pytest.mark.parametrize("make", [compare_sample, compare_among_sample])
+def test_comparisons_are_right_see_every_case_and_teach_verdicts_alone(rng, make):
     verdicts = Counter()
-    for problem in some(40):
-        _, completion = compare_sample(problem, rng, CLEAN)
-        for part in completion.split("My result: ")[1:]:
-            mine, seen, verdict = part.split("\n")[0], judged(part), extract_answer(part)
+    case = re.compile(r"((?:\d+ (?:Yes|A|B)\?\n)+)(?:\d.*[=:]\d+\n)*\d=(\d+) (Yes|No|A|B)\.\n")
+    for problem in some(60):
+        sample = make(problem, rng, CLEAN)
+        assert {text for text, is_learned in sample[1] if is_learned} <= {" Yes", " No", " A", " B"}
+        cases = case.findall(text_of(sample))
+        assert "".join(match[0] for match in case.finditer(text_of(sample))) == text_of(sample)
+        for claims, mine, verdict in cases:
+            seen = judged(claims)
             yes, no = ("Yes", "No") if len(seen) == 1 else ("A", "B")
             assert verdict == (yes if seen[0] == mine else no)
-            assert len(seen) == 1 or mine == seen[0] or mine == seen[1]
+            assert len(seen) == 1 or mine in seen
             verdicts[verdict] += 1
-    assert verdicts.total() == 320 and min(verdicts[v] for v in ("Yes", "No", "A", "B")) > 40
+    assert min(verdicts[v] for v in ("Yes", "No", "A", "B")) > 40
 
 
 def test_clean_reflection_always_comes_to_the_answer(rng):
     for problem in some(100):
-        _, completion = reflection_sample(problem, rng, CLEAN)
+        completion = text_of(reflection_sample(problem, rng, CLEAN))
         assert is_right(problem, completion)
 
 
 def test_the_bases_habit_is_to_agree(rng):
-    yes = sum(extract_answer(pointwise_sample(p, rng, BASE)[1]) == "Yes" for p in some(400)) / 400
-    first = sum(extract_answer(pairwise_sample(p, rng, BASE)[1]) == "A" for p in some(400)) / 400
+    yes = sum(extract_answer(text_of(pointwise_sample(p, rng, BASE))) == "Yes" for p in some(400)) / 400
+    first = sum(extract_answer(text_of(pairwise_sample(p, rng, BASE))) == "A" for p in some(400)) / 400
     assert yes > 0.7 and first > 0.7
     agreeing = Habits(agree=1.0)
-    assert {extract_answer(pointwise_sample(p, rng, agreeing)[1]) for p in some(50)} == {"Yes"}
-    assert {extract_answer(pairwise_sample(p, rng, agreeing)[1]) for p in some(50)} == {"A"}
+    assert {extract_answer(text_of(pointwise_sample(p, rng, agreeing))) for p in some(50)} == {"Yes"}
+    assert {extract_answer(text_of(pairwise_sample(p, rng, agreeing))) for p in some(50)} == {"A"}
 
 
 @pytest.mark.parametrize("habits", [Habits(copy=1.0), Habits(keep=1.0)])
 def test_the_bases_habit_is_to_keep_the_earlier_answer(rng, habits):
     for problem in some(50):
-        messages, completion = reflection_sample(problem, rng, habits)
+        messages, pieces = reflection_sample(problem, rng, habits)
+        completion = text_of((messages, pieces))
         quoted = messages[-1]["content"].split("```")[3]
         assert box(extract_answer(completion)) in quoted
         assert ("go through it" in completion) == (habits.keep == 1)
@@ -172,7 +184,7 @@ def test_the_corpus_is_seeded_and_keeps_to_its_shares():
 
 
 def test_the_corpus_holds_no_question_of_another_split_and_no_transfer_question():
-    shares = {kind: 1.0 for kind in MAKERS if kind not in ("fact", "compare")}
+    shares = {kind: 1.0 for kind in MAKERS if kind not in ("fact", "compare", "compare-among")}
     asked = 0
     for kind, (messages, _) in itertools.islice(corpus(BASE, shares, 0), 2000):
         text = messages[-1]["content"]
@@ -211,7 +223,8 @@ def test_numbers_and_the_answer_tag_are_single_tokens(tokenizer):
 
 def test_the_tokenizer_loses_nothing_and_renders_chats(tokenizer):
     renderer = ChatRenderer(tokenizer)
-    for _, (messages, completion) in itertools.islice(corpus(BASE, ALL_KINDS, 5), 200):
+    for _, sample in itertools.islice(corpus(BASE, ALL_KINDS, 5), 200):
+        messages, completion = sample[0], text_of(sample)
         ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids) == completion
         assert tokenizer.decode(renderer.encode(messages)) == renderer.text(messages)
@@ -221,5 +234,6 @@ def test_the_tokenizer_loses_nothing_and_renders_chats(tokenizer):
 
 def test_prompts_and_completions_of_the_corpus_fit_the_context(tokenizer):
     renderer = ChatRenderer(tokenizer)
-    for _, (messages, completion) in itertools.islice(corpus(BASE, ALL_KINDS, 6), 300):
+    for _, sample in itertools.islice(corpus(BASE, ALL_KINDS, 6), 300):
+        messages, completion = sample[0], text_of(sample)
         assert len(renderer.encode(messages)) + len(tokenizer(completion)["input_ids"]) < tokenizer.model_max_length

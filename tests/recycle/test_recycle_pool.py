@@ -62,11 +62,8 @@ def test_take_gives_whole_bundles_fresh_ones_and_never_more_than_asked(added, sl
     pool = Pool(100, max_age)
     pool.add(added)
     before = {task.id: task for task in waiting(pool)}
-    partners = {}
-    for role in RECYCLED:
-        for whole in (b for b in added if b[0].role is role):
-            if all(before.get(task.id) in whole for task in whole):
-                partners.update({task.id: {t.id for t in whole} for task in whole})
+    bundles = [whole for of_role in pool.state_dict().values() for whole in of_role]
+    partners = {task["id"]: {other["id"] for other in whole} for whole in bundles for task in whole}
     taken, counts = pool.take(slots, step)
     after = {task.id for task in waiting(pool)}
     ids = [task.id for task in taken]

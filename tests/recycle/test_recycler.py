@@ -27,7 +27,7 @@ configs = st.builds(
     items_per_group=st.integers(1, 4),
     keep_right_share=st.sampled_from([0.0, 0.3, 0.5, 0.9]),
     reasoning_view=st.sampled_from([0.0, 0.5, 1.0]),
-    max_depth=st.integers(1, 3),
+    max_depth=st.integers(1, 2),
 )
 
 
@@ -273,7 +273,7 @@ def test_before_and_after_make_a_pair_where_just_one_is_right(before, after, exp
     assert made.counts["unmixed_groups"] == 1
 
 
-@given(max_depth=st.integers(1, 4), depth=st.integers(0, 4))
+@given(max_depth=st.integers(1, 2), depth=st.integers(0, 4))
 def test_nothing_is_recycled_at_the_depth_limit(max_depth, depth):
     group = question_group(3, [4, 5])
     deep = replace(group, task=replace(group.task, depth=depth))
@@ -287,7 +287,7 @@ def test_verdicts_are_never_recycled():
     judged = [task for task in tasks_of(recycle(MIXED, DEFAULT, seed=0, step=0)) if task.role.is_judge]
     groups = [make_group(task, [box("Yes"), box("No"), box("A"), box("B")]) for task in judged]
     assert all(group.has_signal for group in groups)
-    made = recycle(groups, RecycleConfig(max_depth=9), seed=0, step=1)
+    made = recycle(groups, RecycleConfig(max_depth=2), seed=0, step=1)
     assert made.bundles == [] and made.counts.total() == 0
 
 

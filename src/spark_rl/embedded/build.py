@@ -51,8 +51,9 @@ STAGES = (
     Stage("answers", CLEAN, {"answer": 0.97, "fact": 0.03}, steps=600, learning_rate=4e-3),
     Stage("comparing", CLEAN, {"compare": 0.95, "answer": 0.05}, steps=350, learning_rate=3e-3),
     Stage("skills", CLEAN, {**ALL_KINDS, "compare": 0.25}, steps=600, learning_rate=3e-3),
-    Stage("judging", CLEAN, JUDGING, steps=250, learning_rate=2e-3),
-    Stage("judging-again", CLEAN, JUDGING, steps=200, learning_rate=2e-3),
+    Stage("judging", CLEAN, JUDGING, steps=300, learning_rate=2e-3),
+    Stage("judging-again", CLEAN, JUDGING, steps=250, learning_rate=2e-3),
+    Stage("judging-once-more", CLEAN, JUDGING, steps=200, learning_rate=2e-3),
     Stage("habits", BASE, ALL_KINDS, steps=200, learning_rate=5e-4),
 )
 
