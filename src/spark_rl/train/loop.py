@@ -87,7 +87,11 @@ class Trainer:
             self.questions.cursor = 0
 
         timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-        self.accelerator = Accelerator(mixed_precision=mixed_precision(config.model), kwargs_handlers=[timeout])
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # said aloud, or several processes on CPUs are not joined
+            mixed_precision=mixed_precision(config.model),
+            kwargs_handlers=[timeout],
+        )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if config.rollout.groups_per_step % self.world:
             raise ValueError(
