@@ -18,9 +18,10 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
+from spark_rl.train.validation import HEADLINE
+
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "src" / "spark_rl" / "embedded" / "base" / "model.safetensors"
-METRICS = ("answer_accuracy", "pointwise_balanced_accuracy", "pairwise_accuracy", "reflection_accuracy")
 
 
 def run(preset: str, seed: int, overrides: list[str]) -> dict:
@@ -39,7 +40,7 @@ def run(preset: str, seed: int, overrides: list[str]) -> dict:
 def flat(metrics: dict) -> dict[str, float]:
     """Headline metrics, and answer accuracy by source."""
     by_source = {f"answer/{name}": value for name, value in metrics["by_source"]["answer"].items()}
-    return {**{name: metrics[name] for name in METRICS}, **by_source}
+    return {**{name: metrics[name] for name in HEADLINE.values()}, **by_source}
 
 
 def main() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from spark_rl.config import Config
-
-_ROWS = ("answer_accuracy", "pointwise_balanced_accuracy", "pairwise_accuracy", "reflection_accuracy")
+from spark_rl.train.validation import HEADLINE
 
 
 def model_card(config: Config, summary: dict[str, Any]) -> str:
     """Markdown: how the model was trained and what it scored on the held-out items before and after."""
     before, after = summary["before"], summary["after"]
     rows = [
-        f"| {name} | {before[name]:.3f} | {after[name]:.3f} |" for name in _ROWS if name in before and name in after
+        f"| {name} | {before[name]:.3f} | {after[name]:.3f} |"
+        for name in HEADLINE.values()
+        if name in before and name in after
     ]
     table = "\n".join(["| held-out, greedy | before | after |", "|---|---|---|", *rows]) if rows else ""
     return f"""---

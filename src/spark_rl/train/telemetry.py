@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from spark_rl.train.metrics import Metrics
+from spark_rl.train.validation import HEADLINE
 from spark_rl.types import Role
 
 _COLUMNS = {
@@ -43,7 +44,6 @@ class Display:
         )  # fmt: skip
         self._run = self._stages.add_task("steps", total=steps)
         self._stage = self._stages.add_task("", total=None, visible=False)
-        self._table: Table | None = None
         self._view = Live(self._stages, console=self.console, refresh_per_second=4, transient=True)
         self._last_line = 0.0
 
@@ -121,10 +121,10 @@ def step_table(step: int, metrics: Metrics) -> Table:
 
 
 _NAMES = {
-    "answer_accuracy": "answers",
-    "pointwise_balanced_accuracy": "judge, one response (balanced)",
-    "pairwise_accuracy": "judge, one of two",
-    "reflection_accuracy": "corrects a wrong answer",
+    Role.ANSWER: "answers",
+    Role.POINTWISE: "judge, one response (balanced)",
+    Role.PAIRWISE: "judge, one of two",
+    Role.REFLECTION: "corrects a wrong answer",
 }
 
 
@@ -134,9 +134,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for column in ("", "before", "after", "change", "items"):
         table.add_column(column, justify="left" if not column else "right")
     before, after = summary["before"], summary["after"]
-    for key, name in _NAMES.items():
+    for role, key in HEADLINE.items():
         if key in before and key in after:
-            role = key.split("_")[0]
+            name = _NAMES[role]
             change = 100 * (after[key] - before[key])
             table.add_row(name, f"{before[key]:.1%}", f"{after[key]:.1%}", f"{change:+.1f}", str(after[f"n_{role}"]))
     for source in summary.get("monitor", []):

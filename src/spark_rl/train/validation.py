@@ -17,6 +17,13 @@ from spark_rl.recycle import recycle
 from spark_rl.train.metrics import Metrics, balanced_accuracy
 from spark_rl.types import Group, Role, Task
 
+HEADLINE = {
+    Role.ANSWER: "answer_accuracy",
+    Role.POINTWISE: "pointwise_balanced_accuracy",
+    Role.PAIRWISE: "pairwise_accuracy",
+    Role.REFLECTION: "reflection_accuracy",
+}
+"""The metric by which a role is judged on held-out items."""
 ITEMS = TypeAdapter(list[Task])
 """Reads and writes items as JSON."""
 
@@ -48,12 +55,7 @@ def validation_metrics(groups: Sequence[Group], headline: set[str]) -> tuple[Met
     """
     counted = [(g.task, g.rewards[0]) for g in groups if g.rewards and g.task.id in headline]
     metrics: Metrics = {}
-    for role, name in (
-        (Role.ANSWER, "answer_accuracy"),
-        (Role.POINTWISE, "pointwise_balanced_accuracy"),
-        (Role.PAIRWISE, "pairwise_accuracy"),
-        (Role.REFLECTION, "reflection_accuracy"),
-    ):
+    for role, name in HEADLINE.items():
         of_role = [(task.label if role.is_judge else "", reward) for task, reward in counted if task.role is role]
         if of_role:
             metrics[name] = balanced_accuracy(of_role)
