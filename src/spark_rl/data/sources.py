@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spark_rl.config import DataConfig
+from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.embedded.tasks import FACTS, FAMILIES, TRANSFER, Problem, problems
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, Message, Role, Task
 from spark_rl.verify import Check, VerifierPool, box, gold_problem, resolve
 
 
-def load_examples(sources: Sequence[str], config: DataConfig) -> list[Example]:
+def load_examples(sources: Sequence[SourceConfig | str], config: DataConfig) -> list[Example]:
     """All examples of the sources, in order.
 
     Raises:
@@ -44,7 +44,7 @@ def _check_golds(examples: Sequence[Example], places: Mapping[str, str]) -> None
                 raise ValueError(f"{places[example.id]}: {problem}")
 
 
-def load_tasks(sources: Sequence[str], config: DataConfig) -> list[Task]:
+def load_tasks(sources: Sequence[SourceConfig | str], config: DataConfig) -> list[Task]:
     """The questions of the sources as tasks of the answer role."""
     return [question_task(example) for example in load_examples(sources, config)]
 
@@ -61,8 +61,9 @@ def question_task(example: Example) -> Task:
     )
 
 
-def _load(source: str, config: DataConfig) -> Iterator[tuple[str, Example]]:
+def _load(source: SourceConfig | str, config: DataConfig) -> Iterator[tuple[str, Example]]:
     """Examples and the place each comes from, as messages name it."""
+    source = source if isinstance(source, str) else source.path
     kind, _, name = source.partition(":")
     if kind == "embedded":
         if name not in _EMBEDDED:

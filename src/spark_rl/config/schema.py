@@ -6,14 +6,11 @@ keys replace them, and `section.key=value` arguments of the command line replace
 
 from __future__ import annotations
 
-import difflib
-import importlib.resources
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from spark_rl.types import Role
 
@@ -47,21 +44,77 @@ class ModelConfig(Section):
     """Run Python code that a model folder brings along."""
 
 
+Columns = dict[
+    Literal["prompt", "answer", "id", "source", "system", "verifier", "metadata", "role", "question"], str
+]
+
+
+class SourceConfig(Section):
+    """One source of rows; a plain string in the config is its `path`."""
+
+    path: str
+    """A `.jsonl`, `.json`, `.csv` or `.parquet` file or a pattern such as `data/*.jsonl`; a data set of the Hub such
+    as `openai/gsm8k`; `reasoning_gym:<task>`, or several tasks joined by `+`; or an embedded set: `embedded:train`,
+    `embedded:validation`, `embedded:test`, `embedded:transfer`, `embedded:retention`."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """How often its rows are drawn, relative to the weights of the other sources; null is its number of rows."""
+    split: str | None = None
+    """Split of a Hub data set; null is `train` for training and `test` for held-out questions."""
+    subset: str | None = None
+    """Subset (configuration) of a Hub data set, for example `main` of `openai/gsm8k`."""
+    size: Positive | None = None
+    """Only so many rows, from the first; for `reasoning_gym` how many are generated (null: 2000, held out 500)."""
+    options: dict[str, Any] = {}
+    """Settings of a reasoning-gym task, for example `min_terms: 2`."""
+    columns: Columns = {}
+    """Overrides keys of `data.columns` for this source."""
+    answer_pattern: str | None = None
+    """Overrides `data.answer_pattern` for this source."""
+    verifier: str | None = None
+    """Overrides `data.verifier` for this source."""
+    system: str | None = None
+    """Overrides `data.system` for this source."""
+
+    @model_serializer(mode="wrap")
+    def _short(self, serialize: Any) -> Any:
+        given = {key: value for key, value in serialize(self).items() if key in self.model_fields_set}
+        return self.path if given.keys() <= {"path"} else given
+
+
+Sources = Annotated[
+    list[Annotated[SourceConfig, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]],
+    BeforeValidator(lambda v: [v] if isinstance(v, str | dict) else v),
+]
+
+
 class DataConfig(Section):
     """Questions with checkable answers."""
 
-    train: list[str] = ["embedded:train"]
-    """JSONL files, or embedded sets: `embedded:train`, `embedded:validation`, `embedded:test`,
-    `embedded:transfer`, `embedded:retention`."""
-    validation: list[str] = []
+    train: Sources = [SourceConfig(path="embedded:train")]
+    """Sources of questions to train on: paths, or mappings of a path with its own settings. Rows with a `role` are
+    ready judge or reflection items and train as such."""
+    validation: Sources = []
     """The same for held-out questions. Judge and reflection items are recycled from the starting model's own rollouts
-    on them and then kept, so that before and after are measured on the same items."""
-    monitor: list[str] = []
+    on them and then kept, so that before and after are measured on the same items. Training leaves out what stands
+    here."""
+    monitor: Sources = []
     """Further held-out questions, only answered, and reported by source beside the headline metrics."""
+    columns: Columns = {}
+    """Which column (or dotted path, such as `reward_model.ground_truth`) holds which of our fields, where the names
+    differ: `{prompt: problem, answer: solution}`."""
+    answer_pattern: str | None = None
+    """A regular expression with one group that finds the gold in the answer column; its last match counts. For
+    GSM8K: `'####\\s*(.+)'`."""
     verifier: str = "math"
-    """The verifier of rows that name none: `math`, `numeric`, `choice`, `exact`, `reasoning_gym`, `module:function`."""
+    """The verifier of rows that name none: `math`, `numeric`, `choice`, `exact`, `reasoning_gym`, a function of yours
+    as `module:function`, or a reward function in TRL's signature as `trl:module:function`."""
     system: str | None = None
     """System message put before questions that are given as plain strings."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What happens when a row is malformed, its id is taken, or its gold cannot be read: the run is refused before its
+    first step, or the row is skipped and counted."""
+    check_golds: bool = True
+    """Have the verifier grade every gold against itself before the first step. Costs about a millisecond a row."""
     max_prompt_tokens: Positive = 4096
     """Questions with longer prompts are skipped and counted; so are recycled prompts."""
 
@@ -81,6 +134,9 @@ class RolloutConfig(Section):
     """Nucleus sampling; below 1 the sampled and the trained distribution differ."""
     stop: list[str] = []
     """Strings that end a rollout beside the model's end-of-turn token."""
+    refill_rounds: Count = 0
+    """How often a step replaces its groups without signal (all rewards equal) by fresh prompts, in a further
+    generation call; recycling still uses all groups (DAPO's dynamic sampling)."""
     max_batch_tokens: Positive | None = None
     """Tokens (prompt and limit, all rows) that the transformers engine holds in its cache at once; null chooses by
     device."""
@@ -225,6 +281,16 @@ class TrainConfig(Section):
     """How a group's prompt is computed once in the update; `plain` repeats it for every rollout."""
     threads: Positive | None = None
     """CPU threads of torch; null leaves its default."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Where `metrics.jsonl` is mirrored to, besides. A tracker that fails is left out and never stops the run."""
+    project: str = "spark-rl"
+    """The trackers' project name; the run is called like its output folder."""
+    sample_every: Count = 10
+    """Steps between tables of sample rollouts, for trackers that show tables; 0 sends none."""
+    push_to_hub: str | None = None
+    """Hub id such as `me/my-solver` to which `final/` is uploaded when the run is done."""
+    hub_private: bool = True
+    """Whether that repository is made private."""
 
 
 class ValidationConfig(Section):
@@ -312,99 +378,58 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        for says_no in (_thresholds, _needs_held_out, _alternates_nothing, _trains_nothing, _cache_is_dropped, _leaks):
+            if problem := says_no(self):
+                raise ValueError(problem)
+        return self
+
     def dump(self) -> str:
         """The resolved config as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, section by section."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+def _thresholds(config: Config) -> str | None:
+    right, wrong = config.recycle.right_at, config.recycle.wrong_at
+    if wrong < right:
+        return None
+    return f"recycle.wrong_at is {wrong:g}, which is not below recycle.right_at ({right:g}); lower it"
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """`section.key=value` as a nested mapping; the value is YAML.
-
-    Raises:
-        ValueError: there is no `=`, or the value is not YAML.
-    """
-    path, found, value = text.partition("=")
-    if not found or not path.strip():
-        raise ValueError(f"override {text!r} is not of the form section.key=value")
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"override {text!r}: {value!r} is not valid YAML; quote it") from None
-    for key in reversed(path.strip().split(".")):
-        nested = {key: nested}
-    return dict(nested)
+def _needs_held_out(config: Config) -> str | None:
+    wanted = {
+        "validation.every": config.validation.every > 0,
+        "checkpoint.final: best": config.checkpoint.final == "best",
+    }
+    asked = [name for name, is_set in wanted.items() if is_set]
+    if not asked or config.data.validation:
+        return None
+    return f"{asked[0]} needs held-out questions; set data.validation"
 
 
-def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Preset, then file, then overrides.
-
-    Raises:
-        ValueError: one sentence a mistake on what to change; unknown keys come with the nearest known one.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_yaml(path)
-    for override in overrides:
-        values = merge(values, parse_override(override))
-    if (preset := values.get("preset")) is not None:
-        values = merge(_preset(preset), values)
-    return config_from(values, where=str(path) if path else "config")
+def _alternates_nothing(config: Config) -> str | None:
+    if config.recycle.schedule == "cobatched" or config.roles.answer.share < 1:
+        return None
+    return "recycle.schedule is alternating, but only roles.answer has a share; give a recycled role one"
 
 
-def config_from(values: Mapping[str, Any], where: str = "config") -> Config:
-    """Validate a mapping; see `load_config`."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ValueError("; ".join(f"{where}: {_sentence(e)}" for e in error.errors())) from None
+def _trains_nothing(config: Config) -> str | None:
+    if any(config.roles[role].share > 0 and config.roles[role].weight > 0 for role in Role):
+        return None
+    return "every role with a share has the weight 0, so nothing would be trained; raise a weight"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values or {}, dict):
-        raise ValueError(f"{path}: must hold a mapping of sections such as 'model:' and 'train:'")
-    return values or {}
+def _cache_is_dropped(config: Config) -> str | None:
+    if not (config.model.activation_checkpointing and config.train.shared_prefix == "cache"):
+        return None
+    return (
+        "train.shared_prefix: cache does not work with model.activation_checkpointing, which drops the cache; choose "
+        "packed or auto"
+    )
 
 
-def _preset(name: Any) -> dict[str, Any]:
-    folder = importlib.resources.files("spark_rl.presets")
-    known = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-    if name not in known:
-        raise ValueError(f"preset: there is no {name!r}; choose one of {', '.join(known)}")
-    values: dict[str, Any] = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-    return values
-
-
-def _sentence(error: Mapping[str, Any]) -> str:
-    """One pydantic error as a sentence."""
-    path = [str(part) for part in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        known = _fields(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key {'.'.join(path)!r}; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message
-    return f"{'.'.join(path)}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
-
-
-def _fields(path: list[str]) -> list[str]:
-    section: Any = Config
-    for key in path:
-        section = section.model_fields[key].annotation
-    return list(section.model_fields)
+def _leaks(config: Config) -> str | None:
+    held_out = {s.path for s in [*config.data.validation, *config.data.monitor] if not s.path.startswith("reasoning_")}
+    both = [s.path for s in config.data.train if s.path in held_out and s.split is None]
+    return f"data: {both[0]} is both trained on and held out; name different sources" if both else None

@@ -1,0 +1,38 @@
+"""Every knob of a run (`schema`), and how a run's file is read (`load`)."""
+
+from spark_rl.config.load import config_from, load_config, merge, parse_override
+from spark_rl.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    RecycleConfig,
+    RoleConfig,
+    RolesConfig,
+    RolloutConfig,
+    SourceConfig,
+    TrainConfig,
+    ValidationConfig,
+    VerifyConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "RecycleConfig",
+    "RoleConfig",
+    "RolesConfig",
+    "RolloutConfig",
+    "SourceConfig",
+    "TrainConfig",
+    "ValidationConfig",
+    "VerifyConfig",
+    "config_from",
+    "load_config",
+    "merge",
+    "parse_override",
+]
