@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart compare test lint bench soak base clean
+.PHONY: setup quickstart compare test lint bench soak docs base clean
 
 setup: $(READY)
 
@@ -36,6 +36,9 @@ bench: setup  ## one JSON line a benchmark, also in benchmarks/results.jsonl
 
 soak: setup  ## the long versions of the fault tests
 	OMP_NUM_THREADS=1 SPARK_RL_SOAK=1 $(BIN)/python -m pytest -n 2 tests
+
+docs: setup  ## the page of all settings, made of the schema
+	$(BIN)/python -m spark_rl.config.reference > docs/config.md
 
 base: setup  ## rebuild the embedded base from nothing (about half an hour on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.build src/spark_rl/embedded/base

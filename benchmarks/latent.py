@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from spark_rl.config import load_config
-from spark_rl.data import load_tasks
+from spark_rl.data import load_data
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.generate import roll_out
 from spark_rl.rollout.scoring import RuleScorer
@@ -72,7 +72,7 @@ def main() -> None:
             scorer.score(groups)
             return groups
 
-        questions = load_tasks(config.data.validation, config.data)[: 2 * arguments.items]
+        questions = load_data(config).validation[: 2 * arguments.items]
         items = validation_items(sample(questions, 8), config)
         for role in Role:
             print(json.dumps(report(role, sample([t for t in items if t.role is role], arguments.samples))), flush=True)

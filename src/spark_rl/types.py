@@ -92,7 +92,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(slots=True)
 class Rollout:
-    """One sampled completion. The engine fills the first five fields, the scorer the last three."""
+    """One sampled completion. The engine fills the first five fields, the scorer the others."""
 
     id: str
     token_ids: list[int]
@@ -108,6 +108,8 @@ class Rollout:
     """The answer or verdict that was graded; None when the text holds none."""
     reason: str = ""
     """Why the reward is what it is: `correct`, `wrong`, `unparsed`, `truncated`, `timeout`, ..."""
+    detail: str = ""
+    """The verifier's own words, where it failed."""
 
 
 @dataclass(slots=True)

@@ -1,184 +1,205 @@
 import json
-from pathlib import Path
-from typing import Any
+import resource
 
 import pytest
+from data_files import examples, opened, sums, tasks, write, write_parquet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from spark_rl.config import DataConfig
-from spark_rl.data import load_examples, load_tasks
+from spark_rl.config import SourceConfig
+from spark_rl.data.sources import HELD_OUT_SEED
 from spark_rl.embedded.tasks import FAMILIES, TRANSFER
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, Role
-from spark_rl.verify import box, grade
-
-CONFIG = DataConfig()
+from spark_rl.verify import Check, VerifierPool, box, grade
 
 
-def write(folder: Path, *rows: Any, name: str = "set.jsonl") -> str:
-    path = folder / name
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
-    return str(path)
+def refusal(*sources, **settings) -> str:
+    with pytest.raises(ValueError) as caught:
+        opened(*sources, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def load(folder: Path, *rows: Any, config: DataConfig = CONFIG) -> list[Example]:
-    return load_examples([write(folder, *rows)], config)
+# ------------------------------------------------------------------------------------------------ files
 
 
-# ------------------------------------------------------------------------------------------------ good rows
-
-
-def test_the_shortest_row(tmp_path):
-    (example,) = load(tmp_path, {"prompt": "What is 1+1?", "answer": "2"})
-    assert example == Example(
-        id="set-1",
-        prompt=answer_prompt("What is 1+1?"),
-        question="What is 1+1?",
-        answer="2",
-        verifier="math",
-        source="set",
-    )
-
-
-def test_the_fullest_row(tmp_path):
-    row = {
-        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is pi?"}],
-        "answer": 3.14,
-        "verifier": "numeric",
-        "id": 7,
-        "source": "circles",
-        "metadata": {"tolerance": 0.01},
-        "unused": True,
-    }
-    (example,) = load(tmp_path, row)
-    assert example == Example(
-        id="7",
-        prompt=tuple(row["prompt"]),
-        question="What is pi?",
-        answer="3.14",
-        verifier="numeric",
-        source="circles",
-        metadata={"tolerance": 0.01},
-    )
-    assert grade("3.15", example.answer, example.verifier, example.metadata).reward == 1
-
-
-def test_the_config_speaks_where_the_row_does_not(tmp_path):
-    config = DataConfig(system="Be kind.", verifier="exact")
-    rows = [{"prompt": "Name a day.", "answer": "Monday"}, {"prompt": "Again.", "answer": "a", "system": "Be harsh."}]
-    plain, own = load(tmp_path, *rows, {"prompt": "A number.", "answer": 0, "verifier": "numeric"}, config=config)[:2]
-    assert plain.verifier == "exact"
-    assert plain.prompt[0] == {"role": "system", "content": "Be kind."}
-    assert own.prompt[0] == {"role": "system", "content": "Be harsh."}
-
-
-@pytest.mark.parametrize("key", ["id", "verifier", "source", "system", "metadata"])
-def test_null_is_the_same_as_nothing(tmp_path, key):
-    rows = [{"prompt": f"What is {i}?", "answer": i, key: None} for i in range(2)]
-    assert load(tmp_path, *rows) == load(tmp_path, *({k: v for k, v in row.items() if k != key} for row in rows))
-
-
-def test_a_conversation_is_quoted_turn_by_turn(tmp_path):
-    turns = [("system", "hidden"), ("user", "What is 1+1?"), ("assistant", "2"), ("user", "And plus 1?")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    (example,) = load(tmp_path, {"prompt": messages, "answer": 3})
-    assert example.question == "user: What is 1+1?\n\nassistant: 2\n\nuser: And plus 1?"
-    assert example.prompt == tuple(messages)
-
-
-def test_empty_lines_are_skipped_but_counted(tmp_path):
-    row = '{"prompt": "What is 1+1?", "answer": "2"}'
-    assert [e.id for e in load(tmp_path, row, "", "  ", row)] == ["set-1", "set-4"]
-
-
-def test_sources_are_loaded_in_order_and_become_tasks(tmp_path):
+def test_sources_are_opened_in_order(tmp_path):
     first = write(tmp_path, {"prompt": "one", "answer": 1}, {"prompt": "two", "answer": 2}, name="first.jsonl")
     second = write(tmp_path, {"prompt": "three", "answer": 3}, name="second.jsonl")
-    tasks = load_tasks([second, first], CONFIG)
-    assert [task.example.question for task in tasks] == ["three", "one", "two"]
-    assert {task.role for task in tasks} == {Role.ANSWER}
+    made = tasks(opened(second, first))
+    assert [task.example.question for task in made] == ["three", "one", "two"]
+    assert [task.example.id for task in made] == ["second-1", "first-1", "first-2"]
+    assert {task.role for task in made} == {Role.ANSWER}
 
 
-# ------------------------------------------------------------------------------------------------ bad rows
+def test_files_with_one_stem_are_told_apart(tmp_path):
+    paths = [write(tmp_path, *sums(1, i), name=f"{folder}/test.jsonl") for i, folder in enumerate("abc")]
+    made = examples(*paths)
+    assert [e.source for e in made] == ["test", "test~2", "test~3"]
+    assert [e.id for e in made] == ["test-1", "test~2-1", "test~3-1"]
 
-USER = {"role": "user", "content": "What is 1+1?"}
+
+@pytest.mark.parametrize(("size", "num_rows"), [(None, [3, 3, 3]), (100, [3, 3, 3]), (7, [3, 3, 1]), (3, [3])])
+def test_size_and_weight_are_those_of_all_files_of_a_pattern(tmp_path, size, num_rows):
+    for i in range(3):
+        write(tmp_path, *sums(3, 3 * i), name=f"part-{i}.jsonl")
+    sources = opened(SourceConfig(path=f"{tmp_path}/*.jsonl", size=size, weight=2))
+    assert [s.num_rows for s in sources] == num_rows
+    assert sum(s.weight for s in sources) == pytest.approx(2)
+    assert sources[0].weight == pytest.approx(2 * 3 / sum(num_rows))
+    assert len({task.example.id for task in tasks(sources)}) == sum(num_rows)
+
+
+def test_held_out_questions_come_from_the_test_split(hub):
+    write_parquet(hub / "owner/set/train.parquet", [{"prompt": "a", "answer": "1"}])
+    write_parquet(hub / "owner/set/test.parquet", [{"prompt": "b", "answer": "2"}])
+    for keywords, place in (({}, "train"), ({"held_out": True}, "test")):
+        (source,) = opened("owner/set", **keywords)
+        assert (source.path, source.where(0)) == (f"owner/set ({place})", f"owner/set ({place}), row 1")
+    chosen = opened(SourceConfig(path="owner/set", split="train"), held_out=True)
+    assert [e.example.id for e in tasks(chosen)] == ["set-1"]
+    assert 'Unknown split "validation"' in refusal(SourceConfig(path="owner/set", split="validation"))
+
+
+def test_the_same_rows_from_every_format_are_the_same_tasks(hub):
+    rows = [{"prompt": f"What is {i}, then?", "answer": f"{i}", "id": f"q{i}"} for i in range(4)]
+    csv = 'prompt,answer,id\n"' + '\n"'.join(f'{r["prompt"]}",{r["answer"]},{r["id"]}' for r in rows) + "\n"
+    (hub / "set.csv").write_text(csv)
+    (hub / "set.json").write_text(json.dumps(rows))
+    write(hub, *rows)
+    write_parquet(hub / "set.parquet", rows)
+    write(hub, *rows, name="owner/set/train.jsonl")
+    made = [examples(f"{hub}/set.{suffix}") for suffix in ("jsonl", "json", "csv", "parquet")]
+    assert len(made[0]) == 4 and all(each == made[0] for each in [*made, examples("owner/set")])
+
+
+@pytest.mark.parametrize("weight", [0, -1])
+def test_a_weight_that_asks_nothing_is_refused_by_the_config(weight):
+    with pytest.raises(ValueError, match="greater than 0"):
+        SourceConfig(path="a.jsonl", weight=weight)
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("source", "key"),
     [
-        ("{not json", "not valid JSON"),
-        ("[1, 2]", "must be a JSON object with the keys 'prompt' and 'answer'"),
-        ({"answer": "2"}, "has no 'prompt'"),
-        ({"prompt": "", "answer": "2"}, "has no 'prompt'"),
-        ({"prompt": " \n", "answer": "2"}, "has no 'prompt'"),
-        ({"prompt": [], "answer": "2"}, "has no 'prompt'"),
-        ({"prompt": "What?"}, "has no 'answer'"),
-        ({"prompt": "What?", "answer": None}, "has no 'answer'"),
-        ({"prompt": "What?", "answer": "  "}, "has no 'answer'"),
-        ({"prompt": "What?", "answer": [2]}, "'answer' must be text or a number, not [2]"),
-        ({"prompt": "What?", "answer": True}, "'answer' must be text or a number, not true"),
-        ({"prompt": 5, "answer": "2"}, "'prompt' must be text or chat messages, not 5"),
-        ({"prompt": ["hi"], "answer": "2"}, "chat messages (role, content)"),
-        ({"prompt": [{"role": "user"}], "answer": "2"}, "chat messages (role, content)"),
-        ({"prompt": [USER, {"role": "assistant", "content": "2"}], "answer": "2"}, "end with a user's turn"),
-        ({"prompt": "What?", "answer": "2", "id": [1]}, "'id' must be text or a number"),
-        ({"prompt": "What?", "answer": "2", "verifier": 5}, "'verifier' must be text, not 5"),
-        ({"prompt": "What?", "answer": "2", "source": ["a"]}, "'source' must be text"),
-        ({"prompt": "What?", "answer": "2", "system": {"a": 1}}, "'system' must be text"),
-        ({"prompt": "What?", "answer": "2", "metadata": [1]}, "'metadata' must be an object"),
-        ({"prompt": "What?", "answer": "2", "verifier": "maths"}, "did you mean 'math'?"),
-        ({"prompt": "What?", "answer": "two", "verifier": "numeric"}, "cannot read the gold"),
-        ({"prompt": "What?", "answer": "}{"}, "its braces do not balance"),
-        ({"prompt": "What?", "answer": "2", "verifier": "numeric", "metadata": {"tolerance": "x"}}, "failed on the"),
-        ('{"prompt": "half a \\ud83d smiley", "answer": "2"}', "surrogate pair"),
-        ('{"prompt": "What?", "answer": "2", "metadata": {"note": "\\udc00"}}', "surrogate pair"),
+        (SourceConfig(path="a.jsonl", options={"seed": 1}), "options"),
+        (SourceConfig(path="data/a.parquet", split="test"), "split"),
+        (SourceConfig(path="data/*.jsonl", subset="main"), "subset"),
+        (SourceConfig(path="reasoning_gym:leg_counting", verifier="math"), "verifier"),
+        (SourceConfig(path="embedded:train", columns={"prompt": "problem"}), "columns"),
     ],
+    ids=str,
 )
-def test_a_bad_row_is_one_sentence_that_names_file_and_row(tmp_path, row, words):
-    good = {"prompt": "What is 1+1?", "answer": "2"}
-    with pytest.raises(ValueError) as caught:
-        load(tmp_path, good, "", row, good)
-    assert str(caught.value).startswith(f"{tmp_path / 'set.jsonl'}, row 3: ")
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_setting_that_would_do_nothing_is_refused(source, key):
+    assert refusal(source) == f"data: {source.path} makes no use of {key!r}; remove it"
 
 
-def test_two_rows_with_one_id_are_both_named(tmp_path):
-    first = write(tmp_path, {"prompt": "one", "answer": 1}, {"prompt": "two", "answer": 2, "id": "x"}, name="a.jsonl")
-    second = write(tmp_path, {"prompt": "three", "answer": 3, "id": "x", "source": "elsewhere"}, name="b.jsonl")
-    with pytest.raises(ValueError) as caught:
-        load_examples([first, second], CONFIG)
-    assert f"{second}, row 1: its id 'x' is also that of {first}, row 2" in str(caught.value)
+def test_too_many_files_to_hold_open_say_so(tmp_path):
+    for i in range(60):
+        write(tmp_path, *sums(1, i), name=f"{i}.jsonl")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (50, hard))
+    try:
+        assert refusal(f"{tmp_path}/*.jsonl").endswith(
+            "(Too many open files); join files, or raise the limit with ulimit -n"
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_an_embedded_set_given_twice_is_refused():
-    with pytest.raises(ValueError, match=r"embedded:retention: its id .* is also that of embedded:retention"):
-        load_examples(["embedded:retention"] * 2, CONFIG)
+# ------------------------------------------------------------------------------------------------ reasoning-gym
+
+
+def generated(task: str = "leg_counting", **values) -> SourceConfig:
+    return SourceConfig(path=f"reasoning_gym:{task}", **values)
+
+
+def test_generated_questions_are_the_same_in_every_run_and_held_out_ones_are_others():
+    sizes = {"size": 20}
+    train, again = examples(generated(**sizes)), examples(generated(**sizes))
+    held_out = [task.example for task in tasks(opened(generated(**sizes), held_out=True))]
+    assert train == again
+    assert {e.question for e in train}.isdisjoint(e.question for e in held_out)
+    assert [e.id for e in train[:2]] == ["leg_counting-0", "leg_counting-1"]
+    assert held_out[0].id == f"leg_counting-{HELD_OUT_SEED}"
+    assert [opened(generated(), held_out=h)[0].num_rows for h in (False, True)] == [2000, 500]
+
+
+def test_seeds_and_options_reach_the_generator():
+    start, shifted = (examples(generated(size=5, options={"seed": seed})) for seed in (0, 2))
+    assert [e.id for e in shifted] == [f"leg_counting-{i}" for i in range(2, 7)]
+    assert shifted[0].question == start[2].question, "question i comes from seed + i"
+    few = examples(generated("basic_arithmetic", size=5, options={"min_terms": 2, "max_terms": 2}))
+    assert all(e.metadata["entry"]["metadata"]["num_terms"] == 2 for e in few)
+    (source,) = opened(generated(size=5, options={"seed": 7}))
+    assert source.where(1) == "reasoning_gym:leg_counting, seed 8"
+
+
+def test_several_tasks_and_one_task_twice_are_sources_of_their_own():
+    sources = opened(generated("leg_counting+basic_arithmetic", size=4, weight=3), generated(size=4))
+    assert [s.path.partition(":")[2] for s in sources] == ["leg_counting", "basic_arithmetic", "leg_counting"]
+    assert [s.weight for s in sources] == [1.5, 1.5, None]
+    made = tasks(sources)
+    assert len({task.id for task in made}) == 12
+    assert {task.example.source for task in made} == {"leg_counting", "basic_arithmetic", "leg_counting~2"}
+    assert made[-1].example.metadata["dataset"] == "leg_counting"
+
+
+@settings(max_examples=10)
+@given(
+    st.sampled_from(["leg_counting", "graph_color", "rubiks_cube", "countdown", "number_sorting"]), st.integers(0, 50)
+)
+def test_a_generated_task_survives_json_as_checkpoints_keep_it(name, seed):
+    (example,) = examples(generated(name, size=1, options={"seed": seed}))
+    assert json.loads(json.dumps(example.metadata)) == example.metadata
+
+
+def test_tasks_without_a_single_gold_are_graded_by_their_scorer():
+    made = examples(generated("graph_color", size=3))
+    assert all(example.answer == "" for example in made)
+    entry = made[0].metadata["entry"]["metadata"]["puzzle"]
+    colors = {}
+    for vertex in entry["vertices"]:
+        near = {colors.get(b if a == vertex else a) for a, b in entry["edges"] if vertex in (a, b)}
+        colors[vertex] = next((c for c in entry["color_options"] if c not in near), entry["color_options"][0])
+    valid = all(colors[a] != colors[b] for a, b in entry["edges"])
+    answers = [json.dumps({str(vertex): color for vertex, color in colors.items()}), "{}"]
+    with VerifierPool() as pool:
+        right, wrong = pool.verify([Check(box(a), "", "reasoning_gym", made[0].metadata) for a in answers])
+    assert (right.reward == 1) == valid and wrong.reward < 1
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("nowhere.jsonl", "nowhere.jsonl: cannot be read"),
-        (".", ".: cannot be read"),
-        ("embedded:exam", "there is no 'embedded:exam'; the embedded sets are train, validation"),
-        ("embedded", "embedded"),
+        (generated("leg_count"), "reasoning-gym has no task 'leg_count'; did you mean 'leg_counting'?"),
+        (generated("leg_counting+"), "reasoning-gym has no task ''"),
+        (generated("composite"), "reasoning-gym has no task 'composite'"),
+        (generated(options={"legs": 4}), "reasoning_gym:leg_counting has no option 'legs'; known are min_animals, "),
+        (generated(options={"size": 4}), "has no option 'size'"),
+        (
+            generated(options={"min_animals": -1}),
+            "reasoning_gym:leg_counting refuses its options {'min_animals': -1} (",
+        ),
+        (generated(options={"min_animals": "a"}), "refuses its options {'min_animals': 'a'} ("),
+        (generated(options={"seed": "a"}), "the seed is 'a'; make it a whole number from 0 to 999998000"),
+        (generated(options={"seed": HELD_OUT_SEED}), "the seed is 1000000000; make it"),
     ],
+    ids=str,
 )
-def test_a_bad_source_is_named(tmp_path, monkeypatch, source, words):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError) as caught:
-        load_examples([source], CONFIG)
-    assert words in str(caught.value)
+def test_a_bad_generator_is_named(source, words):
+    assert words in refusal(source)
 
 
-def test_empty_and_binary_files_are_refused(tmp_path):
-    path = tmp_path / "set.jsonl"
-    for content, words in ((b"", "holds no rows"), (b"\n\n", "holds no rows"), (b"\xff\xfe", "is not UTF-8")):
-        path.write_bytes(content)
-        with pytest.raises(ValueError) as caught:
-            load_examples([str(path)], CONFIG)
-        assert f"{path}: {words}" in str(caught.value)
+def test_a_generator_that_no_two_processes_agree_on_needs_a_hash_seed(monkeypatch):
+    for value in (None, "random"):
+        monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+        if value:
+            monkeypatch.setenv("PYTHONHASHSEED", value)
+        assert "set the environment variable PYTHONHASHSEED=0" in refusal(generated("word_ladder"))
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    assert opened(generated("word_ladder", size=2))[0].num_rows == 2
 
 
 # ------------------------------------------------------------------------------------------------ embedded sets
@@ -188,21 +209,22 @@ SIZES = {"train": 4096, "validation": 700, "test": 700, "transfer": 200, "retent
 
 @pytest.fixture(scope="module")
 def embedded() -> dict[str, list[Example]]:
-    return {name: load_examples([f"embedded:{name}"], CONFIG) for name in SIZES}
+    return {name: examples(f"embedded:{name}") for name in SIZES}
 
 
 def test_embedded_sets_have_their_sizes_and_are_always_the_same(embedded):
-    assert {name: len(examples) for name, examples in embedded.items()} == SIZES
-    assert load_examples(["embedded:validation"], CONFIG) == embedded["validation"]
+    assert {name: len(each) for name, each in embedded.items()} == SIZES
+    assert examples("embedded:validation") == embedded["validation"]
+    assert examples(SourceConfig(path="embedded:validation", size=9)) == embedded["validation"][:9]
 
 
 def test_no_embedded_question_is_in_two_sets_or_twice_in_one(embedded):
-    questions = [example.question for examples in embedded.values() for example in examples]
+    questions = [example.question for each in embedded.values() for example in each]
     assert len(set(questions)) == len(questions)
 
 
 def test_embedded_golds_are_accepted_by_their_verifiers_and_others_are_not(embedded):
-    for example in (e for examples in embedded.values() for e in examples):
+    for example in (e for each in embedded.values() for e in each):
         assert grade(example.answer, example.answer, example.verifier).reward == 1
         assert grade(f"{example.answer}1", example.answer, example.verifier).reward == 0
     assert {e.verifier for e in embedded["train"]} == {"numeric"}
@@ -217,8 +239,19 @@ def test_embedded_sets_are_broken_down_by_family(embedded):
 
 
 def test_embedded_prompts_take_the_system_message():
-    config = DataConfig(system="Be kind.")
     for name in ("validation", "retention"):
-        example = load_examples([f"embedded:{name}"], config)[0]
+        example = examples(f"embedded:{name}", system="Be kind.")[0]
         assert example.prompt == answer_prompt(example.question, "Be kind.")
         assert box("") in example.prompt[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("embedded:exam", "there is no 'embedded:exam'; the embedded sets are train, validation"),
+        ("embedded", "embedded: cannot be read"),
+    ],
+)
+def test_a_bad_embedded_set_is_named(tmp_path, monkeypatch, path, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal(path)

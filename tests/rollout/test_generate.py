@@ -11,6 +11,7 @@ from spark_rl.data import question_task
 from spark_rl.rollout.engine import Completion, Request
 from spark_rl.rollout.generate import greedy_sampling, roll_out, training_sampling
 from spark_rl.types import Group, Role, Task
+from spark_rl.verify import extract_answer
 
 
 class Recorder:
@@ -31,6 +32,8 @@ class Recorder:
 
 class Letters:
     """A renderer whose ids are the characters of the last message."""
+
+    opening = ""
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         return [ord(c) for c in messages[-1]["content"]]
@@ -82,3 +85,12 @@ def test_noise_is_addressed_by_seed_step_and_task_not_by_place() -> None:
 
     assert seeds(TASKS) == seeds(TASKS[::-1])
     assert len({*seeds(TASKS).values(), *seeds(TASKS, seed=1).values(), *seeds(TASKS, step=2).values()}) == 6
+
+
+def test_what_the_template_opened_is_part_of_the_response(monkeypatch) -> None:
+    """Else an answer in unfinished reasoning would count, and a judge would be shown it."""
+    monkeypatch.setattr(Letters, "opening", "<think>")
+    group = ask(TASKS)[0][0]
+    assert group.rollouts[0].text == "<think>0-0"
+    assert extract_answer(f"{Letters.opening}so \\boxed{{5}}, or") is None
+    assert extract_answer(f"{Letters.opening}so 5 </think> \\boxed{{6}}") == "6"

@@ -116,6 +116,7 @@ def test_a_run_writes_everything_and_its_model_loads(tmp_path: Path) -> None:
         ["roles.pointwise.num_generations=6", "roles.reflection.max_new_tokens=12", "roles.pairwise.temperature=0.7"],
         ["train.shared_prefix=packed", "train.micro_batch_tokens=500"],
         ["rollout.top_p=0.9", "rollout.stop=['\\n']"],
+        ["rollout.refill_rounds=2"],
     ],
     ids=lambda overrides: " ".join(overrides)[:40],
 )
@@ -150,6 +151,20 @@ def test_alternating_steps_hold_one_kind_of_prompt(tmp_path: Path) -> None:
         kinds.append(roles == {"answer"})
         assert roles == {"answer"} or "answer" not in roles
     assert True in kinds and False in kinds
+
+
+def test_dead_groups_are_replaced_and_still_recorded_and_recycled(tmp_path: Path) -> None:
+    plain, refilled = tmp_path / "plain", tmp_path / "refilled"
+    Trainer(small(plain, "train.steps=1")).run()
+    Trainer(small(refilled, "train.steps=1", "rollout.refill_rounds=3")).run()
+    (one,), (other,) = rows(plain / "metrics.jsonl"), rows(refilled / "metrics.jsonl")
+    first, all_groups = (rows(run / "rollouts" / "step-000001.jsonl") for run in (plain, refilled))
+    assert all_groups[: len(first)] == first, "the first round is the same"
+    mixed = [len({r["reward"] for r in row["rollouts"]}) > 1 for row in all_groups]
+    assert 0 < sum(mixed[:12]) < 12 < len(all_groups)
+    assert other["answer/groups"] == len(all_groups) and other["trained_tokens"] > one["trained_tokens"]
+    assert len({row["id"] for row in all_groups}) == len(all_groups)
+    assert other["pool/pointwise"] >= one["pool/pointwise"]
 
 
 def spark_rl(*arguments: str) -> list[str]:

@@ -46,6 +46,10 @@ def raises(answer, gold, metadata):
     raise KeyError(gold)
 
 
+def rambles(answer, gold, metadata):
+    raise ValueError("a" * 1000 + "\nand on")
+
+
 def fills_memory(answer, gold, metadata):
     return float(len(bytearray(6 * 2**30)))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_rl.verify import Check, Verdict, VerifierPool, box
+from spark_rl.verify import Check, Verdict, VerifierPool, box, gold_problem
 from spark_rl.verify.pool import LOOK_AHEAD
 
 
@@ -51,24 +51,25 @@ def test_verdicts_of_all_kinds_in_order(pool):
 
 
 @pytest.mark.parametrize(
-    ("verifier", "gold", "reason"),
+    ("verifier", "gold", "reason", "detail"),
     [
-        ("spins_in_c", "5", "timeout"),
-        ("sleeps", "5", "timeout"),
-        ("leaves", "0", "crash"),
-        ("leaves", "3", "crash"),
-        ("quits", "5", "crash"),
-        ("segfaults", "5", "crash"),
-        ("raises", "5", "error: KeyError"),
-        ("fills_memory", "5", "error: MemoryError"),
-        ("not_a_number", "5", "error: ValueError"),
+        ("spins_in_c", "5", "timeout", ""),
+        ("sleeps", "5", "timeout", ""),
+        ("leaves", "0", "crash", ""),
+        ("leaves", "3", "crash", ""),
+        ("quits", "5", "crash", ""),
+        ("segfaults", "5", "crash", ""),
+        ("raises", "5", "error: KeyError", "KeyError: '5'"),
+        ("fills_memory", "5", "error: MemoryError", "MemoryError"),
+        ("not_a_number", "5", "error: ValueError", "ValueError: verifier graders:not_a_number returned nan"),
+        ("rambles", "5", "error: ValueError", "ValueError: " + "a" * 188),
     ],
 )
-def test_a_failure_costs_its_item_only(hasty_pool, verifier, gold, reason):
+def test_a_failure_costs_its_item_only(hasty_pool, verifier, gold, reason, detail):
     bad = check("5", gold, f"graders:{verifier}")
     good = [check(str(i), "5") for i in range(10)]
     verdicts = hasty_pool.verify([*good[:5], bad, *good[5:]])
-    assert verdicts.pop(5) == Verdict(None, "5", reason)
+    assert verdicts.pop(5) == Verdict(None, "5", reason, detail)
     assert [verdict.reward for verdict in verdicts] == [float(i == 5) for i in range(10)]
 
 
@@ -200,3 +201,84 @@ def test_a_worker_that_cannot_start_says_so(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with VerifierPool() as pool, pytest.raises(RuntimeError, match="could not start"):
         pool.verify([check("5")])
+
+
+def graded(pool, function, text, gold="5", prompt=(), **metadata):
+    (verdict,) = pool.verify([Check(text, gold, f"trl:reward_functions:{function}", metadata, prompt)])
+    return verdict
+
+
+def test_a_reward_function_is_called_as_trl_calls_it(pool):
+    text = "<think>hm</think> no box"
+    prompt = ({"role": "user", "content": "?"},)
+    (verdict,) = pool.verify([Check(text, "5", "trl:reward_functions:called_as_by_trl", {"difficulty": 3}, prompt)])
+    assert verdict == Verdict(1.0, None, "correct")
+    assert graded(pool, "has_prompt", text).reward == 0  # none given: an empty conversation
+    assert graded(pool, "has_prompt", text, prompt=[{"role": "user", "content": "?"}]).reward == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "text", "reward"),
+    [
+        ("think_format", "<think>hm</think>It is 5.", 1),
+        ("think_format", box("5"), 0),
+        ("accuracy", box("5"), 1),
+        ("accuracy", box("6"), 0),
+        ("accuracy", "5", 0),
+        ("few_parameters", "five", 0.25),
+        ("later", box("5"), 0.5),
+        ("an_object", box("5"), 0.75),
+    ],
+)
+def test_reward_functions(pool, function, text, reward):
+    assert graded(pool, function, text).reward == reward
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "detail"),
+    [
+        ("gives_none", "no_reward", ""),
+        ("gives_a_number", "error: ValueError", "must return a list of one reward"),
+        ("gives_two", "error: ValueError", "must return a list of one reward"),
+        ("wants_token_ids", "error: TypeError", "completion_ids"),
+        ("missing", "error: AttributeError", "'reward_functions' has no attribute 'missing'"),
+        ("not_callable", "error: TypeError", "not a callable"),
+    ],
+)
+def test_reward_functions_that_give_nothing(pool, function, reason, detail):
+    verdict = graded(pool, function, f"so {box('7')}")
+    assert (verdict.reward, verdict.extracted, verdict.reason) == (None, "7", reason)
+    assert detail in verdict.detail
+
+
+def test_a_column_of_the_data_wins_over_the_gold_under_that_name(pool):
+    assert graded(pool, "accuracy", box("7"), solution="7").reward == 1
+
+
+def test_a_module_in_the_current_directory_is_found(tmp_path, monkeypatch):
+    (tmp_path / "right_here.py").write_text("def one(answer, gold, metadata):\n    return 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as under the console script
+    with VerifierPool() as pool:
+        assert pool.verify([check("5", verifier="right_here:one")])[0].reward == 1
+
+
+@pytest.mark.parametrize(
+    ("verifier", "problem"),
+    [
+        ("trl:reward_functions:think_format", None),
+        ("trl:reward_functions:accuracy", None),
+        ("trl:reward_functions:gives_none", None),
+        ("trl:reward_functions:missing", "failed on the gold (AttributeError: module 'reward_functions' has no"),
+        ("trl:nowhere:at_all", "failed on the gold (ModuleNotFoundError: No module named 'nowhere')"),
+        ("nowhere:at_all", "failed on the gold (ModuleNotFoundError: No module named 'nowhere')"),
+        ("trl:graders:raises", "failed on the gold (TypeError: "),
+        ("graders:raises", "failed on the gold (KeyError: '5')"),
+        ("graders:quits", "failed on the gold (crash)"),
+        ("graders:half", "does not accept the gold"),
+    ],
+)
+def test_a_gold_check_says_what_is_wrong_with_a_verifier(pool, verifier, problem):
+    (verdict,) = pool.verify([check("5", verifier=verifier)])
+    said = gold_problem(verdict, verifier)
+    assert said is None if problem is None else problem in said and verifier in said

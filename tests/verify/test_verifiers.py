@@ -57,6 +57,54 @@ def test_math(answer, gold, right):
     assert reward("math", answer, gold) == float(right)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("5.", "5"),
+        (r"\frac{1}{2}.", "0.5"),
+        ("1 000", "1000"),
+        (r"1\,234\,567.5", "1234567.5"),
+        (r"10,\!000", "10000"),
+        (r"10\ 000", "10000"),
+        ("2 1/2", "2.5"),
+        ("-2 1/2", "-2.5"),
+        (r"\frac{1}{2}\mathrm{e}^{2}", r"\frac{e^2}{2}"),
+        (r"1-\frac{1}{\mathrm e}", "1-e^{-1}"),
+        (r"1+2\mathrm{i}", "1+2i"),
+        ("2i", r"2\cdot i"),
+        (r"\mathbf{5}", "5"),
+        (r"\textbf{-1/2}", "-0.5"),
+        ("2√3", r"2\sqrt{3}"),
+        ("90°", r"90^\circ"),
+        ("2·3", "6"),
+        ("(-∞, 3]", r"(-\infty, 3]"),
+        ("x²+1", "x^2+1"),
+        ("12:00", "12:00"),
+        ("+7", "7"),
+        ("007", "7"),
+    ],
+)
+def test_math_reads_what_is_meant(written, meant):
+    assert reward("math", written, meant) == 1
+    assert reward("math", meant, written) == 1
+    assert reward("math", "0", written) == 0
+    assert reward("math", "1/2", written) == float(meant == "0.5")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("1000", "1, 000"), ("1200", "(1, 200)"), ("1200", r"1,\ 200"), ("5", r"5\,e"), ("10000", "10^4 000")],
+)
+def test_math_does_not_read_more_than_is_meant(answer, gold):
+    assert reward("math", answer, gold) == 0
+
+
+@given(st.integers(-(10**30), 10**30), st.integers(-(10**30), 10**30))
+def test_math_is_equality_of_integers(a: int, b: int):
+    assert reward("math", str(a), str(b)) == float(a == b)
+    assert reward("math", f"{a:+}", str(a)) == 1
+
+
 @pytest.mark.parametrize("gold", ["???", "", r"\frac{"])
 def test_math_gold_that_is_no_mathematics(gold):
     assert grade("5", gold, "math") == Verdict(None, "5", "bad_gold")
@@ -132,7 +180,8 @@ def test_numeric_tolerance():
     assert reward("numeric", "3.1", "3.1416", tolerance=0.01) == 0
     assert reward("numeric", "99", "100", relative_tolerance=0.01) == 1
     assert reward("numeric", "98.9", "100", relative_tolerance=0.01) == 0
-    assert grade("1", "1", "numeric", {"tolerance": "some"}) == Verdict(None, "1", "error: ValueError")
+    verdict = grade("1", "1", "numeric", {"tolerance": "some"})
+    assert (verdict.reason, verdict.detail) == ("error: ValueError", "ValueError: Invalid literal for Fraction: 'some'")
 
 
 @given(st.fractions(max_denominator=10**6), st.fractions(max_denominator=10**6))
@@ -183,8 +232,10 @@ def test_partial_credit_is_neither_right_nor_wrong():
 
 def test_failures_are_values():
     assert grade("5", "5", "reasoning_gym", {}).reason == "error: KeyError"
-    assert grade("5", "5", "no_such_module:score").reason == "error: ModuleNotFoundError"
-    assert grade("5", "5", "math:no_such_function").reason == "error: AttributeError"
+    missing = grade("5", "5", "no_such_module:score")
+    assert missing.reason == "error: ModuleNotFoundError"
+    assert missing.detail == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert grade("5", "5", "math:no_such_function").detail.endswith("module 'math' has no attribute 'no_such_function'")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +244,18 @@ def test_failures_are_values():
 def test_an_unknown_verifier_is_refused_with_the_nearest_name(name, nearest):
     with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
         resolve(name)
+
+
+@pytest.mark.parametrize("name", ["a:", ":b", ":", "trl:", "trl:foo", "trl:foo:", "trl::bar", "a:b:c", "a b:c", ".a:b"])
+def test_a_name_that_names_no_function_is_refused(name):
+    with pytest.raises(ValueError, match=r"names no function: write it as (trl:)?module:function"):
+        resolve(name)
+
+
+def test_reward_functions_read_the_response_and_others_the_answer():
+    assert resolve("trl:some.module:f").reads == "response"
+    assert {resolve(name).reads for name in ("math", "choice", "some.module:f")} == {"answer"}
+    assert resolve("trl:f:g").isolated and resolve("f:g").isolated
 
 
 @pytest.mark.parametrize(
@@ -205,7 +268,7 @@ def test_an_unknown_verifier_is_refused_with_the_nearest_name(name, nearest):
         ("", "exact", "cannot be written"),
         ("}", "exact", "cannot be written"),
         ("12 apples", "numeric", "cannot read"),
-        ("5", "reasoning_gym", r"failed on the gold \(error: KeyError\)"),
+        ("5", "reasoning_gym", r"failed on the gold \(KeyError: 'dataset'\)"),
     ],
 )
 def test_check_gold(gold, verifier, complaint):

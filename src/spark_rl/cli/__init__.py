@@ -8,7 +8,10 @@ import typer
 from rich.console import Console
 
 from spark_rl import __version__
+from spark_rl.cli.doctor import doctor
+from spark_rl.cli.recycle import recycle
 from spark_rl.cli.train import train
+from spark_rl.cli.verify import verify
 
 app = typer.Typer(
     name="spark-rl",
@@ -19,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.command()(verify)
+app.command()(recycle)
+app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)

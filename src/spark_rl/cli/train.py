@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from spark_rl.config import load_config
+from spark_rl.config import Config, load_config
+
+if TYPE_CHECKING:
+    from spark_rl.data import Data
 
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML config; see recipes/.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, on top of the file.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run directory's newest checkpoint.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved config, a step's arithmetic and prompts of each role.")
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="With --resume: go on although settings that change results differ.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show config, arithmetic of a step, tokens, memory, prompts.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary (dry run: figures) as JSON.")] = False,
 ) -> None:
     """Train a model as policy, judge and reflector.
 
@@ -30,18 +37,23 @@ def train(
         spark-rl train recipes/quickstart.yaml preset=grpo train.output=runs/grpo train.seed=1
 
         spark-rl train recipes/quickstart.yaml --resume
+
+        spark-rl train recipes/quickstart.yaml train.steps=100 --resume --allow-changes
     """
     settings = load_config(config, overrides or [])
+    data = _check(settings, resume, dry_run)
     if dry_run:
-        from spark_rl.train.dry_run import describe
+        from spark_rl.train.dry_run import describe, figures
 
-        print(describe(settings))
+        shown = json.dumps(figures(settings, data)) if as_json else describe(settings, data)
+        if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
+            print(shown)
         return
     from spark_rl.train.loop import Trainer
     from spark_rl.train.telemetry import summary_table
 
     _quiet_libraries()
-    trainer = Trainer(settings, resume=resume)
+    trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
     summary = trainer.run()
     if summary is None:
         raise typer.Exit(1)
@@ -53,9 +65,33 @@ def train(
     console = Console()
     if trainer.items:
         console.print(summary_table(summary))
+    for finding in summary["findings"]:
+        console.print(finding, highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"{summary['wall_seconds']:.0f} s; the model is in {settings.train.output / 'final'}", highlight=False
     )
+
+
+def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
+    """Everything that can be wrong and needs no torch, which takes seconds to load: output, model folder, data."""
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    from spark_rl.data import load_data
+    from spark_rl.train.checkpoint import RunDirectory
+    from spark_rl.train.hub import check_hub_id
+    from spark_rl.train.preflight import check_lengths, check_model, check_processes
+
+    check_hub_id(settings)
+    check_processes(settings, int(os.environ.get("WORLD_SIZE", "1")))
+    if not dry_run:
+        RunDirectory(settings.train.output).check(resume)
+    check_model(settings)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        data = load_data(settings, lambda rows, name, total: progress.track(rows, total, description=escape(name)))
+    check_lengths(settings, data.train.all_tasks())
+    return data
 
 
 def _quiet_libraries() -> None:

@@ -44,9 +44,7 @@ class ModelConfig(Section):
     """Run Python code that a model folder brings along."""
 
 
-Columns = dict[
-    Literal["prompt", "answer", "id", "source", "system", "verifier", "metadata", "role", "question"], str
-]
+Columns = dict[Literal["prompt", "answer", "id", "source", "system", "verifier", "metadata", "role", "question"], str]
 
 
 class SourceConfig(Section):
@@ -83,7 +81,7 @@ class SourceConfig(Section):
 
 Sources = Annotated[
     list[Annotated[SourceConfig, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]],
-    BeforeValidator(lambda v: [v] if isinstance(v, str | dict) else v),
+    BeforeValidator(lambda v: [v] if isinstance(v, str | dict | SourceConfig) else v),
 ]
 
 
@@ -120,7 +118,7 @@ class DataConfig(Section):
 
 
 class RolloutConfig(Section):
-    """Sampling. Roles may override the last three."""
+    """Sampling. Roles may override the number, the length and the temperature."""
 
     groups_per_step: Positive = 64
     """Groups (prompts) of all roles together that one step generates and trains on (paper: 64 questions)."""
@@ -430,6 +428,14 @@ def _cache_is_dropped(config: Config) -> str | None:
 
 
 def _leaks(config: Config) -> str | None:
-    held_out = {s.path for s in [*config.data.validation, *config.data.monitor] if not s.path.startswith("reasoning_")}
-    both = [s.path for s in config.data.train if s.path in held_out and s.split is None]
+    held_out = [_rows_of(source, "test") for source in [*config.data.validation, *config.data.monitor]]
+    both = [source.path for source in config.data.train if _rows_of(source, "train") in held_out]
     return f"data: {both[0]} is both trained on and held out; name different sources" if both else None
+
+
+def _rows_of(source: SourceConfig, split: str) -> tuple[str | None, ...]:
+    """What tells apart the rows that a source stands for; `split` is the one that a Hub data set has by default."""
+    if source.path.startswith("embedded:") or source.path.endswith((".jsonl", ".json", ".csv", ".parquet")):
+        return (source.path,)
+    generator = split if source.path.startswith("reasoning_gym:") else None  # its held-out seeds are others
+    return (source.path, source.subset, source.split or split, generator)

@@ -1,169 +1,186 @@
-"""Sources to examples. A source is a JSONL file, or `embedded:<set>`."""
+"""The sources of a config, opened: tasks with random access, from files, the Hub, generators and embedded sets."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from importlib import metadata
 
 from spark_rl.config import DataConfig, SourceConfig
+from spark_rl.data.rows import RowReader, question_task
+from spark_rl.data.tables import Table, names_files, open_tables
 from spark_rl.embedded.tasks import FACTS, FAMILIES, TRANSFER, Problem, problems
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import Example, Message, Role, Task
-from spark_rl.verify import Check, VerifierPool, box, gold_problem, resolve
+from spark_rl.types import Example, Task
+
+HELD_OUT_SEED = 10**9
+"""Generated held-out questions come from seeds that no training set of a lesser size reaches."""
+_UNSTABLE = {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
+"""Tasks of reasoning-gym 0.1.25 that iterate over sets of strings."""
 
 
-def load_examples(sources: Sequence[SourceConfig | str], config: DataConfig) -> list[Example]:
-    """All examples of the sources, in order.
+@dataclass(eq=False)
+class Source:
+    """Tasks by index. What is left out stays in place, so that an index always means the same row."""
+
+    path: str
+    num_rows: int
+    read: Callable[[int], Task]
+    """The task of a row; ValueError with a reason if the row is bad."""
+    where: Callable[[int], str]
+    """A row's place, as messages name it."""
+    weight: float | None = None
+    generator: str = ""
+    """What identifies generated rows, which are made when they are drawn; empty for rows that are stored."""
+    left_out: dict[int, str] = field(default_factory=dict)
+    """Rows that are not asked, and why: `bad_row`, `duplicate_id`, `bad_gold`, `held_out` or `repeated`."""
+
+    def task(self, index: int) -> Task:
+        """The task of a row that was good before.
+
+        Raises:
+            ValueError: it no longer is, since somebody wrote to the file.
+        """
+        try:
+            return self.read(index)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.where(index)}: {error}; it was good when the run began, so the file was changed: put it back"
+            ) from None
+
+
+def open_sources(
+    configs: Sequence[SourceConfig], config: DataConfig, names: set[str], *, held_out: bool = False
+) -> list[Source]:
+    """One source for every file, data set or generator that is named.
+
+    Args:
+        names: short names that are taken; those of the new sources are added.
 
     Raises:
-        ValueError: a source or a row is unusable, or two rows share an id; the sentence names the place.
+        ValueError: one of them does not exist or cannot be read; the sentence names it.
     """
-    places: dict[str, str] = {}
-    examples: list[Example] = []
-    for where, example in (row for source in sources for row in _load(source, config)):
-        if example.id in places:
-            first = places[example.id]
-            raise ValueError(
-                f"{where}: its id {example.id!r} is also that of {first}; give every row an 'id' of its own"
-            )
-        places[example.id] = where
-        examples.append(example)
-    _check_golds(examples, places)
-    return examples
+    sources: list[Source] = []
+    for each in configs:
+        kind, colon, name = each.path.partition(":")
+        _refuse_unread(each, kind if colon else "")
+        if kind == "embedded" and colon:
+            parts = [_embedded(each, name, config)]
+        elif kind == "reasoning_gym" and colon:
+            parts = [_generated(each, task, _own(task, names), config, held_out) for task in name.split("+")]
+        else:
+            split = each.split or ("test" if held_out else "train")
+            tables = open_tables(each.path, split=split, subset=each.subset)
+            parts = _stored(each, tables, [_own(table.name, names) for table in tables], config)
+        num_rows = sum(part.num_rows for part in parts)
+        for part in parts:
+            part.weight = each.weight and each.weight * part.num_rows / num_rows
+        sources += parts
+    return sources
 
 
-def _check_golds(examples: Sequence[Example], places: Mapping[str, str]) -> None:
-    """Grade every gold against itself, in the verifiers' own workers: a gold may be anything."""
-    checks = (Check(box(e.answer), e.answer, e.verifier, e.metadata) for e in examples)
-    with VerifierPool() as pool:
-        for example, verdict in zip(examples, pool.stream(checks), strict=True):
-            if problem := gold_problem(verdict, example.verifier):
-                raise ValueError(f"{places[example.id]}: {problem}")
+def _refuse_unread(source: SourceConfig, kind: str) -> None:
+    """A setting that does nothing is a mistake."""
+    reads = {"path", "weight", "size", "system"}
+    if kind == "reasoning_gym":
+        reads |= {"options"}
+    elif kind != "embedded":
+        reads |= {"columns", "answer_pattern", "verifier"}
+        reads |= set() if names_files(source.path) else {"split", "subset"}
+    if unread := [key for key in SourceConfig.model_fields if key not in reads and getattr(source, key)]:
+        raise ValueError(f"data: {source.path} makes no use of {unread[0]!r}; remove it")
 
 
-def load_tasks(sources: Sequence[SourceConfig | str], config: DataConfig) -> list[Task]:
-    """The questions of the sources as tasks of the answer role."""
-    return [question_task(example) for example in load_examples(sources, config)]
+def _own(name: str, names: set[str]) -> str:
+    """The name itself, or with a number if another source has it: ids and metrics are made of it."""
+    numbered = (name if i == 1 else f"{name}~{i}" for i in itertools.count(1))
+    own = next(candidate for candidate in numbered if candidate not in names)
+    names.add(own)
+    return own
 
 
-def question_task(example: Example) -> Task:
-    """Ask an example's question."""
-    return Task(
-        id=f"answer-{example.id}",
-        role=Role.ANSWER,
-        messages=example.prompt,
-        label=example.answer,
-        verifier=example.verifier,
-        example=example,
-    )
+def _stored(source: SourceConfig, tables: Sequence[Table], names: Sequence[str], config: DataConfig) -> list[Source]:
+    """One source a table, the first `size` rows of them all."""
+    sources, left = [], source.size or sum(map(len, tables))
+    for table, name in zip(tables, names, strict=True):
+        num_rows = min(len(table), left)
+        if num_rows:
+            sources.append(Source(table.place, num_rows, _reader(source, table, name, config), table.where))
+        left -= num_rows
+    return sources
 
 
-def _load(source: SourceConfig | str, config: DataConfig) -> Iterator[tuple[str, Example]]:
-    """Examples and the place each comes from, as messages name it."""
-    source = source if isinstance(source, str) else source.path
-    kind, _, name = source.partition(":")
-    if kind == "embedded":
-        if name not in _EMBEDDED:
-            raise ValueError(f"data: there is no {source!r}; the embedded sets are {', '.join(_EMBEDDED)}")
-        return ((source, example) for example in _EMBEDDED[name](config))
-    return _read_jsonl(Path(source), config)
+def _reader(source: SourceConfig, table: Table, name: str, config: DataConfig) -> Callable[[int], Task]:
+    reader = RowReader(source, config, name)
+    return lambda index: reader.task(table[index], index)
 
 
-def _read_jsonl(path: Path, config: DataConfig) -> Iterator[tuple[str, Example]]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            holds_rows = False
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    holds_rows = True
-                    where = f"{path}, row {number}"
-                    yield where, _example(line, where, f"{path.stem}-{number}", path.stem, config)
-        if not holds_rows:
-            raise ValueError(f"{path}: holds no rows")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not UTF-8 text") from None
+# ------------------------------------------------------------------------------------------------ reasoning-gym
 
 
-def _example(line: str, where: str, default_id: str, default_source: str, config: DataConfig) -> Example:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error.msg})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: must be a JSON object with the keys 'prompt' and 'answer'")
-    _check_fields(row, where)
-    prompt, question = _prompt(row["prompt"], where, row.get("system") or config.system)
-    example = Example(
-        id=default_id if row.get("id") is None else str(row["id"]),
-        prompt=prompt,
-        question=question,
-        answer=str(row["answer"]),
-        verifier=row.get("verifier") or config.verifier,
-        source=row.get("source") or default_source,
-        metadata=row.get("metadata") or {},
-    )
-    try:
-        resolve(example.verifier)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    return example
+def _generated(source: SourceConfig, task: str, name: str, config: DataConfig, held_out: bool) -> Source:
+    """Questions that reasoning-gym makes and grades; number i comes from the generator's seed plus i."""
+    import reasoning_gym
 
-
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "prompt": (str, list),
-    "answer": (str, int, float),
-    "id": (str, int, float),
-    "verifier": (str,),
-    "source": (str,),
-    "system": (str,),
-    "metadata": (dict,),
-}
-_JSON_NAMES = {str: "text", list: "chat messages", int: "a number", float: "a number", dict: "an object"}
-
-
-def _check_fields(row: dict[str, Any], where: str) -> None:
-    for key in ("prompt", "answer"):
-        value = row.get(key)
-        if value in (None, []) or (isinstance(value, str) and not value.strip()):
-            raise ValueError(f"{where}: has no {key!r}")
-    for key in ("role", "images"):
-        if row.get(key):
-            raise ValueError(f"{where}: rows with {key!r} cannot be trained on yet; remove the row")
-    for key, types in _FIELDS.items():
-        value = row.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
-            wanted = " or ".join(dict.fromkeys(_JSON_NAMES[t] for t in types))
-            raise ValueError(f"{where}: {key!r} must be {wanted}, not {json.dumps(value)[:40]}")
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
-
-
-def _prompt(prompt: Any, where: str, system: str | None) -> tuple[tuple[Message, ...], str]:
-    """The chat messages, and the question as judges will see it."""
-    if isinstance(prompt, str):
-        return answer_prompt(prompt, system), prompt
-    well_formed = isinstance(prompt, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
-    )
-    if not well_formed or prompt[-1]["role"] != "user":
+    path = f"reasoning_gym:{task}"
+    known = sorted(set(reasoning_gym.factory.DATASETS) - {"composite"})
+    if task not in known:
+        near = get_close_matches(task, known, n=1, cutoff=0)[0]
+        raise ValueError(f"data: reasoning-gym has no task {task!r}; did you mean {near!r}?")
+    if task in _UNSTABLE and os.environ.get("PYTHONHASHSEED", "random") == "random":
         raise ValueError(
-            f"{where}: 'prompt' must be text, or chat messages (role, content) that end with a user's turn"
+            f"data: {path} makes other questions in every process; set the environment variable PYTHONHASHSEED=0, so "
+            "that a run can be resumed and its ranks agree"
         )
-    turns = [m for m in prompt if m["role"] != "system"]
-    question = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
-    has_system = any(m["role"] == "system" for m in prompt)
-    opening = [{"role": "system", "content": system}] if system and not has_system else []
-    return (*opening, *prompt), question
+    size = source.size or (500 if held_out else 2000)
+    options = dict(source.options)
+    seed = options.pop("seed", 0)
+    if type(seed) is not int or not 0 <= seed <= HELD_OUT_SEED - size:
+        limit = HELD_OUT_SEED - size
+        raise ValueError(f"data: {path}: the seed is {seed!r}; make it a whole number from 0 to {limit}")
+    seed += HELD_OUT_SEED if held_out else 0
+    allowed = [f.name for f in fields(reasoning_gym.factory.DATASETS[task][1]) if f.name not in ("seed", "size")]
+    if unknown := [key for key in options if key not in allowed]:
+        raise ValueError(f"data: {path} has no option {unknown[0]!r}; known are {', '.join(allowed)}")
+    try:
+        generator = reasoning_gym.create_dataset(task, seed=seed, size=size, **options)
+    except (AssertionError, TypeError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"data: {path} refuses its options {options} ({reason}); change them") from None
+
+    def read(index: int) -> Task:
+        entry = json.loads(json.dumps(generator[index], default=str))  # as a checkpoint would keep it
+        example = Example(
+            id=f"{name}-{seed + index}",
+            prompt=answer_prompt(entry["question"], source.system or config.system),
+            question=entry["question"],
+            answer=entry["answer"] or "",  # some tasks have a scorer and no single right answer
+            verifier="reasoning_gym",
+            source=name,
+            metadata={"dataset": task, "entry": entry},
+        )
+        return question_task(example)
+
+    version = metadata.version("reasoning-gym")
+    identity = f"{path} {json.dumps(options, sort_keys=True)} {seed} {size} {version}"
+    return Source(path, size, read, lambda i: f"{path}, seed {seed + i}", generator=identity)
 
 
-def _problem_examples(stream: Iterator[Problem], count: int, config: DataConfig) -> Iterator[Example]:
+# ------------------------------------------------------------------------------------------------ embedded sets
+
+
+def _embedded(source: SourceConfig, name: str, config: DataConfig) -> Source:
+    if name not in _EMBEDDED:
+        raise ValueError(f"data: there is no {source.path!r}; the embedded sets are {', '.join(_EMBEDDED)}")
+    examples = list(itertools.islice(_EMBEDDED[name](source.system or config.system), source.size))
+    return Source(source.path, len(examples), lambda i: question_task(examples[i]), lambda i: source.path)
+
+
+def _problem_examples(stream: Iterator[Problem], count: int, system: str | None) -> Iterator[Example]:
     """The first `count` different questions of a stream."""
     seen: set[str] = set()
     for problem in itertools.islice(stream, 50 * count):
@@ -173,7 +190,7 @@ def _problem_examples(stream: Iterator[Problem], count: int, config: DataConfig)
             seen.add(problem.question)
             yield Example(
                 id=f"{problem.family.name}-{len(seen)}-{problem.question}",
-                prompt=answer_prompt(problem.question, config.system),
+                prompt=answer_prompt(problem.question, system),
                 question=problem.question,
                 answer=problem.answer,
                 verifier="numeric",
@@ -181,18 +198,21 @@ def _problem_examples(stream: Iterator[Problem], count: int, config: DataConfig)
             )
 
 
-def _fact_examples(config: DataConfig) -> Iterator[Example]:
+def _transfer_examples(system: str | None) -> Iterator[Example]:
+    for family in TRANSFER:
+        yield from _problem_examples(problems((family,), "test", 0), 100, system)
+
+
+def _fact_examples(system: str | None) -> Iterator[Example]:
     for question, answer in FACTS:
-        prompt = answer_prompt(question, config.system)
+        prompt = answer_prompt(question, system)
         yield Example(f"fact-{question}", prompt, question, answer, verifier="choice", source="retention")
 
 
-_EMBEDDED: dict[str, Callable[[DataConfig], Iterator[Example]]] = {
-    "train": lambda config: _problem_examples(problems(FAMILIES, "train", 0), 4096, config),
-    "validation": lambda config: _problem_examples(problems(FAMILIES, "validation", 0), 700, config),
-    "test": lambda config: _problem_examples(problems(FAMILIES, "test", 0), 700, config),
-    "transfer": lambda config: itertools.chain.from_iterable(
-        _problem_examples(problems((family,), "test", 0), 100, config) for family in TRANSFER
-    ),
+_EMBEDDED: dict[str, Callable[[str | None], Iterator[Example]]] = {
+    "train": lambda system: _problem_examples(problems(FAMILIES, "train", 0), 4096, system),
+    "validation": lambda system: _problem_examples(problems(FAMILIES, "validation", 0), 700, system),
+    "test": lambda system: _problem_examples(problems(FAMILIES, "test", 0), 700, system),
+    "transfer": _transfer_examples,
     "retention": _fact_examples,
 }

@@ -9,6 +9,8 @@ from jinja2 import TemplateError
 
 from spark_rl.types import Message
 
+_MARK = "\u27e6content-"
+
 
 class ChatRenderer:
     """Renders chat messages to prompt ids that end where the assistant's turn begins.
@@ -28,17 +30,24 @@ class ChatRenderer:
             )
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
-        try:
-            self.text([{"role": "user", "content": "?"}])
-        except TemplateError as error:
-            raise ValueError(f"the tokenizer's chat template cannot be rendered ({error})") from None
+        after_question = self.text([{"role": "user", "content": _MARK}]).partition(_MARK)[2]
+        opens_reasoning = after_question.rfind("<think>") > after_question.rfind("</think>")
+        self.opening = "<think>" if opens_reasoning else ""
+        """What the template has written of the assistant's turn, as far as the extractor must know of it."""
         self._specials = [str(token) for token in tokenizer.added_tokens_decoder.values()]
 
     def text(self, messages: Sequence[Message]) -> str:
         """The prompt as text, special tokens included."""
-        rendered: str = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **self.template_kwargs
-        )
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            )
+        except TemplateError as error:
+            turns = ", ".join(m["role"] for m in messages)
+            raise ValueError(
+                f"the tokenizer's chat template cannot be rendered for the turns {turns} ({error}); change "
+                "model.chat_template, or the turns (data.system adds one)"
+            ) from None
         return rendered
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
@@ -46,7 +55,7 @@ class ChatRenderer:
         contents = [m["content"] for m in messages]
         if not any(special in content for content in contents for special in self._specials):
             return self._ids(self.text(messages))
-        marks = [f"\u27e6content-{i}\u27e7" for i in range(len(messages))]
+        marks = [f"{_MARK}{i}\u27e7" for i in range(len(messages))]
         rest = self.text([{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
         ids: list[int] = []
         for mark, content in zip(marks, contents, strict=True):

@@ -38,14 +38,14 @@ def recycle(groups: Sequence[Group], config: RecycleConfig, *, seed: int, step: 
     """Make recycled tasks of graded groups.
 
     The draw for a group depends on `(seed, step, task id)` alone, so neither the order of the groups nor what else is
-    in the step changes it. Judge groups are not recycled.
+    in the step changes it. Judge groups are not recycled, nor reflection items of the data.
     """
     result = Recycled()
     keepable: list[Bundle] = []
     changeable: list[Bundle] = []
     for group in groups:
-        if group.task.role.is_judge:
-            continue
+        if group.task.role.is_judge or (group.task.role is Role.REFLECTION and not group.task.shown):
+            continue  # the latter are ready items of the data, whose bare question is not known
         if group.task.depth >= config.max_depth:
             result.counts["too_deep"] += 1
             continue

@@ -56,7 +56,7 @@ def roll_out(
             task=task,
             prompt_ids=list(request.prompt_ids),
             rollouts=[
-                Rollout(f"{step}:{task.id}:{i}", c.token_ids, c.logps, c.text, c.finish_reason)
+                Rollout(f"{step}:{task.id}:{i}", c.token_ids, c.logps, renderer.opening + c.text, c.finish_reason)
                 for i, c in enumerate(completions)
             ],
         )

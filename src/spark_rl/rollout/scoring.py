@@ -32,10 +32,12 @@ class RuleScorer:
     def score(self, groups: Sequence[Group], engine: Engine | None = None) -> None:
         rollouts = [(group.task, rollout) for group in groups for rollout in group.rollouts]
         verdicts = self.pool.stream(
-            Check(rollout.text, task.label, task.verifier, task.example.metadata) for task, rollout in rollouts
+            Check(rollout.text, task.label, task.verifier, task.example.metadata, task.messages)
+            for task, rollout in rollouts
         )
         for (_, rollout), verdict in zip(rollouts, verdicts, strict=True):
-            rollout.reward, rollout.extracted, rollout.reason = verdict.reward, verdict.extracted, verdict.reason
+            rollout.reward, rollout.extracted = verdict.reward, verdict.extracted
+            rollout.reason, rollout.detail = verdict.reason, verdict.detail
             is_cut = rollout.finish_reason == "length" and verdict.reward is not None
             if is_cut and self.truncated != "grade":
                 rollout.reward = 0.0 if self.truncated == "zero" else None

@@ -1,38 +1,219 @@
-"""The model card of `final/`."""
+"""The model card of `final/`: what was trained from what, on what, how well, and how to ask it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spark_rl.config import Config
+from huggingface_hub import ModelCardData
+
+from spark_rl.config import Config, SourceConfig
+from spark_rl.prompts import answer_prompt, fill, templates_for
+from spark_rl.prompts.templates import fence
+from spark_rl.train.hub import is_hub_id
 from spark_rl.train.validation import HEADLINE
+from spark_rl.types import Role
+
+_DOES = {
+    Role.ANSWER: "answers questions",
+    Role.POINTWISE: "judges whether a response is right",
+    Role.PAIRWISE: "judges which of two responses is right",
+    Role.REFLECTION: "corrects earlier responses",
+}
+_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
-def model_card(config: Config, summary: dict[str, Any]) -> str:
-    """Markdown: how the model was trained and what it scored on the held-out items before and after."""
-    before, after = summary["before"], summary["after"]
-    rows = [
-        f"| {name} | {before[name]:.3f} | {after[name]:.3f} |"
-        for name in HEADLINE.values()
-        if name in before and name in after
+def model_card(
+    config: Config,
+    summary: Mapping[str, Any],
+    *,
+    environment: Mapping[str, Any] | None = None,
+    data: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    last_step: Mapping[str, Any] | None = None,
+    resumes: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """A model card with the Hub's metadata.
+
+    Args:
+        summary: what becomes `summary.json`.
+        environment: the run's `environment.json`.
+        data: the run's `data.json`: rows used and skipped by source, for `train`, `validation` and `monitor`.
+        last_step: the last row of `metrics.jsonl`.
+        resumes: the rows of `resumes.jsonl`.
+    """
+    trained = [role for role in Role if config.roles[role].share > 0 and config.roles[role].weight > 0]
+    judges = any(role.is_judge for role in trained)
+    datasets = sorted({s.path for s in config.data.train if is_hub_id(s.path) and not s.path.endswith(_FILES)})
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=config.model.path if is_hub_id(config.model.path) else None,
+        datasets=datasets or None,
+        tags=["spark-rl", "grpo", "reinforcement-learning", *(["reward-model", "llm-as-a-judge"] if judges else [])],
+    )
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# {'A solver and a judge' if judges else 'A solver'}",
+        f"Trained from `{config.model.path}` by reinforcement learning with "
+        "[SPARK](https://arxiv.org/abs/2509.22624) (spark-rl). The same weights have one task or several: this model "
+        f"{_listed([_DOES[role] for role in trained])}.",
+        "## Results",
+        *_results(config, summary, last_step or {}),
+        "## How to ask it",
+        _usage(config, judges),
+        "## Data",
+        _data_table(config, data or {}),
+        "## Training",
+        _training(config, summary, resumes),
+        *_versions(environment or {}),
+        f"<details><summary>Every setting</summary>\n\n{fence(config.dump().rstrip())}\n\n</details>",
+        "## Citation",
+        _CITATION,
     ]
-    table = "\n".join(["| held-out, greedy | before | after |", "|---|---|---|", *rows]) if rows else ""
-    return f"""---
-library_name: transformers
-tags: [spark-rl, grpo, reward-model, llm-as-a-judge]
----
+    return "\n\n".join(parts) + "\n"
 
-# A solver and a judge
 
-Trained from `{config.model.path}` with spark-rl (SPARK, arXiv 2509.22624) for {summary["steps"]} steps: the same
-weights answer questions, judge responses (one, or which of two) and correct earlier responses.
+def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str, Any]) -> list[str]:
+    """Tables of held-out metrics, of accuracies by source, and of the last training step's judging."""
+    before, after = summary["before"], summary["after"]
+    parts = []
+    shown = [name for name in (*HEADLINE.values(), *sorted(after)) if _is_metric(name, before) and name in after]
+    if shown:
+        numbers = {name: after.get(f"n_{role}", "") for role, name in HEADLINE.items()}
+        rows = [(name, f"{before[name]:.3f}", f"{after[name]:.3f}", numbers.get(name, "")) for name in shown]
+        parts = [
+            "Greedy decoding on held-out questions. Judge and reflection items were made from the starting model's own "
+            "responses to them and are the same before and after.",
+            _table(("metric", "before", "after", "items"), dict.fromkeys(rows)),
+        ]
+    earlier, later = (result.get("by_source", {}).get(Role.ANSWER, {}) for result in (before, after))
+    if both := [(name, f"{earlier[name]:.3f}", f"{later[name]:.3f}") for name in later if name in earlier]:
+        parts.append(_table(("answers to questions from", "before", "after"), both))
+    if findings := summary.get("findings"):
+        parts.append("\n".join(f"- {finding}" for finding in findings))
+    if not config.data.validation:
+        parts.append("No held-out questions were given, so how well this model does was not measured.")
+    judging = [
+        (role.value, name, f"{last_step[key]:.3f}")
+        for role in (Role.POINTWISE, Role.PAIRWISE)
+        for name in ("balanced_accuracy", "yes_rate", "label_rate", "parse_rate")
+        if (key := f"{role}/{name}") in last_step
+    ]
+    if judging:
+        parts += [
+            f"Judging in the last training step ({last_step.get('step')}), sampled and on training questions: "
+            "`yes_rate` is the share of verdicts that say Yes or A, `label_rate` the share of items where that is so.",
+            _table(("role", "metric", "value"), judging),
+        ]
+    return parts
 
-{table}
 
-<details><summary>Configuration</summary>
+def _is_metric(name: str, metrics: Mapping[str, Any]) -> bool:
+    return isinstance(metrics.get(name), float | int) and name != "n" and not name.startswith("n_")
 
-```yaml
-{config.dump()}```
 
-</details>
-"""
+def _usage(config: Config, judges: bool) -> str:
+    """Code that asks the model as training did."""
+    question, response = "What is 3+4+2?", "3+4=7 and 7+2=9.\n\\boxed{9}"
+    options = "".join(f", {key}={value!r}" for key, value in config.model.chat_template_kwargs.items())
+    model_id = config.train.push_to_hub or str(config.train.output / "final")
+    system = config.data.system
+    system_turn = f'[{{"role": "system", "content": {system!r}}}]' if system else "[]"
+    asks = [f"print(ask({answer_prompt(question)[0]['content']!r}, {system_turn}))"]
+    if judges:
+        template = next(t for role in (Role.POINTWISE, Role.PAIRWISE) for t in templates_for(role) if _on(config, role))
+        (prompt,) = fill(template, question=question, response=response, first=response, second="\\boxed{8}")
+        asks.append(f"print(ask({prompt['content']!r}))")
+    code = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({model_id!r})
+model = AutoModelForCausalLM.from_pretrained({model_id!r}, dtype="auto")
+
+def ask(prompt, before=[]):
+    inputs = tokenizer.apply_chat_template(
+        [*before, {{"role": "user", "content": prompt}}],
+        add_generation_prompt=True, return_tensors="pt", return_dict=True{options},
+    )
+    output = model.generate(**inputs, max_new_tokens={config.rollout.max_new_tokens}, do_sample=False)
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+
+{chr(10).join(asks)}"""
+    marks, _, rest = fence(code).partition("\n")
+    return f"{marks}python\n{rest}"
+
+
+def _on(config: Config, role: Role) -> bool:
+    return config.roles[role].share > 0 and config.roles[role].weight > 0
+
+
+def _data_table(config: Config, data: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    kinds = {"train": config.data.train, "validation": config.data.validation, "monitor": config.data.monitor}
+    rows = [(kind, *row) for kind, sources in kinds.items() for row in _sources(sources, data.get(kind))]
+    return _table(("use", "source", "rows", "skipped"), rows)
+
+
+def _sources(sources: Sequence[SourceConfig], counted: Sequence[Mapping[str, Any]] | None) -> list[tuple[Any, ...]]:
+    if counted:
+        return [(row.get("source", ""), row.get("rows", ""), _skipped(row.get("skipped", ""))) for row in counted]
+    return [(source.path, "", "") for source in sources]
+
+
+def _skipped(counts: Any) -> Any:
+    """`{"too_long": 3}` as `3 too long`."""
+    if not isinstance(counts, Mapping):
+        return counts
+    return ", ".join(f"{count} {str(reason).replace('_', ' ')}" for reason, count in counts.items()) or 0
+
+
+def _training(config: Config, summary: Mapping[str, Any], resumes: Sequence[Mapping[str, Any]]) -> str:
+    shares = ", ".join(f"{role} {config.roles[role].share:g}" for role in Role if config.roles[role].share)
+    rows: list[tuple[str, Any]] = [
+        ("steps", summary["steps"]),
+        ("weights taken after step", summary.get("final_from_step", summary["steps"])),
+        ("groups a step, rollouts each", f"{config.rollout.groups_per_step}, {config.rollout.num_generations}"),
+        ("shares of the roles", shares),
+        ("longest rollout, tokens", config.rollout.max_new_tokens),
+        ("learning rate", f"{config.train.learning_rate:g}, {config.train.schedule}"),
+        ("loss", f"{config.loss.aggregation}, advantages by {config.loss.advantage_scale}, KL {config.loss.kl_coef:g}"),
+        ("seed", config.train.seed),
+        ("hours", f"{summary['wall_seconds'] / 3600:.2f}"),
+    ]
+    changes = [
+        (f"changed after step {resume['step']}", f"{key}: {old} to {new}")
+        for resume in resumes
+        for key, (old, new) in resume["changes"].items()
+    ]
+    return _table(("", ""), [*rows, *changes])
+
+
+def _versions(environment: Mapping[str, Any]) -> list[str]:
+    packages = environment.get("packages", {})
+    if not packages:
+        return []
+    names = [f"{name} {version}" for name, version in packages.items()]
+    machine = f"{environment.get('processes', 1)} process(es) on {environment.get('device', 'an unknown device')}"
+    return [f"Made by {', '.join([*names, 'Python ' + str(environment.get('python', ''))])}; {machine}."]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+_CITATION = """```bibtex
+@article{liu2025spark,
+  title   = {SPARK: Synergistic Policy And Reward Co-Evolving Framework},
+  author  = {Liu, Ziyu and Zang, Yuhang and Ding, Shengyuan and Cao, Yuhang and Dong, Xiaoyi and Duan, Haodong and
+             Lin, Dahua and Wang, Jiaqi},
+  journal = {arXiv preprint arXiv:2509.22624},
+  year    = {2025}
+}
+```"""

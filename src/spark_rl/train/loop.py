@@ -17,7 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
@@ -27,18 +27,22 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object, set_seed
 
 from spark_rl.config import Config
-from spark_rl.data import Questions, load_tasks
+from spark_rl.data import Data, load_data
 from spark_rl.prompts import ChatRenderer
-from spark_rl.recycle import Bundle, Pool, recycle
 from spark_rl.rollout.generate import Sampling, greedy_sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
 from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.train.card import model_card
-from spark_rl.train.checkpoint import RunDirectory, write_atomically
+from spark_rl.train.checkpoint import CannotWrite, RunDirectory, write_atomically
+from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import load_model, load_tokenizer, max_prompt_tokens, mixed_precision, save_model
-from spark_rl.train.records import environment, refuse_changes, rollout_record
+from spark_rl.train.preflight import check_processes
+from spark_rl.train.records import bytes_needed, environment, refuse_other_data, resumption, rollout_record
+from spark_rl.train.selection import Selection
+from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
 from spark_rl.train.telemetry import Display
+from spark_rl.train.trackers import Trackers
 from spark_rl.train.update import Updater
 from spark_rl.train.validation import ITEMS, score_of, validation_items, validation_metrics
 from spark_rl.types import Group, Role, Task
@@ -46,16 +50,16 @@ from spark_rl.verify import VerifierPool
 
 _PATIENCE = 3
 """Steps without signal before a role is warned about."""
+_QUESTIONS_AN_ITEM = 4
+"""Held-out questions that are rolled out for each item wanted: not every one gives a judge item."""
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class State:
-    """What a checkpoint holds beside weights, optimizer, schedule and pool."""
+    """What a checkpoint holds beside weights, optimizer, schedule and what the selection keeps."""
 
     step: int = 0
-    cursor: int = 0
-    """Questions drawn so far."""
     wall_seconds: float = 0.0
     best_step: int | None = None
     best_score: float | None = None
@@ -67,24 +71,33 @@ class Trainer:
     >>> trainer = Trainer(load_config(Path("recipes/quickstart.yaml")))  # doctest: +SKIP
     >>> trainer.run()  # doctest: +SKIP
 
+    Args:
+        resume: go on from the run directory's newest checkpoint.
+        allow_changes: go on even if settings that change results are not those of the saved run.
+
     Raises:
         ValueError: the config, the data, the model or the run directory is unusable; the sentence says what to change.
     """
 
-    def __init__(self, config: Config, *, resume: bool = False, display: Display | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        data: Data | None = None,
+        resume: bool = False,
+        allow_changes: bool = False,
+        display: Display | None = None,
+    ) -> None:
         self.config = config
+        check_hub_id(config)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        self.questions = Questions(load_tasks(config.data.train, config.data), config.train.seed)
-        self.held_out = load_tasks(config.data.validation, config.data)
-        self.monitored = load_tasks(config.data.monitor, config.data)
+        self.data = data or load_data(config)
         self.tokenizer = load_tokenizer(config.model)
         self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs)
         model = load_model(config.model)  # before anything is written: it may not exist
-        self.max_prompt_tokens = max_prompt_tokens(config, model)
-        if not any(map(self._fits, self.questions.tasks[:64])):
-            self._draw(1, Counter())  # raises if none fits
-            self.questions.cursor = 0
+        self.selection = Selection(config, self.data.train, self.renderer, max_prompt_tokens(config, model))
+        self.selection.require_one()
 
         timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
         self.accelerator = Accelerator(
@@ -93,17 +106,16 @@ class Trainer:
             kwargs_handlers=[timeout],
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        if config.rollout.groups_per_step % self.world:
-            raise ValueError(
-                f"rollout.groups_per_step is {config.rollout.groups_per_step}, which {self.world} processes cannot "
-                "share evenly; make it a multiple of their number"
-            )
+        check_processes(config, self.world)
         set_seed(config.train.seed)
         self.run_directory = RunDirectory(config.train.output)
         self.display = display or Display(config.train.steps, enabled=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            self._open(resume)
+            self._open(resume, allow_changes, model)
         self.accelerator.wait_for_everyone()
+        self.trackers = Trackers(
+            config, self.run_directory.root, resume, self.display.warn, enabled=self.accelerator.is_main_process
+        )
 
         self.updater = Updater(model, config, self.accelerator, self.tokenizer.pad_token_id, self.display.warn)
         self.model = self.updater.model
@@ -112,7 +124,6 @@ class Trainer:
         self.scorer: Scorer = RuleScorer(self.verifiers, config.loss.truncated)
         self.grader = RuleScorer(self.verifiers)
         """Grades held-out items, whatever training makes of truncated rollouts."""
-        self.pool = Pool(config.recycle.pool_size, config.recycle.max_age)
         self.state = State()
         self.items: list[Task] = []
         self._recent: deque[Metrics] = deque(maxlen=_PATIENCE)
@@ -124,20 +135,32 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ the loop
 
     def run(self) -> dict[str, Any] | None:
-        """Train to the last step. Returns the summary, or None if a signal stopped the run (it can be resumed)."""
-        with self.display, self.verifiers, self._signals():
-            before = self._validation_start()
-            while self.state.step < self.config.train.steps and not self._is_stopped():
-                self.step()
-                is_best = self.state.best_step == self.state.step
-                if is_best or _is_due(self.config.checkpoint.every, self.state.step):
-                    self._save()
-            if self.state.step not in self.run_directory.checkpoints():
-                self._save()
-            if self.state.step < self.config.train.steps:
-                self.display.warn(f"stopped after step {self.state.step}; go on with --resume")
+        """Train to the last step.
+
+        Returns the summary, or None if a signal or a full disk stopped the run (it can be resumed).
+        """
+        with self.trackers.running(self.state.step), self.display, self.verifiers, self._signals():
+            try:
+                return self._train()
+            except CannotWrite as error:
+                self.display.warn(f"stopped in step {self.state.step}: {error}; mend that and go on with --resume")
                 return None
-            return self._finish(before)
+
+    def _train(self) -> dict[str, Any] | None:
+        before = self._validation_start()
+        if self.state.step == 0:
+            self._track_held_out(before, 0)
+        while self.state.step < self.config.train.steps and not self._is_stopped():
+            self.step()
+            is_best = self.state.best_step == self.state.step
+            if is_best or _is_due(self.config.checkpoint.every, self.state.step):
+                self._save()
+        if self.state.step not in self.run_directory.checkpoints():
+            self._save()
+        if self.state.step < self.config.train.steps:
+            self.display.warn(f"stopped after step {self.state.step}; go on with --resume")
+            return None
+        return self._finish(before)
 
     def _is_stopped(self) -> bool:
         """Whether any rank was told to stop: all of them must leave the loop at the same step."""
@@ -146,18 +169,22 @@ class Trainer:
     def step(self) -> Metrics:
         """One step: select, roll out, score, recycle, update, validate if it is due, log."""
         clock, step = _Clock(), self.state.step + 1
-        tasks, counts = self._select(step)
-        with clock("generate"):
-            mine = self._roll_out(tasks, training_sampling(self.config), seed=self.config.train.seed, step=step)
-        with clock("score"):
-            self.scorer.score(mine, self.engine)
-            groups = self._gather(mine)
+        tasks, counts = self.selection.select(step)
+        groups = trained = self._ask(tasks, step, clock)
+        for _ in range(self.config.rollout.refill_rounds):
+            live, dead = _split(trained)
+            tasks, passed = self.selection.replace(dead, step) if dead else ([], Counter[str]())
+            counts += passed
+            if not tasks:
+                break
+            fresh = self._ask(tasks, step, clock)
+            groups, trained = [*groups, *fresh], [*live, *fresh]
         with clock("recycle"):
-            counts += self._recycle(groups, step)
+            counts += self.selection.recycle(groups, step)
         with clock("update"):
             self.display.stage("updating")
-            losses = self.updater.update(groups)
-        self.state.step, self.state.cursor = step, self.questions.cursor
+            losses = self.updater.update(trained)
+        self.state.step = step
         with clock("validate"):
             held_out = self._validate_if_due()
         with clock("log"):
@@ -167,54 +194,21 @@ class Trainer:
         self.state.wall_seconds += metrics["time/step"]
         if self.accelerator.is_main_process:
             self.run_directory.append_metrics({"step": step, **metrics})
+            self.trackers.log(metrics, step)
+            self.trackers.log_samples(groups, step)
         self.display.step(step, metrics)
         self._warn(metrics)
         return metrics
 
     # ------------------------------------------------------------------------------------------------ its stages
 
-    def _select(self, step: int) -> tuple[list[Task], Counter[str]]:
-        """This step's tasks: recycled ones up to their shares, questions for the rest."""
-        size, slots = self.config.rollout.groups_per_step, self.config.slots()
-        recycled: list[Task] = []
-        counts: Counter[str] = Counter()
-        if self.config.recycle.schedule == "cobatched":
-            recycled, counts = self.pool.take(slots, step)
-        elif len(self.pool) >= size:
-            of_recycled = sum(n for role, n in slots.items() if role.is_recycled) or 1
-            recycled, counts = self.pool.take({role: n * size // of_recycled for role, n in slots.items()}, step)
-            for role in Role:
-                more, expired = self.pool.take({role: size - len(recycled)}, step)
-                recycled, counts = recycled + more, counts + expired
-        tasks = [*self._draw(size - len(recycled), counts), *recycled]
-        seen: Counter[str] = Counter()
-        for i, task in enumerate(tasks):  # a small data set may give a question twice: two groups, two ids
-            seen[task.id] += 1
-            if seen[task.id] > 1:
-                tasks[i] = replace(task, id=f"{task.id}#{seen[task.id]}")
-        return tasks, Counter({f"pool/{reason}": count for reason, count in counts.items()})
-
-    def _draw(self, count: int, counts: Counter[str]) -> list[Task]:
-        """The next questions whose prompts fit."""
-        drawn: list[Task] = []
-        skipped = 0
-        while len(drawn) < count:
-            (task,) = self.questions.draw(1)
-            if self._fits(task):
-                drawn.append(task)
-                skipped = 0
-                continue
-            counts["questions_too_long"] += 1
-            skipped += 1
-            if skipped > len(self.questions.tasks):
-                raise ValueError(
-                    f"every question is longer than {self.max_prompt_tokens} tokens, the smaller of "
-                    "data.max_prompt_tokens and what the model's context leaves beside rollout.max_new_tokens"
-                )
-        return drawn
-
-    def _fits(self, task: Task) -> bool:
-        return len(self.renderer.encode(task.messages)) <= self.max_prompt_tokens
+    def _ask(self, tasks: Sequence[Task], step: int, clock: _Clock) -> list[Group]:
+        """The tasks rolled out and scored: the groups of all ranks."""
+        with clock("generate"):
+            mine = self._roll_out(tasks, training_sampling(self.config), seed=self.config.train.seed, step=step)
+        with clock("score"):
+            self.scorer.score(mine, self.engine)
+            return self._gather(mine)
 
     def _roll_out(
         self, tasks: Sequence[Task], sampling: Sampling, *, seed: int, step: int, name: str = "generating"
@@ -239,32 +233,16 @@ class Trainer:
             return mine
         return _interleave(gather_object([mine]))
 
-    def _recycle(self, groups: Sequence[Group], step: int) -> Counter[str]:
-        if all(self.config.roles[role].share == 0 for role in Role if role.is_recycled):
-            return Counter()
-        made = recycle(groups, self.config.recycle, seed=self.config.train.seed, step=step)
-        wanted: list[Bundle] = []
-        for bundle in made.bundles:
-            if self.config.roles[bundle[0].role].share == 0:
-                made.counts["role_off"] += len(bundle)
-            elif not all(self._fits(task) for task in bundle):
-                made.counts["too_long"] += len(bundle)
-            else:
-                wanted.append(bundle)
-        recycled = {f"recycle/{reason}": count for reason, count in made.counts.items()}
-        pooled = {f"pool/{reason}": count for reason, count in self.pool.add(wanted).items()}
-        return Counter({**recycled, **pooled})
-
     # ------------------------------------------------------------------------------------------------ telemetry
 
     def _metrics(self, groups: list[Group], losses: Metrics, counts: Counter[str], clock: _Clock) -> Metrics:
-        num_tokens = sum(len(r.token_ids) for g in groups for r in g.rollouts)
+        num_tokens, pool = sum(len(r.token_ids) for g in groups for r in g.rollouts), self.selection.pool
         return {
             **role_metrics(groups, self.config.recycle.right_at),
             **losses,
             **{name: float(count) for name, count in sorted(counts.items())},
-            **{f"pool/{role}": float(self.pool.num_waiting(role)) for role in Role if role.is_recycled},
-            "pool/age": self.pool.mean_age(self.state.step),
+            **{f"pool/{role}": float(pool.num_waiting(role)) for role in Role if role.is_recycled},
+            "pool/age": pool.mean_age(self.state.step),
             "rollout_tokens": float(num_tokens),
             **{f"verify/{reason}": float(n) for reason, n in sorted(_reasons(groups).items())},
             **{f"time/{stage}": duration for stage, duration in clock.stages.items()},
@@ -291,9 +269,10 @@ class Trainer:
             self.items = ITEMS.validate_python(self.run_directory.read_json("validation/items.json"))
             return known
         started = time.monotonic()
-        if self.held_out:
+        if self.data.validation:
             sampling = training_sampling(self.config)
-            groups = self._roll_out(self.held_out, sampling, seed=0, step=0, name="making held-out items")
+            questions = self.data.validation[: _QUESTIONS_AN_ITEM * self.config.validation.items]
+            groups = self._roll_out(questions, sampling, seed=0, step=0, name="making held-out items")
             self.grader.score(groups)
             self.items = validation_items(self._gather(groups), self.config)
         before = self.validate()
@@ -305,7 +284,7 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """Greedy metrics on the held-out items, with accuracies by role and source (the monitored sets included)."""
-        tasks = [*self.items, *self.monitored]
+        tasks = [*self.items, *self.data.monitor]
         groups: list[Group] = []
         if tasks:
             mine = self._roll_out(tasks, greedy_sampling(self.config), seed=0, step=0, name="evaluating")
@@ -325,51 +304,70 @@ class Trainer:
         score = score_of(result, self.config.validation.best)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, step
-        return {f"validation/{name}": value for name, value in result.items() if isinstance(value, int | float)}
+        return _held_out_row(result)
+
+    def _track_held_out(self, result: dict[str, Any], step: int) -> None:
+        """Show the metrics before and after training to the trackers; `summary.json` holds them anyway."""
+        if self.items:
+            self.trackers.log(_held_out_row(result), step)
 
     # ------------------------------------------------------------------------------------------------ persistence
 
-    def _open(self, resume: bool) -> None:
-        directory = self.run_directory
+    def _open(self, resume: bool, allow_changes: bool, model: Any) -> None:
+        directory, machine = self.run_directory, environment(self.accelerator)
         directory.create(resume)
-        saved = directory.root / "config.yaml"
-        if resume and saved.exists():
-            refuse_changes(saved, self.config)
+        directory.check_space(bytes_needed(model, self.config))
+        if resume and (directory.root / "config.yaml").exists():
+            resumed = resumption(directory, self.config, machine, allow_changes)
+            for warning in resumed.warnings:
+                self.display.warn(warning)
+            if resumed.changes:
+                step = max(directory.checkpoints(), default=0)
+                directory.append("resumes.jsonl", {"step": step, "changes": resumed.changes})
+            refuse_other_data(directory.read_json("data.json"), self.data.report)
         if not directory.checkpoints():
             directory.cut_back(0)
         directory.clear_partial()
-        write_atomically(saved, self.config.dump())
-        directory.write_json("environment.json", environment(self.accelerator))
+        directory.write_text("config.yaml", self.config.dump())
+        directory.write_json("environment.json", machine)
+        directory.write_json("data.json", self.data.report)
+        for message in self.data.messages:
+            self.display.warn(message)
+        warn_without_token(self.config, self.display.warn)
 
     def _save(self) -> None:
         """Checkpoint everything, atomically; remove what is no longer kept."""
         directory, accelerator, step = self.run_directory, self.accelerator, self.state.step
         folder = directory.partial_checkpoint(step, clear=accelerator.is_main_process)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(folder))
+        with directory.writing():
+            accelerator.save_state(str(folder))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            state = {"state": asdict(self.state), "pool": self.pool.state_dict()}
-            write_atomically(folder / "trainer.json", json.dumps(state))
+            state = {"state": asdict(self.state), **self.selection.state_dict()}
+            with directory.writing():
+                write_atomically(folder / "trainer.json", json.dumps(state))
             directory.complete_checkpoint(step)
             directory.prune(self.config.checkpoint.keep, self.state.best_step)
         accelerator.wait_for_everyone()
 
     def _load_newest(self) -> None:
         steps = self.run_directory.checkpoints()
-        if steps:
-            self._load(steps[-1])
-            if self.accelerator.is_main_process:
-                self.run_directory.cut_back(self.state.step)
-            self.display.say(f"resumed after step {self.state.step}")
+        if not steps:
+            self.display.say(f"{self.run_directory.root} holds no checkpoint; starting from the beginning")
+            return
+        self._load(steps[-1])
+        if self.accelerator.is_main_process:
+            self.run_directory.cut_back(self.state.step)
+        self.display.say(f"resumed after step {self.state.step}")
 
     def _load(self, step: int) -> None:
         folder = self.run_directory.checkpoint(step)
         self.accelerator.load_state(str(folder))
+        self.updater.apply_settings()
         saved = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
         self.state = State(**saved["state"])
-        self.pool.load_state_dict(saved["pool"])
-        self.questions.cursor = self.state.cursor
+        self.selection.load_state_dict(saved)
 
     def _finish(self, before: dict[str, Any]) -> dict[str, Any]:
         """Last validation, `final/` and `summary.json`."""
@@ -381,18 +379,33 @@ class Trainer:
             self._load(self.state.best_step)
             self.state.wall_seconds = seconds
             after = self.validate()
+        self._track_held_out(after, self.config.train.steps)
+        steps = self.run_directory.read_rows("metrics.jsonl")
+        signal = signal_report(steps)
         summary = {
             "before": before,
             "after": after,
-            "monitor": sorted({task.example.source for task in self.monitored}),
+            "signal": signal,
+            "findings": [*signal_sentences(signal, self.config.slots()), *change_sentences(before, after)],
+            "monitor": sorted({task.example.source for task in self.data.monitor}),
             "steps": self.config.train.steps,
             "final_from_step": self.state.step,
             "wall_seconds": self.state.wall_seconds + time.monotonic() - started,
         }
         if self.accelerator.is_main_process:
-            card = model_card(self.config, summary)
-            save_model(self.model, self.tokenizer, self.run_directory.root / "final", card)
-            self.run_directory.write_json("summary.json", summary)  # last: it says that the run is done
+            directory, final = self.run_directory, self.run_directory.root / "final"
+            card = model_card(
+                self.config,
+                summary,
+                environment=directory.read_json("environment.json"),
+                data=directory.read_json("data.json"),
+                last_step=steps[-1] if steps else None,
+                resumes=directory.read_rows("resumes.jsonl"),
+            )
+            with directory.writing():
+                save_model(self.model, self.tokenizer, final, card)
+            directory.write_json("summary.json", summary)  # last: it says that the run is done
+            push(final, self.config, self.display.say, self.display.warn)
         return summary
 
     @contextmanager
@@ -413,6 +426,11 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def _held_out_row(result: dict[str, Any]) -> Metrics:
+    """Held-out metrics under the names they have in `metrics.jsonl`."""
+    return {f"validation/{name}": value for name, value in result.items() if isinstance(value, int | float)}
+
+
 def _is_due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -428,10 +446,15 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.monotonic()
         yield
-        self.stages[stage] = time.monotonic() - started
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - started
 
     def total(self) -> float:
         return time.monotonic() - self._started
+
+
+def _split(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+    """The groups with signal, and those without."""
+    return [g for g in groups if g.has_signal], [g for g in groups if not g.has_signal]
 
 
 def _reasons(groups: Sequence[Group]) -> Counter[str]:

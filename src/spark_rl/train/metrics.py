@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from spark_rl.types import Group, Role
+from spark_rl.types import Group, Role, Task
 from spark_rl.verify import resolve
 
 Metrics = dict[str, float]
@@ -47,9 +47,14 @@ def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
             values["balanced_accuracy"] = balanced_accuracy([(task.label, reward) for task, reward in graded])
         if role is Role.REFLECTION:
             for name, is_right in (("accuracy_on_wrong", False), ("accuracy_on_right", True)):
-                values[name] = _mean([rew for task, rew in graded if (task.shown[0].reward >= right_at) == is_right])
+                values[name] = _mean([rew for task, rew in graded if _shows_right(task, right_at) is is_right])
         metrics.update({f"{role}/{name}": value for name, value in values.items() if value == value})  # no NaN
     return metrics
+
+
+def _shows_right(task: Task, right_at: float) -> bool | None:
+    """Whether a reflection task shows a right response; None for ready items of the data, which do not say."""
+    return task.shown[0].reward >= right_at if task.shown else None
 
 
 def is_yes(verdict: str) -> bool:
@@ -82,20 +87,21 @@ def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int]) -> list[str]:
                 "rollouts are right and some wrong; see answer/zero_variance_rate"
             )
         elif all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
-            found.append(f"{role}: no learning signal in the last {len(recent)} steps, {_why(present[-1], role)}")
+            rates = {name.removeprefix(f"{role}/"): value for name, value in present[-1].items()}
+            found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why_no_signal(rates)}")
     return found
 
 
-def _why(metrics: Metrics, role: Role) -> str:
-    def get(name: str) -> float:
-        return metrics.get(f"{role}/{name}", float("nan"))
-
-    if get("ungraded_rate") == 1:
+def why_no_signal(rates: Metrics) -> str:
+    """The likeliest cause, from a role's `accuracy`, `ungraded_rate`, `truncated_rate` and `parse_rate`."""
+    if rates.get("ungraded_rate") == 1:
         return "since no rollout could be graded: look at `reason` in rollouts/ for what the verifier says"
-    if get("accuracy") >= 1:
+    if rates.get("accuracy", 0) >= 1:
         return "since every rollout is right: the prompts are too easy to teach anything"
-    if get("truncated_rate") > 0.5:
-        return f"since {get('truncated_rate'):.0%} of the rollouts are cut at their length limit: raise max_new_tokens"
-    if get("parse_rate") < 0.5:
-        return f"since only {get('parse_rate'):.0%} of the rollouts hold a \\boxed{{}} answer: look at rollouts/"
+    if (cut := rates.get("truncated_rate", 0)) > 0.5:
+        return f"since {cut:.0%} of the rollouts are cut at their length limit: raise max_new_tokens"
+    if (parsed := rates.get("parse_rate", 1)) < 0.5:
+        return f"since only {parsed:.0%} of the rollouts hold a \\boxed{{}} answer: look at rollouts/"
+    if rates.get("accuracy") == 0:
+        return "since no rollout is right: the prompts are too hard for this model"
     return "since all rollouts of a group get the same reward: the prompts are too hard, or all samples are alike"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 
-from spark_rl.config import Config
+from spark_rl.config import Config, load_config
+from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.types import Group
 
 
@@ -22,8 +24,10 @@ def rollout_record(group: Group) -> dict[str, Any]:
         "id": task.id,
         "role": task.role,
         "prompt": [dict(message) for message in task.messages],
+        "question": task.example.question,
         "answer": task.label,
         "verifier": task.verifier,
+        **({"metadata": task.example.metadata} if task.example.metadata else {}),
         "question_id": task.example.id,
         "source": task.example.source,
         "template": task.template,
@@ -37,6 +41,7 @@ def rollout_record(group: Group) -> dict[str, Any]:
                 "reward": r.reward,
                 "extracted": r.extracted,
                 "reason": r.reason,
+                **({"detail": r.detail} if r.detail else {}),
                 "finish_reason": r.finish_reason,
                 "num_tokens": len(r.token_ids),
             }
@@ -59,25 +64,133 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-_MAY_CHANGE = ("checkpoint.every", "checkpoint.keep", "train.output", "verify.workers")
+_HARMLESS = {
+    "preset",  # the values it stands for are compared themselves
+    "train.output",
+    "train.trackers",
+    "train.project",
+    "train.sample_every",
+    "train.push_to_hub",
+    "train.hub_private",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "verify.workers",
+}
+"""Settings on which no result depends."""
+_FIXED = {
+    "model.path": "the checkpoints hold that model's weights",
+    "train.seed": "data order, sampling and recycling hang on it",
+    "data.": "the run's place in its questions and its held-out items hang on them",
+    "validation.items": "the held-out items were made when the run was begun",
+    "validation.best": "the best checkpoint so far was chosen by it",
+}
+"""Settings (or sections) that no run can change on its way, and why."""
+_FREE = {"data.max_prompt_tokens"}
+"""Settings in those sections that it can."""
+
+Changes = dict[str, tuple[Any, Any]]
+"""What differs between a saved run and this one: its value then and now, by key."""
 
 
-def refuse_changes(saved: Path, config: Config) -> None:
-    """A resumed run must be the run that was stopped.
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """How a run that goes on differs from the one that was begun."""
+
+    changes: Changes
+    """Settings, those without effect included."""
+    warnings: list[str]
+
+
+def resumption(
+    directory: RunDirectory, config: Config, environment: Mapping[str, Any], allow_changes: bool
+) -> Resumption:
+    """Compare a saved run with the settings and the machine it is to go on with.
 
     Raises:
-        ValueError: a setting that changes results differs from the saved config; all such are named.
+        ValueError: a setting that changes results differs (all such are named), and `allow_changes` is off or could
+            not make sense of it.
     """
-    old, new = (_flat(values) for values in (yaml.safe_load(saved.read_text()), yaml.safe_load(config.dump())))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    changed = [key for key in changed if key not in _MAY_CHANGE]
-    if changed:
-        differences = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed)
-        raise ValueError(f"--resume: the settings of this run have changed ({differences}); set them back")
+    changes = _differences(_saved_settings(directory.root / "config.yaml"), flat(config.model_dump(mode="json")))
+    harmful = {key: change for key, change in changes.items() if key not in _HARMLESS}
+    if fixed := {key: change for key, change in harmful.items() if _why_fixed(key)}:
+        raise ValueError(
+            f"--resume: {_described(fixed)}, which no run can change on its way "
+            f"({'; '.join(dict.fromkeys(filter(None, map(_why_fixed, fixed))))}); set back what changed, or begin a "
+            "new run in another train.output"
+        )
+    if harmful and not allow_changes:
+        raise ValueError(
+            f"--resume: the settings of this run have changed ({_described(harmful)}); set them back, or go on with "
+            "the new ones by --allow-changes"
+        )
+    done = max(directory.checkpoints(), default=0)
+    if config.train.steps < done:
+        raise ValueError(f"--resume: train.steps is {config.train.steps}, but this run has made {done}; raise it")
+    warnings = []
+    if harmless := {key: change for key, change in changes.items() if key in _HARMLESS}:
+        warnings.append(f"changed, without effect on results: {_described(harmless)}")
+    if harmful:
+        warnings.append(f"going on with changed settings, as --allow-changes asks: {_described(harmful)}")
+    if moved := _differences(flat(directory.read_json("environment.json") or {}), flat(environment)):
+        warnings.append(f"not bit for bit the run that was begun, since the machine has changed: {_described(moved)}")
+    return Resumption(changes, warnings)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _saved_settings(path: Path) -> dict[str, Any]:
+    try:
+        return flat(load_config(path).model_dump(mode="json"))
+    except ValueError as error:
+        raise ValueError(f"--resume: the saved settings cannot be read ({error}); mend that file") from None
+
+
+def _why_fixed(key: str) -> str | None:
+    whole = next((name for name in _FIXED if key == name or (name.endswith(".") and key.startswith(name))), None)
+    return None if whole is None or key in _FREE else _FIXED[whole]
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
+    return {
+        key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+    }
+
+
+def _described(changes: Changes) -> str:
+    return ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in changes.items())
+
+
+def bytes_needed(model: Any, config: Config) -> int:
+    """What a run's checkpoints (weights and AdamW's two moments) and `final/` take at their most, in bytes."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    every = config.checkpoint.every or config.train.steps
+    saved = -(-config.train.steps // every)
+    best = 1 if config.validation.every else 0
+    at_once = min(config.checkpoint.keep, saved) + best + 1  # one more while it is written
+    return (weights + moments) * min(at_once, saved + best) + weights
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys."""
+    flattened: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flattened
+
+
+def refuse_other_data(saved: Mapping[str, Any] | None, report: Mapping[str, Any]) -> None:
+    """A run's place in its questions means nothing in other ones.
+
+    Args:
+        saved: `data.json` of the run, None if it has none yet.
+        report: the same of the data as they are now.
+
+    Raises:
+        ValueError: a source has other rows than when the run was begun.
+    """
+    for part, sources in report.items():
+        for then, now in zip((saved or {}).get(part, []), sources, strict=False):
+            if then["fingerprint"] != now["fingerprint"]:
+                raise ValueError(
+                    f"--resume: {now['source']} has changed since the run was begun ({then['rows']} rows then, "
+                    f"{now['rows']} now, or others); put the data back, or begin a new run"
+                )

@@ -61,7 +61,7 @@ class Display:
     def say(self, text: str, style: str | None = None) -> None:
         """A line that stays."""
         if self.enabled:
-            self.console.print(text, style=style, highlight=False, soft_wrap=True)
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A line that stays and is seen."""

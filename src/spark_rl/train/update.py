@@ -53,6 +53,15 @@ class Updater:
         accelerator.register_for_checkpointing(self.schedule)
         self._checked, self._skipped = False, 0
 
+    def apply_settings(self) -> None:
+        """Set the config's optimizer settings once more: a loaded checkpoint brings those it was saved with."""
+        train, schedule = self.config.train, self.schedule
+        schedule.base_lrs = [train.learning_rate for _ in schedule.base_lrs]
+        factors = (factor(schedule.last_epoch) for factor in schedule.lr_lambdas)
+        schedule._last_lr = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+        for group, now in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):
+            group.update(lr=now, initial_lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay)
+
     def update(self, groups: Sequence[Group]) -> Metrics:
         """Train on the graded groups of all ranks; this one computes every `world`-th from its own on."""
         config = self.config
@@ -99,6 +108,8 @@ class Updater:
                 else:
                     skipped += 1
                 self.optimizer.zero_grad()
+            else:
+                self.optimizer.step()  # changes nothing, but torch wants one before the schedule's
             learning_rate = self.schedule.get_last_lr()[0]
             self.schedule.step()
         self._count_skipped(skipped)

@@ -24,6 +24,7 @@ from multiprocessing.connection import Pipe, wait
 from types import TracebackType
 from typing import Any, Self
 
+from spark_rl.types import Message
 from spark_rl.verify.extract import extract_answer
 from spark_rl.verify.verifiers import Verdict, grade, resolve
 
@@ -40,6 +41,8 @@ class Check:
     gold: str
     verifier: str = "math"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Sequence[Message] = ()
+    """What the response answers, for verifiers that read whole responses."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +67,7 @@ class _Worker:
         self.deadline = 0.0
         self.ready = False
         self.connection, theirs = Pipe()
-        module_path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        module_path = os.pathsep.join(path or os.getcwd() for path in [*sys.path, ""])  # "": yours may be right here
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "spark_rl.verify.worker", str(theirs.fileno()), *self.limits],
@@ -158,12 +161,16 @@ class VerifierPool:
             yield self._next(window, waiting)
 
     def _job(self, check: Check, recent: Mapping[bytes, _Job]) -> _Job:
-        isolated = resolve(check.verifier).isolated
-        answer = extract_answer(check.text)
-        if answer is None:
+        rule = resolve(check.verifier)
+        answer, metadata = extract_answer(check.text), dict(check.metadata)
+        read = answer
+        if rule.reads == "response":
+            read = check.text
+            metadata |= {"prompt": [dict(message) for message in check.prompt]} if check.prompt else {}
+        if read is None:
             return _Job(None, verdict=Verdict(0.0, None, "unparsed"))
-        arguments = (answer, check.gold, check.verifier, dict(check.metadata))
-        if not isolated:
+        arguments = (read, check.gold, check.verifier, metadata)
+        if not rule.isolated:
             return _Job(answer, verdict=grade(*arguments))
         payload = pickle.dumps(arguments)
         return recent.get(payload) or _Job(answer, payload)

@@ -3,22 +3,40 @@ r"""Rules that grade an extracted answer against a gold answer.
 A verifier is a function `(answer, gold, metadata) -> float | None`; None says that the *gold* cannot be read, so the
 item must be skipped and nobody is punished for it. Verifiers that could hang or crash on adversarial input are marked
 `isolated` and belong in a worker process (`pool.py`); the others take linear time and run inline.
+
+A function of yours is named `module:function`, its module being in the current directory or installed. `words.py`:
+
+    def has_all(answer, gold, metadata):
+        return sum(word in answer for word in gold.split()) / len(gold.split())
+
+    >>> grade("a red fox", "red fox", "words:has_all").reason  # doctest: +SKIP
+    'correct'
+
+A reward function in TRL's signature is named `trl:module:function`. It runs unchanged, and reads the whole response:
+
+    def boxed(completions, **kwargs):
+        return [float("boxed" in completion[0]["content"]) for completion in completions]
+
+    >>> grade("It is 5.", "5", "trl:words:boxed").reason  # doctest: +SKIP
+    'wrong'
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from spark_rl.verify.extract import box, extract_answer
 
@@ -35,7 +53,10 @@ class Verdict:
     extracted: str | None
     """The answer that was graded; None when the response holds none."""
     reason: str
-    """`correct`, `partial`, `wrong`, `unparsed`, `bad_gold`, `timeout`, `crash` or `error: <exception type>`."""
+    """`correct`, `partial`, `wrong`, `unparsed`, `bad_gold`, `no_reward` (a reward function gave None), `timeout`,
+    `crash` or `error: <exception type>`."""
+    detail: str = ""
+    """What there is to say besides: the exception's type and message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +68,38 @@ class Verifier:
     """Must run in a worker process: may take unbounded time or memory, or is code we do not know."""
     imports: tuple[str, ...] = ()
     """Modules loaded before the clock of an item starts."""
+    reads: Literal["answer", "response"] = "answer"
+    """What `score` is given first: the extracted answer, or the whole response with its reasoning, boxed or not."""
 
 
-_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|pi|theta|infty)(?![A-Za-z])")
-_SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)")
+_SYMBOLS = str.maketrans(
+    {
+        "°": r"^\circ ",
+        "·": r"\cdot ",
+        "∞": r"\infty ",
+        "√": r"\sqrt",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∪": r"\cup ",
+        "²": "^2",
+        "³": "^3",
+    }
+)
+_REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    # What math-verify 0.9 misreads in a box (10\,000 as 0, 2 1/2 as 3/2, \frac{1}{2}\mathrm{e} as 1/2, 2i as another
+    # number than 2 i) or cannot read.
+    (re.compile(r"(?<!\.)\.\s*$"), ""),
+    (re.compile(r"(?<![\w.^])\d{1,3}(?:(?:\\[,;:! ]|,\\!|[\s~])\d{3})+(?!\d)"), lambda m: re.sub(r"\D", "", m[0])),
+    (re.compile(r"(?<![\w./^])(\d+)\s+(\d+)/(\d+)(?![\w.])"), r"\1\\frac{\2}{\3}"),
+    (re.compile(r"\\(?:mathrm|operatorname)\s*(?:\{\s*([ei])\s*\}|([ei])\b)"), r" \1\2"),
+    (re.compile(r"(?<=\d)i\b"), " i"),
+    (re.compile(r"\\(?:mathbf|textbf|boldsymbol)\{\s*([-+\d.,/]+)\s*\}"), r"\1"),
+    (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|pi|theta|infty)(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)"), r"\1\\cdot10^{\2}"),
+)
+_INTEGER = re.compile(r"[+-]?\d{1,400}", re.ASCII)  # needs no grammar, which takes milliseconds
 _WORDS = re.compile(r"[^\W\d_]{3,}(?:[ '-][^\W\d_]+)*")
 
 
@@ -59,8 +108,9 @@ def _parse_math(text: str) -> list[Any]:
     """The SymPy expression in `text`, as a list of one; empty when it is not mathematics."""
     from math_verify import LatexExtractionConfig, parse
 
-    text = _FUNCTION.sub(r"\\\1", text.strip().strip("$").strip()).replace("**", "^")
-    text = _SCIENTIFIC.sub(r"\1\\cdot10^{\2}", text)
+    text = text.strip().strip("$").strip().translate(_SYMBOLS)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
     if _WORDS.fullmatch(text):  # else a word is a product of its letters, and "cat" equals "act"
         text = rf"\text{{{text.casefold()}}}"
     config = LatexExtractionConfig(boxed_match_priority=0)
@@ -72,13 +122,15 @@ def score_math(answer: str, gold: str, metadata: Metadata) -> float | None:
 
     Its own time limits are off: they need signals, and cannot stop C code. The worker's CPU limit can.
     """
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+        return float(int(answer) == int(gold))
     from math_verify import verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
     parsed_gold = _parse_math(gold)
     if not parsed_gold:
         return None
-    return float(verify(parsed_gold, _parse_math(answer), timeout_seconds=None))
+    return float(answer == gold or verify(parsed_gold, _parse_math(answer), timeout_seconds=None))
 
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|operatorname)(?:bf|it|rm)?\b|\\math(?:bf|it)\b")
@@ -147,52 +199,97 @@ VERIFIERS: dict[str, Verifier] = {
 }
 
 
+def score_trl(function: Callable[..., Any], response: str, gold: str, metadata: Metadata) -> float | None:
+    """What a reward function in TRL's signature gives one completion.
+
+    As in `GRPOTrainer`, all arguments are lists with an entry a completion, in the conversational form, and further
+    columns come as keywords: the keys of `metadata`, and the gold under the names that TRL's examples use. Deviation:
+    there are no `completion_ids` and no trainer here, and a function without `**kwargs` is given what it accepts.
+    """
+    columns = {"answer": gold, "solution": gold, "ground_truth": gold, "prompts": [], **metadata}
+    if "prompt" in metadata:
+        columns["prompts"] = columns.pop("prompt")
+    columns["completions"] = [{"role": "assistant", "content": response}]
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    rewards = function(**{name: [value] for name, value in columns.items() if takes_all or name in parameters})
+    if inspect.isawaitable(rewards):
+        rewards = asyncio.run(_awaited(rewards))
+    if not hasattr(rewards, "__len__") or len(rewards) != 1:
+        raise ValueError(f"a reward function must return a list of one reward for one completion, not {rewards!r}")
+    reward: float | None = rewards[0]
+    return reward
+
+
+async def _awaited(rewards: Awaitable[Any]) -> Any:
+    return await rewards
+
+
 def resolve(name: str) -> Verifier:
-    """The verifier called `name`; `module:function` names a function of yours, imported where it runs."""
+    """The verifier called `name`. Functions of yours are imported where they run.
+
+    Raises:
+        ValueError: there is none of that name, or it is not of the form `module:function` or `trl:module:function`.
+    """
     if name in VERIFIERS:
         return VERIFIERS[name]
-    module, colon, function = name.partition(":")
-    if colon:
-        return Verifier(
-            lambda answer, gold, metadata: getattr(import_module(module), function)(answer, gold, metadata),
-            isolated=True,
-            imports=(module,),
-        )
+    is_trl = name.startswith("trl:")
+    module, colon, function = name.removeprefix("trl:").partition(":")
+    if all(part.isidentifier() for part in (*module.split("."), function)):
+
+        def score(read: str, gold: str, metadata: Metadata) -> float | None:
+            yours = getattr(import_module(module), function)
+            return score_trl(yours, read, gold, metadata) if is_trl else yours(read, gold, metadata)
+
+        return Verifier(score, isolated=True, imports=(module,), reads="response" if is_trl else "answer")
+    if is_trl or colon:
+        form = "trl:module:function" if is_trl else "module:function"
+        raise ValueError(f"verifier {name!r} names no function: write it as {form}")
     nearest = get_close_matches(name, VERIFIERS, n=1, cutoff=0)[0]
     raise ValueError(
         f"unknown verifier {name!r}: did you mean {nearest!r}? Known are {', '.join(VERIFIERS)}, "
-        "and a function of yours as module:function."
+        "a function of yours as module:function, and a reward function of TRL's kind as trl:module:function."
     )
 
 
 def grade(
-    answer: str,
+    read: str,
     gold: str,
     verifier: str = "math",
     metadata: Metadata | None = None,
     limit: AbstractContextManager[None] | None = None,
 ) -> Verdict:
-    """Grade an extracted answer in this process, inside `limit`. The one place where an exception becomes a value."""
+    """Grade what the verifier reads (an extracted answer, for most) in this process, inside `limit`.
+
+    The one place where an exception becomes a value.
+    """
     rule = resolve(verifier)
+    extracted = read if rule.reads == "answer" else extract_answer(read)
     try:
         for module in rule.imports:
             import_module(module)
         with limit or nullcontext():
-            reward = rule.score(answer, gold, metadata or {})
+            reward = rule.score(read, gold, metadata or {})
         if reward is None:
-            return Verdict(None, answer, "bad_gold")
+            return Verdict(None, extracted, "bad_gold" if rule.reads == "answer" else "no_reward")
         reward = float(reward)
         if not math.isfinite(reward):
             raise ValueError(f"verifier {verifier} returned {reward}")
     except Exception as error:
-        return Verdict(None, answer, f"error: {type(error).__name__}")
-    return Verdict(reward, answer, "correct" if reward >= 1 else "wrong" if reward <= 0 else "partial")
+        kind = type(error).__name__
+        return Verdict(None, extracted, f"error: {kind}", f"{kind}: {error}".splitlines()[0][:200].rstrip(": "))
+    return Verdict(reward, extracted, "correct" if reward >= 1 else "wrong" if reward <= 0 else "partial")
 
 
 def gold_problem(verdict: Verdict, verifier: str) -> str | None:
-    """Why a gold is unusable, given the verdict on the boxed gold graded against itself; None when it is fine."""
+    """Why a gold is unusable, given the verdict on the boxed gold graded against itself; None when it is fine.
+
+    Of a verifier that reads whole responses only failures are problems: a format reward rightly gives a bare gold 0.
+    """
     match verdict.reason:
         case "correct":
+            return None
+        case "wrong" | "partial" | "no_reward" if resolve(verifier).reads == "response":
             return None
         case "unparsed":
             return r"The gold cannot be written in \boxed{}: it is empty, or its braces do not balance."
@@ -201,7 +298,7 @@ def gold_problem(verdict: Verdict, verifier: str) -> str | None:
         case "wrong" | "partial":
             return f"The {verifier} verifier does not accept the gold as its own answer; name another verifier."
         case failure:
-            return f"The {verifier} verifier failed on the gold ({failure})."
+            return f"The {verifier} verifier failed on the gold ({verdict.detail or failure}); correct one of the two."
 
 
 def check_gold(gold: str, verifier: str = "math", metadata: Metadata | None = None) -> str | None:
@@ -210,6 +307,6 @@ def check_gold(gold: str, verifier: str = "math", metadata: Metadata | None = No
     Runs here, without time limit; for golds of unknown origin send `Check(box(gold), gold, ...)` through a
     `VerifierPool` and read the verdicts with `gold_problem`.
     """
-    answer = extract_answer(box(gold))
-    verdict = grade(answer, gold, verifier, metadata) if answer else Verdict(0.0, None, "unparsed")
+    read = box(gold) if resolve(verifier).reads == "response" else extract_answer(box(gold))
+    verdict = grade(read, gold, verifier, metadata) if read else Verdict(0.0, None, "unparsed")
     return gold_problem(verdict, verifier)

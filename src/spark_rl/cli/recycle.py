@@ -1,0 +1,180 @@
+"""`spark-rl recycle`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spark_rl.cli.rows import Output, Row, Source, progress, say, take, take_verifier
+from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
+from spark_rl.recycle import recycle as recycle_groups
+from spark_rl.types import Group, Role, Rollout, Task
+from spark_rl.verify import Check, VerifierPool, extract_answer
+
+if TYPE_CHECKING:
+    from spark_rl.data.rows import RowReader
+
+GROUPS_PER_STEP = 64
+"""Rows that are recycled together; `recycle.keep_right_share` holds among them."""
+RECYCLED = {role.value for role in Role if role.is_recycled}
+_OF_A_RUN = ("rollouts", "template", "depth", "made_at_step", "parents", "question_id")
+"""What a run's rows hold beside the question."""
+
+
+def recycle(
+    file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="recycle.key=value, on top of the preset.")] = None,
+    preset: Annotated[str, typer.Option(help="spark or paper: what is made of a question's rollouts.")] = "spark",
+    seed: Annotated[int, typer.Option(help="Of all draws: templates, views, which response is shown.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Grade rollouts that come without a reward.")] = False,
+    verifier: Annotated[
+        str, typer.Option(help="Of rows that name none; the only function that rows may name.")
+    ] = "math",
+    workers: Annotated[int, typer.Option(help="With --verify: processes for verifiers that need one.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="With --out: print a summary as JSON.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out, and count them.")] = False,
+) -> None:
+    """Turn graded rollouts into judge and reflection items to train on.
+
+    A row is {"id", "prompt", "answer", "rollouts": [{"text", "reward"}, ...]}:
+    what a run writes to rollouts/, or what anyone sampled anywhere. Rows of a
+    run that are recycled already are skipped. What comes out has "messages" and
+    their "label". Rows stream in constant memory.
+
+    Examples:
+
+        spark-rl recycle sampled.jsonl --verify --out items.jsonl
+
+        cat run/rollouts/*.jsonl | spark-rl recycle recycle.items_per_group=1
+
+        spark-rl recycle sampled.jsonl --preset paper --out items.jsonl --json
+
+        spark-rl train run.yaml data.train=items.jsonl \\
+            'data.columns={prompt: messages, answer: label}'
+    """
+    if as_json and out is None:
+        raise ValueError("--json prints a summary where the rows would go; name a file for them with --out")
+    if workers < 1:
+        raise ValueError("--workers must be at least 1")
+    settings = list(overrides or [])
+    if file and re.match(r"[\w.]+=", file):
+        settings.insert(0, file)
+        file = None
+    from spark_rl.data.rows import RowReader
+
+    config = _settings(preset, settings)
+    source = Source(file, skip_bad)
+    name = source.path.stem if source.path else "stdin"
+    reader = RowReader(SourceConfig(path=name), DataConfig(verifier=verifier), name)
+    counts: Counter[str] = Counter()
+
+    def parse(row: Row, number: int) -> Group | None:
+        role = take(row, "role", str, default="")
+        if role in RECYCLED:
+            counts[f"skipped_{role}"] += 1
+            return None
+        take_verifier(row, verifier)
+        return _group(row, reader, number)
+
+    with (
+        Output(out, source) as output,
+        VerifierPool(workers) if verify else nullcontext() as pool,
+        progress("recycle", visible=out is not None) as advance,
+    ):
+        groups = (group for group in source.read(parse) if group)
+        for step in itertools.count(1):
+            if not (chunk := list(itertools.islice(groups, GROUPS_PER_STEP))):
+                break
+            if pool:
+                _grade(chunk, pool)
+            recycled = recycle_groups(chunk, config, seed=seed, step=step)
+            counts.update(recycled.counts)
+            for task in itertools.chain.from_iterable(recycled.bundles):
+                output.write(_record(task, counts["made"]))
+                counts["made"] += 1
+            for group in chunk:
+                counts.update(rows=1, rollouts=len(group.rollouts))
+                advance()
+    _report(Counter({"bad_rows": source.num_bad}) + counts, as_json)
+
+
+def _settings(preset: str, overrides: Sequence[str]) -> RecycleConfig:
+    for override in overrides:
+        if not override.startswith("recycle."):
+            raise ValueError(f"{override!r} is no setting of recycling; give recycle.key=value")
+    return load_config(overrides=[f"preset={preset}", *overrides]).recycle
+
+
+def _group(row: Row, reader: RowReader, number: int) -> Group:
+    take(row, "prompt", str, list)
+    columns = {key: value for key, value in row.items() if key not in _OF_A_RUN}
+    if row.get("question_id") is not None:
+        columns["id"] = row["question_id"]
+    task = reader.task(columns, number - 1)
+    group_id = task.example.id if row.get("id") is None else str(row["id"])
+    rollouts = []
+    for i, item in enumerate(take(row, "rollouts", list)):
+        try:
+            rollouts.append(_rollout(item, f"{group_id}:{i}"))
+        except ValueError as error:
+            raise ValueError(f"rollout {i}: {error}") from None
+    return Group(task, [], rollouts)
+
+
+def _rollout(item: Any, default_id: str) -> Rollout:
+    if not isinstance(item, dict):
+        raise ValueError("must be an object with a 'text' and a 'reward'")
+    text = take(item, "text", str)
+    return Rollout(
+        id=str(take(item, "id", str, int, default=default_id)),
+        token_ids=[],
+        logps=[],
+        text=text,
+        finish_reason="stop",
+        reward=None if item.get("reward") is None else take(item, "reward", int, float),
+        extracted=extract_answer(text),
+        reason=take(item, "reason", str, default=""),
+    )
+
+
+def _grade(groups: Sequence[Group], pool: VerifierPool) -> None:
+    """Give a reward to the rollouts that have none."""
+    open_ones = [(group.task, r) for group in groups for r in group.rollouts if r.reward is None]
+    checks = [Check(r.text, task.label, task.verifier, task.example.metadata, task.messages) for task, r in open_ones]
+    for (_, rollout), verdict in zip(open_ones, pool.stream(checks), strict=True):
+        rollout.reward, rollout.reason = verdict.reward, verdict.reason
+
+
+def _record(task: Task, number: int) -> dict[str, Any]:
+    """A recycled task as a row to train on. Questions may come up again in a stream, so ids are numbered."""
+    record = {
+        "id": f"{task.id}-{number}",
+        "role": task.role,
+        "messages": task.messages,
+        "label": task.label,
+        "verifier": task.verifier,
+        "template": task.template,
+        "parents": [response.id for response in task.shown],
+        "question_id": task.example.id,
+        "question": task.example.question,
+        "source": task.example.source,
+    }
+    reads_metadata = task.role is Role.REFLECTION and task.example.metadata
+    return record | ({"metadata": task.example.metadata} if reads_metadata else {})
+
+
+def _report(counts: Counter[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"rows": 0, "rollouts": 0, "made": 0, **counts}))
+    others = [f"{count:,} {name}" for name, count in counts.items() if name not in ("rows", "rollouts", "made")]
+    totals = f"{counts['rows']:,} rows with {counts['rollouts']:,} rollouts gave {counts['made']:,} items"
+    say(": ".join(filter(None, [totals, ", ".join(others).replace("_", " ")])))

@@ -1,0 +1,227 @@
+"""What verbs that stream JSONL share: rows in, rows out, in constant memory, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TimeElapsedColumn
+
+from spark_rl.verify import resolve
+
+MAX_ROW_BYTES = 4 * 2**20
+"""A longer line is no row but a wrong file, and would not fit the promise of constant memory."""
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+_NAMES = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+def take(row: Row, key: str, *kinds: type, default: Any = None) -> Any:
+    """A key's value, which must be of one of these kinds; no `default` makes it a must.
+
+    Raises:
+        ValueError: it is missing or of another kind.
+    """
+    value = row.get(key)
+    if value is None:
+        if default is None:
+            raise ValueError(f"has no {key!r}; add it")
+        return default
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        wanted = " or ".join(dict.fromkeys(_NAMES[kind] for kind in kinds))
+        raise ValueError(f"{key!r} must be {wanted}, not {json.dumps(value)[:40]}")
+    return value
+
+
+def take_verifier(row: Row, default: str) -> str:
+    """The verifier of a row; rows come from anywhere, so none may have code run that the user did not name.
+
+    Raises:
+        ValueError: it is unknown, or a function other than the default.
+    """
+    name: str = take(row, "verifier", str, default=default)
+    resolve(name)
+    if ":" in name and name != default:
+        raise ValueError(f"'verifier' names the function {name!r}; to trust it, give --verifier {name}")
+    return name
+
+
+class Source:
+    """The rows of a JSONL file, or of standard input when the file is `-` or not given."""
+
+    def __init__(self, file: str | None, skip_bad: bool = False) -> None:
+        if file is None and sys.stdin.isatty():
+            raise ValueError("there is nothing to read; name a JSONL file, or pipe rows in")
+        self.path = None if file in (None, "-") else Path(str(file))
+        self.name = str(self.path or "standard input")
+        self.skip_bad = skip_bad
+        self.num_bad = 0
+
+    def read(self, parse: Callable[[Row, int], T]) -> Iterator[T]:
+        """What `parse` makes of each row and its number; blank lines are no rows, but count.
+
+        Raises:
+            ValueError: the file cannot be read, or (unless they are skipped and counted) a row cannot.
+        """
+        for number, line in enumerate(self._lines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                parsed = parse(_row(line), number)
+            except ValueError as error:
+                self.num_bad += 1
+                if not self.skip_bad:
+                    message = f"{self.name}, row {number}: {error} (--skip-bad leaves such rows out)"
+                    raise ValueError(message) from None
+            else:
+                yield parsed
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines, of which too long ones come cut off."""
+        try:
+            with self.path.open("rb") if self.path else open(0, "rb", closefd=False) as file:
+                while line := file.readline(MAX_ROW_BYTES + 1):
+                    yield line
+                    while _is_cut(line):
+                        line = file.readline(MAX_ROW_BYTES + 1)
+        except OSError as error:
+            raise ValueError(f"{self.name}: cannot be read ({error.strerror}); name a JSONL file") from None
+
+
+def _is_cut(line: bytes) -> bool:
+    return len(line) > MAX_ROW_BYTES and not line.endswith(b"\n")
+
+
+def _row(line: bytes) -> Row:
+    if _is_cut(line):
+        raise ValueError(f"is longer than {MAX_ROW_BYTES // 2**20} MiB; write one JSON object a line")
+    try:
+        text = line.decode("utf-8-sig")
+        row = json.loads(text, parse_float=_number, parse_constant=_number)
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text; convert the file") from None
+    except RecursionError:
+        raise ValueError("nests too deeply; write flatter JSON") from None
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise ValueError(f"not valid JSON ({reason}); write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise ValueError("must be a JSON object; write one a line")
+    if _HALF_A_PAIR.search(text):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a surrogate pair (\\ud800 to \\udfff), which is no text; cut it") from None
+    return row
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number there")
+    return value
+
+
+class Output:
+    """Rows to standard output, or to a file that is there whole or not at all.
+
+    A file is written under another name beside it and renamed at the end. What is no regular file (`/dev/stdout`, a
+    named pipe) is written to directly.
+    """
+
+    def __init__(self, path: Path | None, source: Source) -> None:
+        self.path = path
+        self.name = f"--out {path}" if path else "standard output"
+        self._temporary: Path | None = None
+        if path and source.path and path.exists() and source.path.exists() and path.samefile(source.path):
+            raise ValueError(f"{self.name}: is the file that is read; name another")
+
+    def __enter__(self) -> Self:
+        with self._named():
+            if self.path is None:
+                self._file: BinaryIO = sys.stdout.buffer
+            elif self.path.exists() and not self.path.is_file():
+                self._file = self.path.open("wb")
+            else:
+                self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+                self._file = self._temporary.open("wb")
+        return self
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        with self._named():
+            self._file.write(line)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        finished = False
+        try:
+            if kind is None:
+                self._finish()
+                finished = True
+        finally:
+            if not finished:
+                self._abandon()
+
+    def _finish(self) -> None:
+        with self._named():
+            self._file.flush()
+            if self.path:
+                self._file.close()
+            if self._temporary and self.path:
+                self._temporary.replace(self.path)
+
+    def _abandon(self) -> None:
+        """Leave nothing behind: no half a file, and no buffer that would be flushed (in vain, aloud) at exit."""
+        if self.path is None:
+            try:
+                self._file.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+            return
+        with suppress(OSError):
+            self._file.close()
+        if self._temporary:
+            self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # who reads has seen enough: leave quietly
+            raise
+        except OSError as error:
+            raise ValueError(
+                f"{self.name}: cannot be written ({error.strerror}); make room, or name another file"
+            ) from None
+
+
+@contextmanager
+def progress(what: str, visible: bool) -> Iterator[Callable[[], None]]:
+    """A count of rows on standard error, if that is a terminal; call what it gives after each row."""
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(20), "{task.completed:,.0f} rows", TimeElapsedColumn())
+    hidden = not (visible and console.is_terminal)
+    with Progress(
+        *columns, console=console, disable=hidden, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda: bar.advance(task)
+
+
+def say(line: str) -> None:
+    """One line on standard error."""
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,83 @@
+"""`spark-rl verify`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spark_rl.cli.rows import Output, Row, Source, progress, say, take, take_verifier
+from spark_rl.verify import Check, VerifierPool, resolve
+
+
+def verify(
+    file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
+    verifier: Annotated[
+        str, typer.Option(help="Of rows that name none; the only function that rows may name.")
+    ] = "math",
+    out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes for verifiers that need one.")] = 1,
+    cpu_seconds: Annotated[float, typer.Option(help="CPU time that one answer may cost.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="With --out: print a summary as JSON.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out, and count them.")] = False,
+) -> None:
+    r"""Grade responses: the same rows come out with a reward, in order.
+
+    A row is {"answer": text of a response, "gold": ...}; it may name its
+    "verifier", and the "metadata" that this one reads. It gains "reward" (null:
+    not gradable), "extracted" (the last \boxed{}), "reason", and "detail" where
+    there is one. Rows stream in constant memory.
+
+    Verifiers: math, numeric, choice, exact, reasoning_gym; a function of yours,
+    (answer, gold, metadata) -> float, as module:function; a reward function in
+    TRL's signature, which reads the whole response, as trl:module:function.
+
+    Examples:
+
+        spark-rl verify responses.jsonl --out graded.jsonl --workers 4
+
+        zcat rows.jsonl.gz | spark-rl verify --verifier numeric | grep wrong
+
+        spark-rl verify rows.jsonl --verifier trl:rewards:brevity | head
+    """
+    if as_json and out is None:
+        raise ValueError("--json prints a summary where the rows would go; name a file for them with --out")
+    if workers < 1 or not cpu_seconds > 0:
+        raise ValueError("--workers must be at least 1, and --cpu-seconds above 0")
+    resolve(verifier)
+    source = Source(file, skip_bad)
+
+    def parse(row: Row, number: int) -> tuple[Row, Check]:
+        name = take_verifier(row, verifier)
+        text, gold = (str(take(row, key, str, int, float)) for key in ("answer", "gold"))
+        return row, Check(text, gold, name, take(row, "metadata", dict, default={}))
+
+    reasons: Counter[str] = Counter()
+    total, num_graded, start = 0.0, 0, time.monotonic()
+    with (
+        Output(out, source) as output,
+        VerifierPool(workers, cpu_seconds) as pool,
+        progress("verify", visible=out is not None) as advance,
+    ):
+        pairs, ahead = itertools.tee(source.read(parse))
+        for (row, _), verdict in zip(pairs, pool.stream(check for _, check in ahead), strict=True):
+            grade = {"reward": verdict.reward, "extracted": verdict.extracted, "reason": verdict.reason}
+            output.write(row | grade | ({"detail": verdict.detail} if verdict.detail else {}))
+            reasons[verdict.reason] += 1
+            if verdict.reward is not None:
+                total, num_graded = total + verdict.reward, num_graded + 1
+            advance()
+    rate = reasons.total() / (time.monotonic() - start)
+    mean = total / num_graded if num_graded else None
+    if as_json:
+        summary = {"rows": reasons.total(), "bad_rows": source.num_bad, "reasons": dict(reasons.most_common())}
+        print(json.dumps(summary | {"mean_reward": mean, "rows_per_second": round(rate, 1)}))
+    bad = f", and {source.num_bad:,} bad ones left out" if source.num_bad else ""
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "nothing graded"
+    shown = "none" if mean is None else f"{mean:.3f}"
+    say(f"{reasons.total():,} rows{bad}: {counts}; mean reward {shown}; {rate:,.0f} rows/s")

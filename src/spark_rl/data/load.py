@@ -1,0 +1,79 @@
+"""All the data of a run, opened and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spark_rl.config import Config
+from spark_rl.data.check import Checker, Track, counts, question_key, untracked
+from spark_rl.data.questions import Questions
+from spark_rl.data.sources import Source, open_sources
+from spark_rl.types import Task
+from spark_rl.verify import VerifierPool
+
+
+@dataclass(slots=True)
+class Data:
+    """What a run asks."""
+
+    train: Questions
+    validation: list[Task]
+    monitor: list[Task]
+    report: dict[str, list[dict[str, Any]]]
+    """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`."""
+    messages: list[str]
+    """Sentences on rows that were left out."""
+
+
+def load_data(config: Config, track: Track[Any] = untracked) -> Data:
+    """Open and check the sources of a config.
+
+    Raises:
+        ValueError: a source or a row is unusable; the sentence names the place and what to change.
+    """
+    names = set[str]()  # validation and monitor are answered together, and told apart by id
+    validation = open_sources(config.data.validation, config.data, names, held_out=True)
+    monitor = open_sources(config.data.monitor, config.data, names, held_out=True)
+    train = open_sources(config.data.train, config.data, set())
+    messages: list[str] = []
+    with VerifierPool(config.verify.workers, config.verify.cpu_seconds) as verifiers:
+
+        def check(sources: Sequence[Source], part: str, held_out: Collection[int] = ()) -> list[dict[str, Any]]:
+            checker = Checker(sources, config.data, part, held_out, track)
+            reports = checker.run(verifiers)
+            messages.extend(checker.messages())
+            return reports
+
+        reports = check([*validation, *monitor], "the held-out questions")
+        tasks = _held_out(validation, track), _held_out(monitor, track)
+        held_out = frozenset(question_key(task) for part in tasks for task in part)
+        report = {"train": check(train, "training", held_out)}
+    for row, source in zip(reports, [*validation, *monitor], strict=True):
+        row["skipped"] = counts(source.left_out.values())  # now with repeated questions
+    report |= {"validation": reports[: len(validation)], "monitor": reports[len(validation) :]}
+    return Data(Questions(train, config.train.seed, held_out), *tasks, report, messages)
+
+
+def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:
+    """All tasks of sources that are small and hold questions only, each question of a generator once."""
+    tasks = []
+    for source in sources:
+        asked = set[int]()
+        for index in track(range(source.num_rows), f"loading {source.path}", source.num_rows):
+            if index in source.left_out:
+                continue
+            task = source.task(index)
+            key = question_key(task) if source.generator else index
+            if key in asked:
+                source.left_out[index] = "repeated"
+                continue
+            asked.add(key)
+            if task.role.is_recycled:
+                raise ValueError(
+                    f"{source.where(index)}: has the role {task.role.value!r}, but only questions can be held out; "
+                    "remove it, since judge and reflection items are made of the model's own rollouts"
+                )
+            tasks.append(task)
+    return tasks

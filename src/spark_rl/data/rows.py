@@ -1,0 +1,192 @@
+"""A row of data to a task: column map, defaults, and one sentence for everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from spark_rl.config import DataConfig, SourceConfig
+from spark_rl.data.tables import lookup
+from spark_rl.prompts import answer_prompt, verdict
+from spark_rl.types import Example, Message, Role, Task
+from spark_rl.verify import box, resolve
+
+MAX_PROMPT_CHARS = 1_000_000
+"""Longer prompts are refused before anyone tries to tokenise them."""
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "prompt": (str, list),
+    "answer": (str, int, float, Decimal),
+    "question": (str,),
+    "role": (str,),
+    "id": (str, int, float),
+    "verifier": (str,),
+    "source": (str,),
+    "system": (str,),
+    "metadata": (dict,),
+}
+_NUMBERS = dict.fromkeys((int, float, Decimal), "a number")
+_JSON_NAMES = {str: "text", list: "chat messages", dict: "an object", **_NUMBERS}
+
+
+class RowReader:
+    """Reads the rows of one source as tasks.
+
+    Args:
+        name: the source's short name, for ids and metrics of rows that give none.
+    """
+
+    def __init__(self, source: SourceConfig, config: DataConfig, name: str) -> None:
+        self.name = name
+        self.columns: dict[str, str] = dict(zip(_FIELDS, _FIELDS, strict=True))
+        for given in (config.columns, source.columns):
+            self.columns.update((str(field), column) for field, column in given.items())
+        self.functions = {source.verifier, config.verifier}
+        """Verifiers that a row may name although they are no rule of ours."""
+        self.verifier, self.system = source.verifier or config.verifier, source.system or config.system
+        pattern = source.answer_pattern or config.answer_pattern
+        try:
+            self.pattern = re.compile(pattern) if pattern else None
+        except re.error as error:
+            raise ValueError(
+                f"data.answer_pattern: {pattern!r} is no regular expression ({error}); correct it"
+            ) from None
+        if self.pattern and self.pattern.groups != 1:
+            raise ValueError(f"data.answer_pattern: {pattern!r} needs exactly one group, around the answer")
+        resolve(self.verifier)
+
+    def task(self, row: Any, index: int) -> Task:
+        """The task of row number `index`, counted from 0.
+
+        Raises:
+            ValueError: the row is bad; the reason alone, since the caller knows the place.
+        """
+        if not isinstance(row, dict):
+            raise ValueError("must be a JSON object with the keys 'prompt' and 'answer'")
+        values = {
+            field: lookup(row, column) if "." in column else row.get(column) for field, column in self.columns.items()
+        }
+        self._check(values, row)
+        role = _role(values["role"])
+        verifier = self._verifier(values["verifier"], role)
+        label = _verdict(role, str(values["answer"])) if role.is_judge else self._answer(str(values["answer"]))
+        messages, question = _prompt(values["prompt"], role, values["system"] or self.system)
+        if (length := sum(len(m["content"]) for m in messages)) > MAX_PROMPT_CHARS:
+            raise ValueError(f"'prompt' has {length} characters, more than {MAX_PROMPT_CHARS}; shorten it")
+        example = Example(
+            id=f"{self.name}-{index + 1}" if values["id"] in (None, "") else str(values["id"]),
+            prompt=messages,
+            question=values["question"] or question,
+            answer=label,
+            verifier=verifier,
+            source=values["source"] or self.name,
+            metadata=self._metadata(values["metadata"], row, verifier),
+        )
+        return question_task(example, role)
+
+    def _check(self, values: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        for field in ("prompt", "answer"):
+            value = values[field]
+            if value in (None, []) or (isinstance(value, str) and not value.strip()):
+                raise ValueError(self._missing(field, row))
+        if row.get("images"):
+            raise ValueError("rows with 'images' cannot be trained on yet; remove the row")
+        for field, value in values.items():
+            is_known = type(value) in _FIELDS[field]  # not isinstance: true is an int as well
+            if value is None or (is_known and not (type(value) is float and not math.isfinite(value))):
+                continue
+            wanted = " or ".join(dict.fromkeys(_JSON_NAMES[t] for t in _FIELDS[field]))
+            raise ValueError(
+                f"{self.columns[field]!r} must be {wanted}, not {json.dumps(value, default=str)[:40]}; change it, or "
+                f"name the column that is meant: data.columns.{field}=<name>"
+            )
+
+    def _missing(self, field: str, row: Mapping[str, Any]) -> str:
+        column = self.columns[field]
+        if lookup(row, column) is not None:
+            return f"{column!r} is empty; fill it in or remove the row"
+        used = {self.columns[field].split(".")[0] for field in ("prompt", "answer")}
+        others = ", ".join([key for key in row if key not in used][:8])
+        found = f", but {others}" if others else ""
+        return f"has no {column!r}{found}; add it, or say which column holds it: data.columns.{field}=<name>"
+
+    def _verifier(self, given: str | None, role: Role) -> str:
+        """The verifier of a row. Data from elsewhere must not choose which function of which module is called."""
+        if not given:
+            return "choice" if role.is_judge else self.verifier
+        if ":" in given and given not in self.functions:
+            raise ValueError(
+                f"'verifier' names the function {given!r}, which a row may only do if the config does; set "
+                f"data.verifier={given}"
+            )
+        resolve(given)
+        return given
+
+    def _answer(self, text: str) -> str:
+        if self.pattern is None:
+            return text
+        found = self.pattern.findall(text)
+        if not found or not found[-1].strip():
+            raise ValueError(f"data.answer_pattern finds no answer in {text[-60:]!r}; change one of the two")
+        return str(found[-1]).strip()
+
+    def _metadata(self, given: Mapping[str, Any] | None, row: Mapping[str, Any], verifier: str) -> Mapping[str, Any]:
+        """A function of the user's gets the columns that we have no use for, as TRL's reward functions do.
+
+        As JSON, in which checkpoints keep it: what JSON has no form for (a date in a Parquet file) becomes text.
+        """
+        if ":" in verifier:
+            known = {column.split(".")[0] for column in self.columns.values()}
+            given = {**{key: value for key, value in row.items() if key not in known}, **(given or {})}
+        return json.loads(json.dumps(given, default=str)) if given else {}
+
+
+def question_task(example: Example, role: Role = Role.ANSWER) -> Task:
+    """Ask an example's question; with another role, a ready judge or reflection item."""
+    return Task(
+        id=f"{role}-{example.id}",
+        role=role,
+        messages=example.prompt,
+        label=example.answer,
+        verifier=example.verifier,
+        example=example,
+    )
+
+
+def _role(given: str | None) -> Role:
+    try:
+        return Role(given) if given else Role.ANSWER
+    except ValueError:
+        raise ValueError(f"'role' is {given!r}; it must be one of {', '.join(Role)}, or left out") from None
+
+
+def _verdict(role: Role, answer: str) -> str:
+    """The gold verdict of a judge item, as our own prompts spell it."""
+    known = [verdict(role, right) for right in (True, False)]
+    found = [label for label in known if label.casefold() == answer.strip().casefold()]
+    if not found:
+        raise ValueError(f"the answer of a {role} row must be {' or '.join(known)}, not {answer[:40]!r}")
+    return found[0]
+
+
+def _prompt(prompt: Any, role: Role, system: str | None) -> tuple[tuple[Message, ...], str]:
+    """The chat messages, and the question as judges will see it."""
+    if isinstance(prompt, str):
+        if role.is_judge:
+            text = f"{prompt}\n\nEnd with {box(verdict(role, True))} or {box(verdict(role, False))}."
+            opening = [{"role": "system", "content": system}] if system else []
+            return (*opening, {"role": "user", "content": text}), prompt
+        return answer_prompt(prompt, system), prompt
+    well_formed = isinstance(prompt, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
+    )
+    if not well_formed or prompt[-1]["role"] != "user":
+        raise ValueError("'prompt' must be text, or chat messages (role, content) that end with a user's turn")
+    turns = [m for m in prompt if m["role"] != "system"]
+    question = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
+    has_system = any(m["role"] == "system" for m in prompt)
+    opening = [{"role": "system", "content": system}] if system and not has_system else []
+    return (*opening, *prompt), question

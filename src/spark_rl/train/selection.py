@@ -1,0 +1,123 @@
+"""What a step asks: recycled prompts up to their shares, questions for the rest, and replacements for dead groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from spark_rl.config import Config
+from spark_rl.data import Questions
+from spark_rl.prompts import ChatRenderer
+from spark_rl.recycle import Bundle, Pool, recycle
+from spark_rl.types import Group, Role, Task
+
+
+class Selection:
+    """Draws questions and recycled prompts that fit, and takes in what a step's groups give to recycle.
+
+    Args:
+        max_prompt_tokens: longer prompts are passed over and counted.
+    """
+
+    def __init__(self, config: Config, questions: Questions, renderer: ChatRenderer, max_prompt_tokens: int) -> None:
+        self.config, self.questions, self.renderer = config, questions, renderer
+        self.max_prompt_tokens = max_prompt_tokens
+        self.pool = Pool(config.recycle.pool_size, config.recycle.max_age)
+        self._asked: Counter[str] = Counter()
+
+    def select(self, step: int) -> tuple[list[Task], Counter[str]]:
+        """The tasks of a step, and what was passed over or dropped, by reason."""
+        size, slots = self.config.rollout.groups_per_step, self.config.slots()
+        self._asked.clear()
+        recycled: list[Task] = []
+        counts: Counter[str] = Counter()
+        if self.config.recycle.schedule == "cobatched":
+            recycled, counts = self._take(slots, step)
+        elif len(self.pool) >= size:
+            of_recycled = sum(n for role, n in slots.items() if role.is_recycled)
+            recycled, counts = self._take({role: n * size // of_recycled for role, n in slots.items()}, step)
+            for role in Role:
+                more, expired = self._take({role: size - len(recycled)}, step)
+                recycled, counts = recycled + more, counts + expired
+        questions, passed = self._draw(size - len(recycled))
+        return self._with_own_ids([*questions, *recycled]), counts + passed
+
+    def replace(self, dead: Sequence[Group], step: int) -> tuple[list[Task], Counter[str]]:
+        """Fresh tasks for groups without signal: of the same roles while the pool has such, else questions.
+
+        Where the schedule alternates, a step of recycled prompts gets no questions.
+        """
+        slots = Counter(group.task.role for group in dead)
+        recycled, counts = self._take(slots, step)
+        if slots[Role.ANSWER] == 0 and self.config.recycle.schedule == "alternating":
+            return self._with_own_ids(recycled), counts
+        questions, passed = self._draw(len(dead) - len(recycled))
+        return self._with_own_ids([*questions, *recycled]), counts + passed
+
+    def recycle(self, groups: Sequence[Group], step: int) -> Counter[str]:
+        """Recycle graded groups into the pool. Returns what was made and what was left out, by reason."""
+        if all(self.config.roles[role].share == 0 for role in Role if role.is_recycled):
+            return Counter()
+        made = recycle(groups, self.config.recycle, seed=self.config.train.seed, step=step)
+        wanted: list[Bundle] = []
+        for bundle in made.bundles:
+            if self.config.roles[bundle[0].role].share == 0:
+                made.counts["role_off"] += len(bundle)
+            elif not all(self.fits(task) for task in bundle):
+                made.counts["too_long"] += len(bundle)
+            else:
+                wanted.append(bundle)
+        return _named("recycle", made.counts) + _named("pool", self.pool.add(wanted))
+
+    def fits(self, task: Task) -> bool:
+        """Whether a task's prompt is short enough."""
+        return len(self.renderer.encode(task.messages)) <= self.max_prompt_tokens
+
+    def require_one(self) -> None:
+        """Refuse data of which nothing fits.
+
+        Raises:
+            ValueError: every question of a source is too long.
+        """
+        start = self.questions.state_dict()
+        self._draw(1)
+        self.questions.load_state_dict(start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as JSON types."""
+        return {"questions": self.questions.state_dict(), "pool": self.pool.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.questions.load_state_dict(state["questions"])
+        self.pool.load_state_dict(state["pool"])
+
+    def _take(self, slots: Mapping[Role, int], step: int) -> tuple[list[Task], Counter[str]]:
+        taken, counts = self.pool.take(slots, step)
+        return taken, _named("pool", counts)
+
+    def _draw(self, count: int) -> tuple[list[Task], Counter[str]]:
+        try:
+            drawn, passed = self.questions.draw(count, self.fits)
+        except LookupError as error:
+            raise ValueError(
+                f"{error}: every question is longer than {self.max_prompt_tokens} tokens, the smaller of "
+                "data.max_prompt_tokens and what the model's context leaves beside rollout.max_new_tokens, or is held "
+                "out as well"
+            ) from None
+        return drawn, _named("questions", passed)
+
+    def _with_own_ids(self, tasks: list[Task]) -> list[Task]:
+        """A small data set may give a question twice in a step: two groups, two ids."""
+        named = []
+        for task in tasks:
+            self._asked[task.id] += 1
+            times = self._asked[task.id]
+            named.append(task if times == 1 else replace(task, id=f"{task.id}#{times}"))
+        return named
+
+
+def _named(prefix: str, counts: Mapping[str, int]) -> Counter[str]:
+    return Counter({f"{prefix}/{reason}": count for reason, count in counts.items()})

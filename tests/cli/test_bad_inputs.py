@@ -1,0 +1,390 @@
+"""The table of mistakes, each through the real command: one line that says what to change, code 2, nothing written.
+
+Every case starts from a folder with a good config, good data and a good model, and spoils one thing. There must be
+exactly one line on stderr with the words of the case, nothing on stdout, and the folder must hold what it held before.
+All of it takes less than five seconds; what is asserted is CPU time, since these tests run beside others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from spark_rl.train.model import resolve_path
+
+LIMIT = 5.0
+"""Seconds of CPU time."""
+TRAIN = ["train", "run.yaml"]
+GOOD = "".join(json.dumps({"prompt": f"What is {i}+1?", "answer": i + 1}) + "\n" for i in range(4))
+ROLLOUTS = {"id": "q", "prompt": "1+1?", "answer": "2", "rollouts": [{"text": r"\boxed{2}", "reward": 1}]}
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    arguments: list[str]
+    words: list[str]
+    spoil: Callable[[Path], object] = lambda folder: None
+    environment: tuple[tuple[str, str], ...] = ()
+    shell: str = ""
+    """Where given: runs the command as `$COMMAND` in a mount namespace of its own."""
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    data = content if isinstance(content, bytes) else content.encode()
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def rows(*values: object, name: str = "data.jsonl") -> Callable[[Path], object]:
+    return write(name, "".join(json.dumps(value) + "\n" for value in values))
+
+
+def edited(name: str, **changes: object) -> Callable[[Path], object]:
+    """Change keys of a JSON file; None removes one."""
+
+    def spoil(folder: Path) -> None:
+        values = {**json.loads((folder / name).read_text()), **changes}
+        (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return spoil
+
+
+def removed(*names: str) -> Callable[[Path], object]:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1000])
+
+
+def train(name: str, *overrides: str, words: list[str], spoil: Callable[[Path], object] = lambda f: None) -> Case:
+    return Case(name, [*TRAIN, *overrides], words, spoil)
+
+
+def a_run(folder: Path) -> None:
+    (folder / "out" / "rollouts").mkdir(parents=True)
+    (folder / "out" / "checkpoints").mkdir()
+    (folder / "out" / "config.yaml").write_text("preset: spark")
+    (folder / "out" / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+Q = {"prompt": "What is 1+1?", "answer": "2"}
+CONFIG = [
+    Case("no config", ["train", "nowhere.yaml"], ["nowhere.yaml", "cannot be read", "give the path"]),
+    Case("config is a folder", ["train", "model"], ["model", "cannot be read"]),
+    train("config is not YAML", words=["run.yaml", "not valid YAML"], spoil=write("run.yaml", "train: [")),
+    train("config is a list", words=["run.yaml", "must hold a mapping"], spoil=write("run.yaml", "- train")),
+    train("config is not UTF-8", words=["run.yaml", "not valid YAML"], spoil=write("run.yaml", b"model: {path: \xe9}")),
+    train(
+        "key given twice", words=["run.yaml", "'train' is given twice"], spoil=write("run.yaml", "train: {}\ntrain: {}")
+    ),
+    train(
+        "unknown section", words=["unknown key 'trian'", "did you mean 'train'"], spoil=write("run.yaml", "trian: {}")
+    ),
+    train("unknown key", "train.learning_rte=1", words=["train.learning_rte", "did you mean 'learning_rate'"]),
+    train("unknown key of a source", "data.train=[{pth: a}]", words=["data.train.0.pth", "did you mean 'path'"]),
+    train("unknown preset", "preset=sparc", words=["'sparc'", "grpo, paper, spark"]),
+    train("wrong type", "train.steps=many", words=["train.steps", "'many'", "integer"]),
+    train("negative number", "train.learning_rate=-1", words=["train.learning_rate", "greater than 0", "-1"]),
+    train("zero steps", "train.steps=0", words=["train.steps", "greater than or equal to 1"]),
+    train("shares do not add up", "roles.answer.share=0.9", words=["shares", "add up to 1.4", "make them"]),
+    train("too few groups for a share", "rollout.groups_per_step=2", words=["roles.", "share", "raise it"]),
+    train("right below wrong", "recycle.wrong_at=1", words=["recycle.wrong_at", "recycle.right_at", "lower it"]),
+    train("validation of nothing", "validation.every=5", words=["validation.every", "set data.validation"]),
+    train("best of nothing", "checkpoint.final=best", words=["checkpoint.final", "set data.validation"]),
+    train(
+        "cache and checkpointing",
+        "train.shared_prefix=cache",
+        "model.activation_checkpointing=true",
+        words=["train.shared_prefix", "model.activation_checkpointing", "choose"],
+    ),
+    train("unknown tracker", "train.trackers=[mlflow]", words=["train.trackers", "'tensorboard'", "mlflow"]),
+    train("bad Hub id", "train.push_to_hub=my model!", words=["train.push_to_hub", "my model!"]),
+    train("override without =", "train.steps", words=["'train.steps'", "section.key=value"]),
+    Case(
+        "batch that does not divide",
+        [*TRAIN, "rollout.groups_per_step=9", "preset=grpo"],
+        ["rollout.groups_per_step is 9", "2 processes", "multiple"],
+        environment=(("WORLD_SIZE", "2"),),
+    ),
+]
+DATA = [
+    train("no data file", "data.train=no.jsonl", words=["no.jsonl", "cannot be read", "No such file"]),
+    train("data is a folder", "data.train=model", words=["model", "folder"]),
+    train(
+        "unknown format", "data.train=data.txt", words=["data.txt", ".jsonl", ".parquet"], spoil=write("data.txt", GOOD)
+    ),
+    train("pattern without a match", "data.train=no/*.jsonl", words=["no/*.jsonl", "no file matches"]),
+    train("empty file", words=["data.jsonl", "holds no rows"], spoil=write("data.jsonl", "")),
+    train("malformed row", words=["data.jsonl, row 5", "not valid JSON"], spoil=write("data.jsonl", GOOD + "{\n")),
+    train("row is no object", words=["data.jsonl, row 5", "JSON object"], spoil=write("data.jsonl", GOOD + "[1]\n")),
+    train(
+        "wrong type in a row", words=["data.jsonl, row 2", "'prompt' must be text"], spoil=rows(Q, {**Q, "prompt": 3})
+    ),
+    train(
+        "missing column",
+        words=["data.jsonl, row 1", "no 'prompt'", "question", "data.columns.prompt"],
+        spoil=rows({"question": "What is 1+1?", "answer": "2"}),
+    ),
+    train("no answer", words=["data.jsonl, row 2", "'answer'"], spoil=rows(Q, {"prompt": "What is 1+1?"})),
+    train(
+        "duplicate ids",
+        words=["data.jsonl, row 2", "'x'", "row 1", "an 'id' of its own"],
+        spoil=rows({**Q, "id": "x"}, {**Q, "id": "x"}),
+    ),
+    train(
+        "gold that is no number",
+        "data.verifier=numeric",
+        words=["data.jsonl, row 1", "numeric", "gold"],
+        spoil=rows({**Q, "answer": "about two"}),
+    ),
+    train("gold with an open brace", words=["data.jsonl, row 1", "braces"], spoil=rows({**Q, "answer": r"\frac{1}{2"})),
+    train("huge row", words=["data.jsonl, row 1", "MiB", "shorten"], spoil=rows({**Q, "note": "x" * 5_000_000})),
+    train(
+        "huge prompt",
+        words=["data.jsonl, row 1", "characters", "shorten"],
+        spoil=rows({**Q, "prompt": "x" * 2_000_000}),
+    ),
+    train(
+        "data is not UTF-8",
+        words=["data.jsonl, row 1", "not UTF-8", "convert"],
+        spoil=write("data.jsonl", '{"prompt": "Où?", "answer": "2"}\n'.encode("latin-1")),
+    ),
+    train("data is UTF-16", words=["data.jsonl, row 1", "not UTF-8"], spoil=write("data.jsonl", GOOD.encode("utf-16"))),
+    train(
+        "CSV with a comma too many",
+        "data.train=data.csv",
+        words=["data.csv, row 1", "3 fields", "quotes"],
+        spoil=write("data.csv", "prompt,answer\nWhat, is 1+1?,2\n"),
+    ),
+    train(
+        "corrupt Parquet",
+        "data.train=data.parquet",
+        words=["data.parquet", "cannot be loaded"],
+        spoil=write("data.parquet", "PAR1 nonsense"),
+    ),
+    train("unknown verifier", "data.verifier=mth", words=["'mth'", "did you mean 'math'"]),
+    train(
+        "unknown verifier in a row", words=["data.jsonl, row 1", "'mth'", "math"], spoil=rows({**Q, "verifier": "mth"})
+    ),
+    train("verifier module missing", "data.verifier=nowhere:grade", words=["nowhere", "row 1"]),
+    train(
+        "verifier function missing",
+        "data.verifier=mine:grade",
+        words=["mine:grade", "row 1"],
+        spoil=write("mine.py", ""),
+    ),
+    train(
+        "verifier that raises",
+        "data.verifier=mine:grade",
+        words=["mine:grade", "row 1", "ZeroDivisionError"],
+        spoil=write("mine.py", "def grade(answer, gold, metadata):\n    return 1 / 0\n"),
+    ),
+    train(
+        "verifier that never ends",
+        "data.verifier=mine:grade",
+        "verify.cpu_seconds=1",
+        words=["mine:grade", "row 1", "timeout"],
+        spoil=write("mine.py", "def grade(answer, gold, metadata):\n    while True:\n        pass\n"),
+    ),
+    train("unknown embedded set", "data.train=embedded:exam", words=["embedded:exam", "train, validation"]),
+    train("unknown reasoning-gym task", "data.train=reasoning_gym:chain_sums", words=["'chain_sums'", "'chain_sum'"]),
+    train(
+        "unknown reasoning-gym option",
+        "data.train=[{path: reasoning_gym:gcd, options: {max: 3}}]",
+        words=["reasoning_gym:gcd", "'max'", "max_value"],
+    ),
+    train("trained on and held out", "data.validation=data.jsonl", words=["data.jsonl", "trained on and held out"]),
+    train(
+        "every question held out",
+        "data.validation=same.jsonl",
+        words=["data.jsonl", "held out"],
+        spoil=write("same.jsonl", GOOD),
+    ),
+    train("unknown role", words=["data.jsonl, row 1", "'role'", "pointwise"], spoil=rows({**Q, "role": "judge"})),
+    train(
+        "judge row without a verdict", words=["data.jsonl, row 1", "Yes or No"], spoil=rows({**Q, "role": "pointwise"})
+    ),
+    train("pattern that is no pattern", "data.answer_pattern='('", words=["data.answer_pattern", "regular expression"]),
+    train(
+        "pattern that finds nothing",
+        "data.answer_pattern='### (.)'",
+        words=["data.jsonl, row 1", "data.answer_pattern"],
+    ),
+]
+MODEL = [
+    train("no model folder", "model.path=./nowhere", words=["model.path", "nowhere"]),
+    train("model is a file", "model.path=run.yaml", words=["model.path", "run.yaml", "folder"]),
+    train("no config.json", words=["model", "config.json"], spoil=removed("model/config.json")),
+    train(
+        "not a causal LM",
+        words=["model", "BertForMaskedLM", "causal LM"],
+        spoil=edited("model/config.json", architectures=["BertForMaskedLM"], model_type="bert"),
+    ),
+    train("no weights", words=["model", "weights"], spoil=removed("model/model.safetensors")),
+    train("truncated weights", words=["model.safetensors", "download"], spoil=cut("model/model.safetensors")),
+    train(
+        "no tokenizer",
+        words=["model", "tokenizer"],
+        spoil=removed("model/tokenizer.json", "model/tokenizer_config.json"),
+    ),
+    train(
+        "no chat template", words=["chat template", "model.chat_template"], spoil=removed("model/chat_template.jinja")
+    ),
+    train("no such chat template", "model.chat_template=no.jinja", words=["model.chat_template", "no.jinja"]),
+    train(
+        "chat template that is no Jinja",
+        "model.chat_template=bad.jinja",
+        words=["model.chat_template", "bad.jinja"],
+        spoil=write("bad.jinja", "{% for m in messages %}{{ m.content }}"),
+    ),
+    train(
+        "prompt longer than the context",
+        words=["longer than", "context"],
+        spoil=rows({**Q, "prompt": "What is this? " * 2000}),
+    ),
+    train(
+        "rollouts longer than the context",
+        "rollout.max_new_tokens=4000",
+        words=["max_new_tokens is 4000", "1024", "lower"],
+    ),
+]
+FULL = "mount -t tmpfs -o size=256k tmpfs out && head -c 300k /dev/zero > out/filler; $COMMAND"
+READ_ONLY = "mount --bind out out && mount -o remount,ro,bind out; $COMMAND"
+OUTPUT = [
+    train("output of another run", words=["out", "not empty", "--resume"], spoil=a_run),
+    Case(
+        "resume of something else",
+        [*TRAIN, "--resume"],
+        ["out", "holds no run"],
+        lambda f: [(f / "out").mkdir(), (f / "out" / "thesis.tex").write_text("mine")],
+    ),
+    train("output below a file", "train.output=data.jsonl/out", words=["data.jsonl/out", "cannot be written"]),
+    Case(
+        "read-only folder",
+        [*TRAIN, "train.output=out/new"],
+        ["out", "cannot be written", "Read-only"],
+        lambda f: (f / "out").mkdir(),
+        shell=READ_ONLY,
+    ),
+    Case(
+        "full disk",
+        [*TRAIN, "train.output=out/new"],
+        ["out", "cannot be written", "No space"],
+        lambda f: (f / "out").mkdir(),
+        shell=FULL,
+    ),
+]
+VERBS = [
+    Case("verify: no file", ["verify", "no.jsonl"], ["no.jsonl", "cannot be read"]),
+    Case(
+        "verify: malformed row",
+        ["verify", "data.jsonl", "--out", "graded.jsonl"],
+        ["data.jsonl, row 2", "JSON"],
+        write("data.jsonl", '{"answer": "2", "gold": "2"}\n{'),
+    ),
+    Case(
+        "verify: no gold",
+        ["verify", "data.jsonl", "--out", "graded.jsonl"],
+        ["data.jsonl, row 1", "'gold'"],
+        rows({"answer": "2"}),
+    ),
+    Case(
+        "verify: unknown verifier",
+        ["verify", "data.jsonl", "--verifier", "mth"],
+        ["'mth'", "'math'"],
+        rows({"answer": "2", "gold": "2"}),
+    ),
+    Case(
+        "verify: full disk",
+        ["verify", "data.jsonl", "--out", "/dev/full"],
+        ["/dev/full"],
+        rows({"answer": "2", "gold": "2"}),
+    ),
+    Case(
+        "verify: huge row",
+        ["verify", "data.jsonl", "--out", "graded.jsonl"],
+        ["data.jsonl, row 1", "MiB"],
+        rows({"answer": "2" * 5_000_000, "gold": "2"}),
+    ),
+    Case("verify: output is input", ["verify", "data.jsonl", "--out", "data.jsonl"], ["data.jsonl"]),
+    Case("recycle: no rollouts", ["recycle", "data.jsonl", "--out", "made.jsonl"], ["data.jsonl, row 1", "'rollouts'"]),
+    Case(
+        "recycle: reward is text",
+        ["recycle", "data.jsonl", "--out", "made.jsonl"],
+        ["data.jsonl, row 1", "reward"],
+        rows({**ROLLOUTS, "rollouts": [{"text": "2", "reward": "good"}]}),
+    ),
+    Case(
+        "recycle: unknown setting",
+        ["recycle", "data.jsonl", "recycle.both_order=true"],
+        ["both_order", "'both_orders'"],
+        rows(ROLLOUTS),
+    ),
+    Case(
+        "recycle: not UTF-8",
+        ["recycle", "data.jsonl", "--out", "made.jsonl"],
+        ["data.jsonl", "UTF-8"],
+        write("data.jsonl", b'{"id": "\xe9"}\n'),
+    ),
+]
+CASES = [*CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run.yaml").write_text(
+        "preset: spark\nmodel: {path: model}\ndata: {train: [data.jsonl]}\n"
+        "rollout: {max_new_tokens: 20}\ntrain: {output: out, steps: 1}\n"
+    )
+    (tmp_path / "data.jsonl").write_text(GOOD)
+    shutil.copytree(resolve_path("embedded"), tmp_path / "model", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    found = (path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+    return {str(path): path.read_bytes() if path.is_file() else None for path in found}
+
+
+def cpu_seconds() -> float:
+    """Of all child processes so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_mistake_gets_one_line_and_code_2(case: Case, folder: Path) -> None:
+    case.spoil(folder)
+    command = [sys.executable, "-m", "spark_rl.cli", *case.arguments]
+    if case.shell:
+        if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+            pytest.skip("needs a mount namespace")
+        command = ["unshare", "-rm", "bash", "-c", case.shell.replace("$COMMAND", " ".join(command))]
+    before, started = contents(folder), cpu_seconds()
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **dict(case.environment)}, capture_output=True, text=True, timeout=60
+    )
+    seconds = cpu_seconds() - started
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("head: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert all(word in errors[0] for word in case.words), errors[0]
+    assert "Traceback" not in errors[0] and done.stdout == ""
+    assert contents(folder) == before
+    assert seconds < LIMIT
+
+
+def test_the_good_folder_is_good(folder: Path) -> None:
+    command = [sys.executable, "-m", "spark_rl.cli", *TRAIN]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,285 @@
+"""Every broken model folder gets its sentence, and nothing is refused that loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import make_config, make_example
+
+from spark_rl.config import Config
+from spark_rl.data import question_task
+from spark_rl.train.preflight import check_lengths, check_model, model_folder
+
+BASE = model_folder("embedded")
+assert BASE is not None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BASE, tmp_path / "model"))
+
+
+def config_for(path: Path | str, **sections: Any) -> Config:
+    return make_config(model={"path": str(path), **sections.pop("model", {})}, **sections)
+
+
+def refusal(check: Callable[[], None]) -> str:
+    with pytest.raises(ValueError) as caught:
+        check()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def shard(folder: Path, *names: str) -> None:
+    """Weights under an index that names these files; the first is the whole."""
+    (folder / "model.safetensors").rename(folder / names[0])
+    index = {"weight_map": {f"weight-{i}": name for i, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def no_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def no_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "config cut": (lambda f: cut(f / "config.json", 40), "config.json is not valid JSON"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "does not hold a JSON object"),
+    "masked LM": (lambda f: edit(f / "config.json", architectures=["BertForMaskedLM"]), "BertForMaskedLM"),
+    "reward model": (
+        lambda f: edit(f / "config.json", architectures=["Qwen3ForSequenceClassification"]),
+        "not a causal LM",
+    ),
+    "encoder-decoder": (lambda f: edit(f / "config.json", is_encoder_decoder=True), "not a causal LM"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
+    "weights cut": (lambda f: cut(f / "model.safetensors", 100_000), "100000 bytes where its header tells of"),
+    "weights longer": (lambda f: (f / "model.safetensors").open("ab").write(b"x"), "where its header tells of"),
+    "weights empty": (lambda f: cut(f / "model.safetensors", 0), "cut short or no safetensors file (0 bytes)"),
+    "header cut": (lambda f: cut(f / "model.safetensors", 50), "cut short"),
+    "git lfs pointer": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "git lfs pull",
+    ),
+    "header is no JSON": (
+        lambda f: (f / "model.safetensors").write_bytes((4).to_bytes(8, "little") + b"{{{{"),
+        "no readable safetensors header",
+    ),
+    "shards missing": (lambda f: shard(f, "a.safetensors", "b.safetensors", "c.safetensors"), "lacks 2 of the 3 files"),
+    "shard cut": (
+        lambda f: (shard(f, "a.safetensors"), cut(f / "a.safetensors", 9_000)),
+        "a.safetensors has 9000 bytes",
+    ),
+    "index is no JSON": (
+        lambda f: (shard(f, "a.safetensors"), cut(f / "model.safetensors.index.json", 5)),
+        "index.json is not valid JSON",
+    ),
+    "index without map": (
+        lambda f: (shard(f, "a.safetensors"), (f / "model.safetensors.index.json").write_text("{}")),
+        "has no weight_map",
+    ),
+    "no tokenizer": (no_tokenizer, "has no tokenizer files"),
+    "tokenizer cut": (lambda f: cut(f / "tokenizer.json", 500), "tokenizer.json is not valid JSON"),
+    "no chat template": (no_template, "has no chat template; set model.chat_template"),
+    "short context": (lambda f: edit(f / "config.json", max_position_embeddings=768), "a context of 768 tokens"),
+    "short inner context": (
+        lambda f: edit(f / "config.json", text_config={"max_position_embeddings": 512}),
+        "a context of 512 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", BROKEN)
+def test_a_broken_folder_gets_a_sentence_that_names_it(folder: Path, mistake: str) -> None:
+    damage, message = BROKEN[mistake]
+    damage(folder)
+    said = refusal(lambda: check_model(config_for(folder)))
+    assert message in said
+    assert str(folder) in said
+
+
+SURELY_FAILS = [
+    "no config", "config cut", "no weights", "weights cut", "weights longer", "weights empty", "header cut",
+    "git lfs pointer", "header is no JSON", "shards missing", "shard cut", "index is no JSON",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", SURELY_FAILS)
+def test_what_is_refused_does_not_load_either(folder: Path, mistake: str) -> None:
+    from safetensors import SafetensorError
+
+    from spark_rl.config import ModelConfig
+    from spark_rl.train.model import load_model
+
+    BROKEN[mistake][0](folder)
+    with pytest.raises((ValueError, OSError, SafetensorError)):
+        load_model(ModelConfig(path=str(folder)))
+
+
+def old_template(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", chat_template=(folder / "chat_template.jinja").read_text())
+    (folder / "chat_template.jinja").unlink()
+
+
+def named_template(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").rename(folder / "additional_chat_templates" / "rag.jinja")
+
+
+def adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+SOUND: dict[str, Callable[[Path], Any]] = {
+    "as it is": lambda f: None,
+    "one shard": lambda f: shard(f, "a.safetensors"),
+    "torch weights": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+    "template in the tokenizer's config": old_template,
+    "named templates": named_template,
+    "an adapter": adapter,
+    "no architectures": lambda f: edit(f / "config.json", architectures=None),
+    "a vision-language model": lambda f: edit(f / "config.json", architectures=["Gemma3ForConditionalGeneration"]),
+    "remote code": lambda f: edit(f / "config.json", architectures=["XForMaskedLM"], auto_map={"AutoConfig": "x.X"}),
+    "sentencepiece": lambda f: (f / "tokenizer.json").rename(f / "tokenizer.model"),
+    "no context given": lambda f: edit(f / "config.json", max_position_embeddings=None),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_may_load_is_left_alone(folder: Path, name: str) -> None:
+    SOUND[name](folder)
+    check_model(config_for(folder))
+
+
+@pytest.mark.parametrize("path", ["embedded", "Qwen/Qwen3-0.6B", "gpt2", "org_1/name.v2-it"])
+def test_hub_ids_and_the_embedded_base_pass(path: str) -> None:
+    check_model(config_for(path))
+    check_lengths(config_for(path), [question_task(make_example())])
+
+
+@pytest.mark.parametrize(
+    "path", ["/no/such/model", "./model", "../model", "runs/quickstart/final", "models/qwen/", "."]
+)
+def test_a_local_path_that_is_not_there_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refusal(lambda: check_model(config_for(path)))
+    assert path in said
+    assert ("has no config.json" if path == "." else "there is no folder") in said
+
+
+def test_the_first_missing_part_of_a_path_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    said = refusal(lambda: check_model(config_for(tmp_path / "runs" / "quickstrat" / "final")))
+    assert f"({tmp_path / 'runs'} has no 'quickstrat')" in said
+
+
+def test_a_file_and_a_tilde_are_refused(folder: Path) -> None:
+    assert "is a file" in refusal(lambda: check_model(config_for(folder / "model.safetensors")))
+    assert "~ is not expanded" in refusal(lambda: check_model(config_for("~/models/qwen")))
+
+
+# ------------------------------------------------------------------------------------------------ chat template
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"{% for m in messages %}\n{{ m }", "line 2"),
+        (b"{% for m in messages %}", "endfor"),
+    ],
+)
+def test_an_unusable_template_file_is_refused_even_for_a_hub_id(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    template = tmp_path / "chat.jinja"
+    if content is not None:
+        template.write_bytes(content)
+    said = refusal(lambda: check_model(config_for("org/name", model={"chat_template": template})))
+    assert said.startswith(f"model.chat_template: {template}")
+    assert message in said
+
+
+def test_a_template_file_stands_in_for_a_missing_one_and_may_use_what_transformers_adds(folder: Path) -> None:
+    no_template(folder)
+    template = folder / "mine.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    check_model(config_for(folder, model={"chat_template": template}))
+
+
+# ------------------------------------------------------------------------------------------------ lengths
+
+
+def test_questions_are_refused_only_if_none_fits() -> None:
+    short = question_task(make_example(2))
+    long = question_task(make_example(3, prompt=({"role": "user", "content": "seven eight " * 400},)))
+    config = make_config(rollout={"max_new_tokens": 100})
+    check_lengths(config, [long, short])
+    check_lengths(config, iter([short]))
+    assert "every question is longer than 924 tokens" in refusal(lambda: check_lengths(config, [long, long]))
+    assert "max_new_tokens" in refusal(lambda: check_lengths(make_config(data={"max_prompt_tokens": 3}), [short]))
+
+
+def test_it_stops_at_the_first_question_that_fits() -> None:
+    def questions() -> Any:
+        yield question_task(make_example(1))
+        raise AssertionError("read on")
+
+    check_lengths(make_config(), questions())
+
+
+def test_the_count_is_a_lower_bound_of_the_rendered_prompt() -> None:
+    from tokenizers import Tokenizer
+
+    from spark_rl.config import ModelConfig
+    from spark_rl.data import load_data
+    from spark_rl.prompts import ChatRenderer
+    from spark_rl.train.model import load_tokenizer
+    from spark_rl.train.preflight import _at_least
+
+    renderer = ChatRenderer(load_tokenizer(ModelConfig()))
+    bare = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    tasks, _ = load_data(make_config()).train.draw(50)
+    assert all(0 < _at_least(bare, task) <= len(renderer.encode(task.messages)) for task in tasks)
+
+
+def test_it_takes_a_moment_and_no_heavy_library() -> None:
+    code = (
+        "import sys, time\n"
+        "from spark_rl.config import load_config\n"
+        "from factories import make_example\n"
+        "from spark_rl.data import question_task\n"
+        "config, tasks = load_config(), [question_task(make_example())]\n"
+        "start = time.perf_counter()\n"
+        "from spark_rl.train.preflight import check_lengths, check_model\n"
+        "check_model(config); check_lengths(config, tasks)\n"
+        "print(time.perf_counter() - start)\n"
+        "assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)\n"
+    )
+    tests = Path(__file__).parent.parent
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, check=True)
+    assert float(shown.stdout) < 1.0  # 0.1 s on an idle machine
