@@ -1,5 +1,9 @@
-import pytest
+from dataclasses import replace
 
+import pytest
+from factories import make_example
+
+from spark_rl.data import question_task
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
 from spark_rl.types import Role
 
@@ -20,7 +24,7 @@ def test_rates_are_means_over_groups_not_over_steps():
 
 
 def test_a_role_with_signal_gets_no_sentence_and_one_that_never_came_up_does():
-    (sentence,) = signal_sentences(signal_report([step("answer", 8, 0.5)]), SLOTS)
+    (sentence,) = signal_sentences([step("answer", 8, 0.5)], SLOTS)
     assert sentence == "pairwise: never trained, since no question had both right and wrong rollouts to recycle"
 
 
@@ -36,14 +40,12 @@ def test_a_role_with_signal_gets_no_sentence_and_one_that_never_came_up_does():
     ],
 )
 def test_no_signal_is_said_with_its_likeliest_cause(rates, words):
-    report = signal_report([step("answer", 8, 1.0, **rates), step("pairwise", 2, 0.0)])
-    (sentence,) = signal_sentences(report, SLOTS)
+    (sentence,) = signal_sentences([step("answer", 8, 1.0, **rates), step("pairwise", 2, 0.0)], SLOTS)
     assert sentence.startswith("answer: no learning signal") and words in sentence
 
 
 def test_a_little_signal_is_called_little():
-    report = signal_report([step("answer", 100, 0.97), step("pairwise", 2, 0.0)])
-    (sentence,) = signal_sentences(report, SLOTS)
+    (sentence,) = signal_sentences([step("answer", 100, 0.97), step("pairwise", 2, 0.0)], SLOTS)
     assert sentence.startswith("answer: hardly any learning signal (3.0% of 100 groups")
 
 
@@ -59,5 +61,30 @@ def test_a_little_signal_is_called_little():
     ],
 )
 def test_a_change_counts_when_it_is_more_than_chance(before, after, n, words):
-    (sentence,) = change_sentences({"answer_accuracy": before}, {"answer_accuracy": after, "n_answer": n})
+    items = [question_task(make_example(i)) for i in range(10)]
+    (sentence,) = change_sentences({"answer_accuracy": before}, {"answer_accuracy": after, "n_answer": n}, items)
     assert words in sentence and f"on {n} items" in sentence
+
+
+def test_a_signal_that_ended_is_said():
+    steps = [step("answer", 8, 0.5)] * 9 + [step("answer", 8, 1.0, accuracy=0.25)] * 3
+    (sentence,) = signal_sentences(steps, {**SLOTS, Role.PAIRWISE: 0})
+    assert sentence.startswith("answer: the learning signal has ended (none of its last 24 groups")
+
+
+def test_guessing_the_commonest_answer_is_not_called_skill():
+    """A model that gives every question the commonest gold gets better, and has learned nothing."""
+    items = [question_task(make_example(i % 4)) for i in range(200)]
+    before, after = {"answer_accuracy": 0.05}, {"answer_accuracy": 0.25, "n_answer": 200}
+    (sentence,) = change_sentences(before, after, items)
+    assert "better, but saying the same to every item would get 25.0%" in sentence
+    (sentence,) = change_sentences(before, {**after, "answer_accuracy": 0.6}, items)
+    assert "the same" not in sentence
+
+
+def test_a_judge_that_always_says_yes_is_at_one_half():
+    question = question_task(make_example(1))
+    items = [replace(question, role=Role.POINTWISE, label=label) for label in ("Yes", "No")]
+    before = {"pointwise_balanced_accuracy": 0.2}
+    (sentence,) = change_sentences(before, {"pointwise_balanced_accuracy": 0.52, "n_pointwise": 200}, items)
+    assert "better, but saying the same to every item would get 50.0%" in sentence

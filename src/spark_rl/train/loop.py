@@ -381,12 +381,12 @@ class Trainer:
             after = self.validate()
         self._track_held_out(after, self.config.train.steps)
         steps = self.run_directory.read_rows("metrics.jsonl")
-        signal = signal_report(steps)
+        changes = change_sentences(before, after, self.items)
         summary = {
             "before": before,
             "after": after,
-            "signal": signal,
-            "findings": [*signal_sentences(signal, self.config.slots()), *change_sentences(before, after)],
+            "signal": signal_report(steps),
+            "findings": [*signal_sentences(steps, self.config.slots()), *changes],
             "monitor": sorted({task.example.source for task in self.data.monitor}),
             "steps": self.config.train.steps,
             "final_from_step": self.state.step,

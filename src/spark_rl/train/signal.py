@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spark_rl.train.metrics import Metrics, why_no_signal
 from spark_rl.train.validation import HEADLINE
-from spark_rl.types import Role
+from spark_rl.types import Role, Task
 
 WEAK_RATE = 0.05
 """Share of mixed groups below which a role is said to have hardly any signal."""
@@ -31,8 +32,9 @@ def signal_report(steps: Sequence[Metrics]) -> dict[str, Metrics]:
     return report
 
 
-def signal_sentences(report: Mapping[str, Metrics], slots: Mapping[Role, int]) -> list[str]:
-    """A sentence on every role of the run that had no learning signal, or hardly any."""
+def signal_sentences(steps: Sequence[Metrics], slots: Mapping[Role, int]) -> list[str]:
+    """A sentence on every role of the run that had no learning signal, hardly any, or none any more."""
+    report, late = signal_report(steps), signal_report(steps[-max(3, len(steps) // 4) :])
     found = []
     for role in Role:
         if slots[role] == 0:
@@ -45,23 +47,37 @@ def signal_sentences(report: Mapping[str, Metrics], slots: Mapping[Role, int]) -
             share = f"{values['mixed_rate']:.1%} of {values['groups']:.0f} groups had rewards that differ"
             degree = "no learning signal" if values["mixed_rate"] == 0 else "hardly any learning signal"
             found.append(f"{role}: {degree} ({share}), {why_no_signal(values)}")
+        elif role in late and late[role]["mixed_rate"] == 0:
+            ended = f"none of its last {late[role]['groups']:.0f} groups had rewards that differ"
+            found.append(f"{role}: the learning signal has ended ({ended}), {why_no_signal(late[role])}")
     return found
 
 
-def change_sentences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """A sentence on every headline metric: its change, and whether that is more than the noise of its items.
+def same_to_all(items: Sequence[Task], role: Role) -> float:
+    """What the best one answer or verdict to all items of a role would score; judges are scored label by label."""
+    golds = Counter(task.label for task in items if task.role is role)
+    return 1 / len(golds) if role.is_judge else max(golds.values()) / golds.total()
 
-    The noise is twice the standard error of the difference of two independent shares, which is wide for the same
-    items asked twice: what is called a change here is one.
+
+def change_sentences(before: Mapping[str, Any], after: Mapping[str, Any], items: Sequence[Task]) -> list[str]:
+    """A sentence on every headline metric: its change, and whether that is more than the noise of its items and than
+    saying the same to every item.
+
+    The noise is twice the standard error of the difference of two independent shares (each with one more right and
+    one more wrong item, so that it is not 0 at the ends), which is wide for the same items asked twice: what is called
+    a change here is one.
     """
     found = []
     for role, key in HEADLINE.items():
         if key not in before or key not in after:
             continue
         n = after[f"n_{role}"]
-        noise = 2 * math.sqrt(sum(p * (1 - p) / n for p in (before[key], after[key])))
+        smoothed = [(share * n + 1) / (n + 2) for share in (before[key], after[key])]
+        noise = 2 * math.sqrt(sum(p * (1 - p) / n for p in smoothed))
         change = after[key] - before[key]
         kind = "better" if change > noise else "worse" if change < -noise else "no change beyond chance"
+        if kind == "better" and after[key] < (guess := same_to_all(items, role)) + noise:
+            kind += f", but saying the same to every item would get {guess:.1%}"
         found.append(
             f"{key.replace('_', ' ')}: {before[key]:.1%} to {after[key]:.1%} on {n} items, "
             f"{kind} (noise {100 * noise:.1f} points)"
