@@ -188,8 +188,22 @@ def test_slots_fill_the_step_never_serve_an_absent_role_and_hold_whole_couples(w
         assert slots[role] == 0 or weight > 0
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["train.learning_rate=.inf", "train.max_grad_norm=.inf", "loss.kl_coef=.nan", "recycle.right_at=.nan",
+     "train.betas=[0.9, .nan]", "rollout.temperature=.inf"],
+)  # fmt: skip
+def test_a_number_that_is_none_is_refused(override):
+    assert "finite" in refusal(None, override) and override.partition("=")[0] in refusal(None, override)
+
+
+def test_a_beta_of_one_would_never_move():
+    assert "train.betas.1: input should be less than 1" in refusal(None, "train.betas=[0.9, 1.0]")
+    assert load_config(overrides=["train.betas=[0, 0.999]"]).train.betas == (0, 0.999)
+
+
 def test_a_share_that_gives_no_slot_is_refused():
-    with pytest.raises(ValueError, match=r"roles\.pairwise\.share is 0\.1, .* raise it"):
+    with pytest.raises(ValueError, match=r"roles\.pairwise\.share is 0\.1, .* raise rollout"):
         make_config(roles={"answer": {"share": 0.9}, "pairwise": {"share": 0.1}}, rollout={"groups_per_step": 10})
 
 
@@ -293,3 +307,19 @@ def test_a_mapping_is_validated_like_a_file():
     assert config_from({"train": {"steps": 3}}).train.steps == 3
     with pytest.raises(ValueError, match=r"here: train\.steps: "):
         config_from({"train": {"steps": -3}}, where="here")
+
+
+def test_a_key_in_the_wrong_section_is_shown_its_place():
+    assert "did you mean 'train.learning_rate'" in refusal(None, "learning_rate=1")
+    assert "did you mean 'rollout.max_new_tokens'" in refusal(None, "train.max_new_tokens=1")
+
+
+def test_one_text_is_a_list_of_one():
+    config = load_config(overrides=["train.trackers=tensorboard", "rollout.stop=END", "data.train=a.jsonl"])
+    assert config.train.trackers == ["tensorboard"] and config.rollout.stop == ["END"]
+    assert [source.path for source in config.data.train] == ["a.jsonl"]
+
+
+def test_the_first_rows_of_a_training_file_can_be_held_out():
+    assert "size" in refusal(None, "data.train=a.jsonl", "data.validation=a.jsonl")
+    load_config(None, ["data.train=a.jsonl", "data.validation={path: a.jsonl, size: 9}"])

@@ -97,7 +97,11 @@ CONFIG = [
     train("negative number", "train.learning_rate=-1", words=["train.learning_rate", "greater than 0", "-1"]),
     train("zero steps", "train.steps=0", words=["train.steps", "greater than or equal to 1"]),
     train("shares do not add up", "roles.answer.share=0.9", words=["shares", "add up to 1.4", "make them"]),
-    train("too few groups for a share", "rollout.groups_per_step=2", words=["roles.", "share", "raise it"]),
+    train(
+        "too few groups for a share",
+        "rollout.groups_per_step=2",
+        words=["roles.", "share", "raise rollout.groups_per_step to 16"],
+    ),
     train("right below wrong", "recycle.wrong_at=1", words=["recycle.wrong_at", "recycle.right_at", "lower it"]),
     train("validation of nothing", "validation.every=5", words=["validation.every", "set data.validation"]),
     train("best of nothing", "checkpoint.final=best", words=["checkpoint.final", "set data.validation"]),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_the_verbs_and_needs_no_torch() -> None:
     code = "import sys, spark_rl, spark_rl.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert "train" in run("--help").stdout
+    assert "train" in run("--help").stdout and "--debug" in run("--help").stdout
     assert "spark-rl train recipes/quickstart.yaml" in run("train", "--help").stdout
 
 
@@ -95,3 +98,54 @@ def test_an_output_folder_that_holds_something_is_refused(tmp_path: Path) -> Non
     assert result.returncode == 2
     assert "not empty" in result.stderr and "--resume" in result.stderr
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path, at: int) -> None:
+    arguments = ["train", str(tmp_path / "missing.yaml")]
+    assert "Traceback" in run(*arguments[:at], "--debug", *arguments[at:]).stderr
+    assert "Traceback" not in run(*arguments).stderr
+
+
+def test_ctrl_c_before_the_first_step_is_said_in_a_line(tmp_path: Path) -> None:
+    code = "import sys, spark_rl.cli; print('ready', flush=True); spark_rl.cli.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "train", "recipes/quickstart.yaml", f"train.output={tmp_path / 'run'}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr and process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert said == "spark-rl: interrupted; a run that has a checkpoint goes on with --resume\n"
+
+
+def test_a_run_prints_its_own_lines_only_and_a_model_that_others_can_read(tmp_path: Path) -> None:
+    """The model has what transformers and accelerate warn about: tied weights, clean-up of spaces, a temperature."""
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    from spark_rl.train.model import resolve_path
+
+    model, output = tmp_path / "model", tmp_path / "run"
+    tokenizer = AutoTokenizer.from_pretrained(resolve_path("embedded"))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": None, "pad_token_id": 0}
+    config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, eos_token_id=2, **sizes, **heads)
+    Qwen3ForCausalLM(config).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    for name, value in (
+        ("tokenizer_config", {"clean_up_tokenization_spaces": True}),
+        ("generation_config", {"temperature": 0.6}),
+    ):
+        path = model / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | value))
+
+    size = ["rollout.groups_per_step=4", "rollout.max_new_tokens=8", "train.steps=2", "train.threads=1", "preset=grpo"]
+    data = ["data.train={path: embedded:train, size: 50}", f"model.path={model}", f"train.output={output}"]
+    (tmp_path / "config.yaml").write_text("{}")
+    result = run("train", str(tmp_path / "config.yaml"), *size, *data, "train.trackers=[tensorboard]")
+    assert result.returncode == 0, result.stderr
+    assert [line.split("  ")[0] for line in result.stderr.splitlines()] == ["step 1/2", "step 2/2"]
+
+    os.umask(mask := os.umask(0))
+    assert {path.stat().st_mode & 0o777 for path in (output / "final").iterdir()} == {0o666 & ~mask}
+    assert json.loads((output / "final" / "generation_config.json").read_text())["do_sample"] is True

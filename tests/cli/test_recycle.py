@@ -160,7 +160,7 @@ def test_its_output_trains(tmp_path: Path) -> None:
         ([], {"prompt": None}, "standard input, row 1: has no 'prompt'"),
         ([], {"prompt": 3}, "'prompt' must be text or a list, not 3"),
         ([], {"prompt": [{"role": "assistant", "content": "hi"}]}, "end with a user's turn"),
-        ([], {"answer": None}, "row 1: has no 'answer'"),
+        ([], {"answer": None}, "row 1: 'answer' is empty"),
         ([], {"rollouts": None}, "row 1: has no 'rollouts'; add it (--skip-bad leaves such rows out)"),
         ([], {"rollouts": {}}, "'rollouts' must be a list"),
         ([], {"rollouts": ["text"]}, "row 1: rollout 0: must be an object with a 'text' and a 'reward'"),

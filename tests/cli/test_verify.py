@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark_rl.cli.rows import MAX_ROW_BYTES, Output, Source
+from spark_rl.cli.rows import Input, Output
+from spark_rl.jsonl import MAX_ROW_BYTES
 from spark_rl.verify import box
 
 COMMAND = [sys.executable, "-m", "spark_rl.cli", "verify"]
@@ -113,7 +114,7 @@ GOOD = lines({"answer": box("5"), "gold": 5, "verifier": "numeric"})
         ([], '{"answer": "5", "gold": 5, "verifier": "trl:f"}', "write it as trl:module:function"),
         ([], '{"answer": "\\ud800", "gold": 5}', "half of a surrogate pair"),
         ([], b'{"answer": "\xff", "gold": 5}', "row 1: is not UTF-8 text"),
-        ([], "[" * 100_000, "nests too deeply"),
+        ([], "[" * 100_000, "nested too deeply"),
         ([], GOOD + '{"answer": "' + "a" * MAX_ROW_BYTES + '"}', "row 2: is longer than 4 MiB"),
         (["--verifier", "maths"], "", "did you mean 'math'?"),
         (["--workers", "0"], "", "--workers must be at least 1"),
@@ -199,16 +200,16 @@ def test_an_interrupt_leaves_no_part_of_a_file(tmp_path: Path) -> None:
 @given(rows=st.lists(st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none() | st.floats(-9, 9))))
 def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip.jsonl"
-    with Output(path, Source("-")) as output:
+    with Output(path, Input("-")) as output:
         for row in rows:
             output.write(row)
-    assert list(Source(str(path)).read(lambda row, number: (number, row))) == list(enumerate(rows, start=1))
+    assert list(Input(str(path)).read(lambda row, number: (number, row))) == list(enumerate(rows, start=1))
 
 
 def test_a_long_row_costs_itself_only(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": "' + "a" * 3 * MAX_ROW_BYTES + '"}\n' + '{"a": 2}\n' + '{"a": "' + "b" * MAX_ROW_BYTES)
-    source = Source(str(path), skip_bad=True)
+    source = Input(str(path), skip_bad=True)
     assert list(source.read(lambda row, number: (number, row))) == [(2, {"a": 2})]
     assert source.num_bad == 2
 

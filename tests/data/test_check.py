@@ -1,12 +1,13 @@
 from collections.abc import Sequence
 
 import pytest
-from data_files import loaded, opened, sums, write
+from data_files import loaded, opened, sums, tasks, write
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.check import Checker, question_key, untracked
+from spark_rl.prompts import answer_prompt
 from spark_rl.verify import VerifierPool
 
 
@@ -18,7 +19,8 @@ def verifiers():
 
 def run(verifiers, sources: Sequence, held_out=(), track=untracked, **settings) -> tuple[list, list[str]]:
     checker = Checker(sources, DataConfig(**settings), "training", held_out, track)
-    return checker.run(verifiers), checker.messages()
+    checker.run(verifiers)
+    return checker.report(), checker.messages()
 
 
 def refusal(verifiers, *paths, **settings) -> str:
@@ -86,6 +88,66 @@ def test_a_source_without_a_usable_row_is_refused(verifiers, tmp_path):
     sources = opened(good)
     with pytest.raises(ValueError, match=r"no row is usable; the first one: .* the question is held out"):
         run(verifiers, sources, {question_key(sources[0].read(i)) for i in range(2)})
+
+
+def test_a_place_is_looked_for_only_if_it_is_shown(verifiers, tmp_path):
+    (source,) = opened(write(tmp_path, *sums(1), *["{"] * 9))
+    places, where = [], source.where
+    source.where = lambda index: places.append(index) or where(index)
+    run(verifiers, [source], bad_rows="skip")
+    assert len(source.left_out) == 9 and places == [1]
+
+
+GRADERS = """
+def half(answer, gold, metadata):
+    return 0.5
+
+def asked(completions, prompts, **columns):
+    assert prompts[0][-1]["content"].startswith("What is 1+1?")
+    return [1.0]
+"""
+
+
+@pytest.fixture
+def graders(tmp_path, monkeypatch):
+    (tmp_path / "my_graders.py").write_text(GRADERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with VerifierPool() as pool:
+        yield pool
+
+
+def test_a_function_with_partial_credit_is_told_how_to_go_on(graders, tmp_path):
+    path = write(tmp_path, GOOD)
+    said = refusal(graders, path, verifier="my_graders:half")
+    assert said == (
+        f"{path}, row 1: The my_graders:half verifier gives the gold itself 0.5 and not 1; correct one of them, or "
+        "grade no golds before a run: data.check_golds=false (or leave such rows out: data.bad_rows=skip)"
+    )
+    run(graders, opened(path, verifier="my_graders:half"), check_golds=False)
+    wrong = write(tmp_path, {**GOOD, "answer": "}{"})
+    assert "check_golds" not in refusal(graders, wrong, verifier="my_graders:half"), "it would not help"
+
+
+def test_a_gold_is_graded_with_its_prompt(graders, tmp_path):
+    run(graders, opened(write(tmp_path, GOOD), verifier="trl:my_graders:asked"))
+
+
+# ------------------------------------------------------------------------------------------------ held out
+
+
+def keys(verifiers, folder, *rows) -> set[int]:
+    (source,) = opened(write(folder, *rows))
+    return {question_key(source.read(index)) for index in range(source.num_rows)}
+
+
+def test_a_question_is_recognised_however_it_is_spelled(verifiers, tmp_path):
+    texts = ["What is 1+1?", " What is 1+1? ", "what IS\n\n1+1?", answer_prompt("What is 1+1?")[0]["content"]]
+    rows = [{"prompt": text, "answer": 2} for text in texts]
+    rows += [{"prompt": [{"role": "user", "content": text}], "answer": 2} for text in texts]
+    rows += [{"prompt": "Again: what is 1+1?", "question": "What is 1+1?", "answer": 2}]
+    assert len(keys(verifiers, tmp_path, *rows)) == 1
+    assert len(keys(verifiers, tmp_path, *rows, {"prompt": "What is 1 + 1?", "answer": 2})) == 2
+    assert len(keys(verifiers, tmp_path, *sums(50))) == 50
 
 
 # ------------------------------------------------------------------------------------------------ duplicates
@@ -164,7 +226,7 @@ def fingerprint(*sources: str | SourceConfig) -> str:
 def test_the_same_rows_have_the_same_fingerprint_whatever_their_file(tmp_path):
     rows = [{**row, "id": str(i)} for i, row in enumerate(sums(9))]
     first = fingerprint(write(tmp_path, *rows))
-    assert first == fingerprint(write(tmp_path, *rows, name="copy.jsonl")) == fingerprint(write(tmp_path, *rows))
+    assert first == fingerprint(write(tmp_path, *rows, name="copy/set.jsonl"))
     assert first == fingerprint(write(tmp_path, "", *({**row, "extra": 1} for row in rows)))
 
 
@@ -174,15 +236,53 @@ def test_the_same_rows_have_the_same_fingerprint_whatever_their_file(tmp_path):
         lambda rows: [{**rows[0], "answer": 7}, *rows[1:]],
         lambda rows: [{**rows[0], "prompt": "What is 0 + 1?"}, *rows[1:]],
         lambda rows: [{**rows[0], "id": "other"}, *rows[1:]],
+        lambda rows: [{**rows[0], "verifier": "numeric"}, *rows[1:]],
+        lambda rows: [{**rows[0], "metadata": {"tolerance": 1}}, *rows[1:]],
+        lambda rows: [{**rows[0], "source": "elsewhere"}, *rows[1:]],
+        lambda rows: [{**rows[0], "role": "reflection"}, *rows[1:]],
+        lambda rows: [{**rows[0], "system": "Be brief."}, *rows[1:]],
+        lambda rows: [{**rows[0], "question": "One more than 0?"}, *rows[1:]],
         lambda rows: rows[::-1],
         lambda rows: rows[:-1],
         lambda rows: [*rows, {"prompt": "more", "answer": 1}],
     ],
-    ids=["gold", "prompt", "id", "order", "fewer", "more"],
+    ids=[
+        "gold",
+        "prompt",
+        "id",
+        "verifier",
+        "metadata",
+        "source",
+        "role",
+        "messages",
+        "question",
+        "order",
+        "fewer",
+        "more",
+    ],
 )
 def test_changed_rows_have_another_fingerprint(tmp_path, change):
     rows = [{**row, "id": str(i)} for i, row in enumerate(sums(4))]
     assert fingerprint(write(tmp_path, *rows)) != fingerprint(write(tmp_path, *change(rows), name="other.jsonl"))
+
+
+def test_other_rows_that_are_left_out_are_another_fingerprint(verifiers, tmp_path):
+    path = write(tmp_path, *sums(3))
+    key = [question_key(task) for task in tasks(opened(path))]
+    made = [
+        run(verifiers, opened(path), held_out)[0][0]["fingerprint"] for held_out in ((), key[:1], key[1:2], key[:2])
+    ]
+    assert len(set(made)) == 4
+    assert made[1] == run(verifiers, opened(path), key[:1])[0][0]["fingerprint"]
+
+
+def test_a_gold_that_is_left_out_is_another_fingerprint(verifiers, tmp_path):
+    """The gold of a user's function may be refused now and not before, although the file is the same."""
+    path = write(tmp_path, *sums(3), {"prompt": "What?", "answer": "two", "verifier": "numeric"})
+    graded, not_graded = (
+        run(verifiers, opened(path), bad_rows="skip", check_golds=check)[0][0] for check in (True, False)
+    )
+    assert graded["skipped"] == {"bad_gold": 1} and graded["fingerprint"] != not_graded["fingerprint"]
 
 
 def test_generators_are_told_apart_by_what_makes_them():

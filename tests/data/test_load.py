@@ -4,6 +4,7 @@ import pytest
 from data_files import loaded, sums, write, write_parquet
 
 from spark_rl.config import SourceConfig
+from spark_rl.prompts import answer_prompt
 from spark_rl.types import Role
 
 
@@ -128,3 +129,20 @@ def test_a_generated_question_is_held_out_once_and_never_trained_on():
     assert data.report["validation"][0]["skipped"] == {"repeated": 20 - len(held_out)}
     drawn, passed = data.train.draw(60)
     assert not held_out & {task.example.question for task in drawn} and passed["held_out"] > 0
+
+
+def test_repeated_questions_of_a_generator_are_part_of_its_fingerprint():
+    """Which ones repeat hangs on how questions are compared, and not only on the generator."""
+    source = SourceConfig(path="reasoning_gym:count_bits", options={"min_n": 1, "max_n": 30}, size=20)
+    (held_out,) = loaded("embedded:train", validation=source, check_golds=False).report["validation"]
+    (trained,) = loaded(source, validation=[], check_golds=False).report["train"]
+    (other,) = loaded(source, monitor=source, validation=[], check_golds=False).report["monitor"]
+    assert held_out["skipped"] and not trained["skipped"]
+    assert held_out["fingerprint"] == other["fingerprint"] != trained["fingerprint"]
+
+
+def test_training_leaves_out_what_is_held_out_in_another_spelling(tmp_path):
+    path = write(tmp_path, *sums(3))
+    prompt = [{"role": "user", "content": answer_prompt("what is 1+1? ")[0]["content"]}]
+    validation = write(tmp_path, {"prompt": prompt, "answer": 2}, name="validation.jsonl")
+    assert loaded(path, validation=validation).report["train"][0]["skipped"] == {"held_out": 1}

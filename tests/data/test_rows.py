@@ -138,7 +138,7 @@ def test_a_question_becomes_a_task_of_the_answer_role():
         ({"prompt": " \n", "answer": "2"}, "'prompt' is empty"),
         ({"prompt": [], "answer": "2"}, "'prompt' is empty"),
         ({"prompt": "What?"}, "has no 'answer'; add it, or say which column holds it: data.columns.answer=<name>"),
-        ({"prompt": "What?", "answer": None}, "has no 'answer'"),
+        ({"prompt": "What?", "answer": None}, "'answer' is empty; fill it in or remove the row"),
         ({"prompt": "What?", "answer": "  "}, "'answer' is empty"),
         ({"prompt": "What?", "answer": [2]}, "'answer' must be text or a number, not [2]; change it, or name the col"),
         ({"prompt": "What?", "answer": True}, "'answer' must be text or a number, not true"),
@@ -212,7 +212,10 @@ def test_verl_and_dapo_rows_by_dotted_paths():
     assert (example.answer, example.source, example.id) == ("34", "math_dapo", DAPO["extra_info"]["index"])
     assert example.prompt == tuple(DAPO["prompt"]) and example.question == "Solve: what is 1+1?"
     assert example.metadata == {}
-    without = {**DAPO, "reward_model": {"style": "rule"}}
+    for style in ({"style": "rule"}, {"style": "rule", "ground_truth": None}):
+        said = refusal({**DAPO, "reward_model": style}, columns=columns)
+        assert "'reward_model.ground_truth' is empty or missing; fill it in, or say which column holds it" in said
+    without = {key: value for key, value in DAPO.items() if key != "reward_model"}
     assert "has no 'reward_model.ground_truth', but data_source, ability, extra_info; add it" in refusal(
         without, columns=columns
     )

@@ -146,6 +146,14 @@ def test_several_tasks_and_one_task_twice_are_sources_of_their_own():
     assert made[-1].example.metadata["dataset"] == "leg_counting"
 
 
+@pytest.mark.parametrize("name", ["arc_agi", "rearc"])
+def test_grids_are_graded_although_json_knows_no_tuples(name):
+    for example in examples(generated(name, size=2)):
+        metadata = json.loads(json.dumps(example.metadata))
+        assert grade(example.answer, example.answer, "reasoning_gym", metadata).reward == 1
+        assert grade("1 2", example.answer, "reasoning_gym", metadata).reward < 1
+
+
 @settings(max_examples=10)
 @given(
     st.sampled_from(["leg_counting", "graph_color", "rubiks_cube", "countdown", "number_sorting"]), st.integers(0, 50)
@@ -200,6 +208,13 @@ def test_a_generator_that_no_two_processes_agree_on_needs_a_hash_seed(monkeypatc
         assert "set the environment variable PYTHONHASHSEED=0" in refusal(generated("word_ladder"))
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     assert opened(generated("word_ladder", size=2))[0].num_rows == 2
+
+
+@pytest.mark.parametrize("size", [1, 20])
+def test_a_generator_that_does_not_repeat_itself_is_refused(monkeypatch, size):
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    said = refusal(generated("list_functions", size=size))
+    assert said.startswith("data: reasoning_gym:list_functions makes another question each time")
 
 
 # ------------------------------------------------------------------------------------------------ embedded sets

@@ -77,7 +77,7 @@ def test_jsonl_gives_what_was_written_in_any_order(tmp_path_factory, values, bla
         (r'{"a": "half a \ud83d smiley"}', "surrogate pair"),
         (r'{"a": [{"\uDC00": 1}]}', "surrogate pair"),
         (b'{"a": "caf\xe9"}', "is not UTF-8 text at byte 11"),
-        ('{"a": "' + "x" * (5 * 2**20) + '"}', "the row is 5 MiB long, more than 4"),
+        ('{"a": "' + "x" * (5 * 2**20) + '"}', "is longer than 4 MiB"),
     ],
     ids=str,
 )
@@ -103,7 +103,7 @@ def test_half_a_surrogate_pair_in_an_array_costs_its_row_only(tmp_path):
 
 def test_one_json_object_over_many_lines_is_no_row(tmp_path):
     table = open_one(put(tmp_path, "set.json", json.dumps({"rows": [{"prompt": "a"}]}, indent=1)))
-    assert "write a row as one object on one line, or all rows as an array" in bad_row(table, 0)
+    assert "write every row as one object on one line" in bad_row(table, 0)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_one_json_object_over_many_lines_is_no_row(tmp_path):
         ("set.csv", "prompt,answer\na,café".encode("latin-1"), "is not UTF-8 text after byte 14"),
         ("set.csv", "prompt,answer\n".encode("utf-16"), "is not UTF-8 text after byte 0"),
         ("set.csv", b"prompt,answer,prompt\na,b,c\n", "the header names 'prompt' twice; rename"),
-        ("set.txt", b"a", "cannot tell its format; name a file that ends with .jsonl, .json, .csv, .parquet"),
+        ("set.txt", b"a", "cannot tell its format; name a file that ends with .jsonl, .json, .csv, .tsv, .parquet"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, words):
@@ -141,6 +141,12 @@ def test_csv_with_quoted_line_breaks_commas_and_quotes(tmp_path):
     first = {"prompt": 'one,\ntwo "three"\n\nfour', "answer": "5", "id": None}
     assert rows(table) == [first, {"prompt": "six", "answer": "7", "id": "x"}]
     assert table.where(1) == f"{tmp_path / 'set.csv'}, row 2", "rows, since a row has many lines"
+
+
+@pytest.mark.parametrize(("name", "mark"), [("set.csv", ";"), ("set.csv", "\t"), ("set.tsv", "\t")])
+def test_other_marks_between_fields_are_read_off_the_header(tmp_path, name, mark):
+    table = open_one(put(tmp_path, name, f"prompt{mark}answer\nWhat, is it?{mark}5\n"))
+    assert rows(table) == [{"prompt": "What, is it?", "answer": "5"}]
 
 
 def test_csv_as_excel_writes_it(tmp_path):
@@ -188,15 +194,16 @@ def test_csv_gives_what_the_csv_module_wrote(tmp_path_factory, content, end):
 # ------------------------------------------------------------------------------------------------ Parquet and the Hub
 
 
-def test_parquet_rows_without_the_nulls_that_columns_need(hub):
+def test_parquet_rows_have_every_column_but_not_the_nulls_that_nested_ones_need(hub):
     tool = {"role": "user", "content": "b", "name": "tool"}
     content = [
         {"prompt": [{"role": "user", "content": "a"}], "answer": "1", "metadata": {"tolerance": 0.1}, "level": None},
         {"prompt": [tool], "answer": "2", "metadata": None, "level": 3},
     ]
     table = open_one(write_parquet(hub / "set.parquet", content))
-    first = {"prompt": [{"role": "user", "content": "a"}], "answer": "1", "metadata": {"tolerance": 0.1}}
-    assert rows(table) == [first, {"prompt": [tool], "answer": "2", "level": 3}]
+    user = {"role": "user", "content": "a"}
+    first = {"prompt": [user], "answer": "1", "metadata": {"tolerance": 0.1}, "level": None}
+    assert rows(table) == [first, {"prompt": [tool], "answer": "2", "metadata": None, "level": 3}]
     assert (table.name, table.where(1)) == ("set", f"{hub / 'set.parquet'}, row 2")
 
 

@@ -170,3 +170,10 @@ def test_recycled_groups_keep_their_balance_on_the_way_through_the_pool():
         taken, _ = pool.take({Role.POINTWISE: number, Role.PAIRWISE: number}, step)
         labels = Counter(task.label for task in taken)
         assert labels["Yes"] == labels["No"] == labels["A"] == labels["B"] == number // 2
+
+
+def test_what_does_not_fit_is_dropped_when_its_turn_comes_and_makes_room():
+    pool = Pool(10, max_age=10)
+    pool.add([bundle("a"), bundle("b", "long"), bundle("c")])
+    taken, counts = pool.take({Role.POINTWISE: 3}, 1, fits=lambda task: "long" not in task.id)
+    assert names(taken) == ["c", "a"] and counts["too_long"] == 2 and len(pool) == 0

@@ -11,11 +11,20 @@ import pytest
 from spark_rl.config import Config, ModelConfig, load_config
 from spark_rl.data import load_data
 from spark_rl.prompts import ChatRenderer
-from spark_rl.train.dry_run import _advice, describe, figures, make_plan, memory_of
+from spark_rl.train.dry_run import describe, figures
+from spark_rl.train.estimate import Memory, ModelShape
+from spark_rl.train.loop import Trainer
 from spark_rl.train.model import load_model, load_tokenizer
+from spark_rl.train.plan import RoleTokens, advice, make_plan, memory_of, step_tokens
 from spark_rl.types import Role
 
-SMALL = ["preset=spark", "rollout.groups_per_step=12", "rollout.num_generations=4", "rollout.max_new_tokens=24"]
+SMALL = [
+    "preset=spark",
+    "rollout.groups_per_step=12",
+    "rollout.num_generations=4",
+    "rollout.max_new_tokens=24",
+    "data.train={path: embedded:train, size: 200}",
+]
 
 
 def small(*overrides: str) -> Config:
@@ -52,12 +61,77 @@ def test_prompt_lengths_are_those_of_the_data(shown):
 
 
 def test_the_tokens_of_a_run_add_up(shown):
-    roles, run = shown["roles"], shown["run"]
+    roles, step, run = shown["roles"], shown["step"], shown["run"]
     assert set(roles) == set(Role)
     assert all(r["rollout_tokens"] == r["groups"] * 4 * 24 for r in roles.values())
-    assert run["rollouts"] == 5 * 12 * 4
-    assert run["rollout_tokens"] == 5 * sum(r["rollout_tokens"] for r in roles.values()) == 5 * 12 * 4 * 24
-    assert run["prompt_tokens"] == 5 * sum(r["prompt_tokens"] for r in roles.values())
+    assert (step["generation_calls"], step["rollouts"]) == (1, 12 * 4)
+    assert step["rollout_tokens"] == sum(r["rollout_tokens"] for r in roles.values()) == 12 * 4 * 24
+    assert step["prompt_tokens"] == pytest.approx(sum(r["prompt_tokens"] for r in roles.values()), abs=2)
+    assert all(run[name] == 5 * step[name] for name in ("rollouts", "prompt_tokens", "rollout_tokens"))
+
+
+def test_refilling_multiplies_what_a_step_asks_but_not_what_it_trains_on():
+    once, thrice = (make_plan(small(f"rollout.refill_rounds={rounds}")) for rounds in (0, 2))
+    assert thrice.step.generation_calls == 3
+    assert thrice.step.rollouts == 3 * once.step.rollouts and thrice.step.rollout_tokens == 3 * once.step.rollout_tokens
+    assert thrice.memory == once.memory
+    assert "up to 3 generation calls" in describe(thrice.config) and "one generation call" in describe(once.config)
+
+
+def of(config: Config, **changes: tuple[int, int, int, float]) -> dict[Role, RoleTokens]:
+    """Figures by hand: most_groups, num_generations, max_new_tokens, prompt_mean."""
+    return {
+        Role(name): RoleTokens(config.slots()[Role(name)], most, n, new, mean, round(mean))
+        for name, (most, n, new, mean) in changes.items()
+    }
+
+
+def test_a_step_is_bounded_whatever_the_pool_can_fill():
+    """12 groups: 6 questions, 4 pointwise, 2 pairwise. Verdicts are short, pairs have the longest prompts."""
+    shares = ["answer.share=0.5", "pointwise.share=0.33", "pairwise.share=0.17", "reflection.share=0"]
+    config = small(*(f"roles.{share}" for share in shares))
+    roles = of(config, answer=(12, 4, 100, 10), pointwise=(4, 4, 8, 20), pairwise=(2, 8, 80, 50))
+    step = step_tokens(config, roles)
+    assert step.rollout_tokens == 10 * 4 * 100 + 2 * 8 * 80
+    assert step.rollouts == 10 * 4 + 2 * 8
+    assert step.prompt_tokens == 6 * 10 + 4 * 20 + 2 * 50
+    alternating = small(*(f"roles.{share}" for share in shares), "recycle.schedule=alternating")
+    roles = of(alternating, answer=(12, 4, 100, 10), pointwise=(12, 4, 8, 20), pairwise=(12, 8, 80, 50))
+    assert step_tokens(alternating, roles).rollout_tokens == 12 * 8 * 80  # a step of pairs only
+
+
+def test_the_first_step_of_a_real_run_is_within_the_bound(tmp_path):
+    """It asks questions only, here with the longest rollouts of all roles."""
+    short = [f"roles.{role}.max_new_tokens=2" for role in ("pointwise", "pairwise", "reflection")]
+    once = ["train.steps=1", "train.threads=1", f"train.output={tmp_path}"]
+    config = small("rollout.max_new_tokens=8", "rollout.refill_rounds=1", *short, *once)
+    plan = make_plan(config)
+    assert plan.roles[Role.ANSWER].most_groups == 12 and plan.roles[Role.POINTWISE].most_groups < 12
+    assert Trainer(config).run() is not None
+    asked = json.loads((tmp_path / "metrics.jsonl").read_text())["rollout_tokens"]
+    assert asked <= plan.step.rollout_tokens
+    assert asked > sum(role.rollout_tokens for role in plan.roles.values())
+
+
+def test_generation_holds_as_many_rows_as_a_step_of_questions():
+    short, full = (
+        make_plan(small(*(f"roles.{role}.{what}" for role in ("pointwise", "pairwise", "reflection")), *more))
+        for what, more in (
+            ("max_new_tokens=1", ["rollout.max_new_tokens=500"]),
+            ("share=0", ["rollout.max_new_tokens=500", "roles.answer.share=1"]),
+        )
+    )
+    assert short.memory.generation == full.memory.generation
+
+
+@pytest.mark.parametrize("preset", ["spark", "paper"])
+@pytest.mark.parametrize("answers", [["7"], ["7", "7", "7"], ["7", "8"]])
+def test_recycled_roles_have_examples_whatever_the_labels(tmp_path, preset, answers):
+    rows = [{"prompt": f"What is the digit {'!' * i}?", "answer": answer} for i, answer in enumerate(answers)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = make_plan(small(f"preset={preset}", f"data.train={tmp_path / 'data.jsonl'}"))
+    assert all(plan.prompts[role] and plan.roles[role].prompt_mean > 0 for role in plan.roles)
+    assert set(plan.roles) == {role for role in Role if plan.config.roles[role].share}
 
 
 def test_recycled_prompts_grow_with_what_they_may_show():
@@ -98,7 +172,7 @@ def test_a_reference_model_is_four_bytes_a_parameter_more():
     assert "for loss.kl_coef above 0" in describe(plan.config)
 
 
-def test_processes_share_the_step_and_shards_the_weights(monkeypatch):
+def test_processes_share_the_step_and_each_holds_the_weights(monkeypatch):
     plan = make_plan(small())
     alone = plan.memory
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -106,31 +180,34 @@ def test_processes_share_the_step_and_shards_the_weights(monkeypatch):
     assert four.weights == alone.weights
     assert four.generation < alone.generation
     assert four.optimizer == alone.optimizer + 4 * plan.shape.num_params  # DDP's buckets
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert memory_of(plan.config, plan.shape, plan.roles, "cpu").weights == alone.weights // 4
 
 
-def advice(available: int, *overrides: str) -> str | None:
-    plan = make_plan(small("train.micro_batch_tokens=100000", "rollout.groups_per_step=512", *overrides))
-    return _advice(plan.config, plan.shape, plan.roles, "cpu", available)
+SHAPE = ModelShape(
+    num_params=500_000, layers=4, hidden=96, intermediate=256, heads=4, kv_heads=2, head_dim=24, vocab=512
+)
+MANY = ["preset=grpo", "rollout.groups_per_step=512", "train.micro_batch_tokens=100000"]
+
+
+def advised(available: int, *overrides: str) -> str | None:
+    config = small(*MANY, *overrides)
+    return advice(config, SHAPE, of(config, answer=(512, 4, 24, 40.0)), "cpu", available)
+
+
+def memory(*overrides: str) -> Memory:
+    config = small(*MANY, *overrides)
+    return memory_of(config, SHAPE, of(config, answer=(512, 4, 24, 40.0)), "cpu")
 
 
 def test_the_advice_names_the_setting_that_is_to_blame():
-    plan = make_plan(small("train.micro_batch_tokens=100000", "rollout.groups_per_step=512"))
-    always = plan.memory.weights + plan.memory.runtime
-    assert advice(plan.memory.peak) is None
-    said = advice(plan.memory.peak - 1)
+    peak, always = memory().peak, memory().weights + memory().runtime
+    assert advised(peak) is None
+    said = advised(peak - 1)
     assert said is not None and "lower train.micro_batch_tokens to " in said and "activation_checkpointing" in said
     tokens = int(said.split("micro_batch_tokens to ")[1].split()[0])
-    fits = make_plan(
-        small(
-            f"train.micro_batch_tokens={tokens}", "rollout.groups_per_step=512", "model.activation_checkpointing=false"
-        )
-    )
-    assert fits.memory.update <= plan.memory.peak - 1 - always
-    assert "rollout.max_batch_tokens" in (advice(always + plan.memory.optimizer + 1) or "")
-    assert "smaller model.path" in (advice(always) or "")
-    assert "loss.kl_coef" in (advice(always, "loss.kl_coef=0.1") or "")
+    assert memory(f"train.micro_batch_tokens={tokens}").update <= peak - 1 - always
+    assert "rollout.max_batch_tokens" in (advised(always + memory().optimizer + 1) or "")
+    assert advised(always) == "choose a smaller model.path"
+    assert "loss.kl_coef" in (advised(always, "loss.kl_coef=0.1") or "")
 
 
 def test_checkpointing_lowers_the_update():

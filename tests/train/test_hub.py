@@ -96,19 +96,45 @@ SMALL = [
 ]
 
 
-def train(folder: Path, endpoint: str, *overrides: str, token: str = "hf_test") -> subprocess.CompletedProcess[str]:
+def train(folder: Path, endpoint: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own: the Hub's address is read when its library is imported."""
     (folder / "config.yaml").write_text("{}")
     command = [sys.executable, "-m", "spark_rl.cli", "train", str(folder / "config.yaml"), *SMALL]
     run = [*command, f"train.output={folder / 'run'}", "train.push_to_hub=me/solver", *overrides]
-    home = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(run, capture_output=True, text=True, timeout=120, env={**os.environ, **home})
+    return subprocess.run(run, capture_output=True, text=True, timeout=120, env=environment(folder, endpoint))
 
 
-def line_about_hub(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in done.stderr.splitlines() if line.startswith("train.push_to_hub")]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+def environment(folder: Path, endpoint: str) -> dict[str, str]:
+    home = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
+    return {**os.environ, **home}
+
+
+def push(final: Path, endpoint: str, **settings: Any) -> tuple[list[str], list[str]]:
+    """What `push` says and warns of a folder, in a process of its own as well."""
+    code = (
+        "import json, sys; from pathlib import Path\n"
+        "from spark_rl.config import config_from; from spark_rl.train.hub import push\n"
+        "said, warned = [], []\n"
+        "push(Path(sys.argv[1]), config_from(json.loads(sys.argv[2])), said.append, warned.append)\n"
+        "print(json.dumps([said, warned]))"
+    )
+    train = json.dumps({"train": {"push_to_hub": "me/solver", **settings}})
+    command = [sys.executable, "-c", code, str(final), train]
+    env = environment(final.parent, endpoint)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+    said, warned = json.loads(done.stdout)
+    return said, warned
+
+
+@pytest.fixture
+def final(tmp_path: Path) -> Path:
+    """A folder as a run leaves it, as far as the upload sees it."""
+    folder = tmp_path / "final"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A solver\n")
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    return folder
 
 
 def test_the_final_model_is_uploaded_whole(tmp_path: Path, hub: HubServer) -> None:
@@ -123,27 +149,23 @@ def test_the_final_model_is_uploaded_whole(tmp_path: Path, hub: HubServer) -> No
     assert "uploaded to" in done.stderr
 
 
-def test_a_hub_that_refuses_loses_nothing(tmp_path: Path, hub: HubServer) -> None:
+def test_a_hub_that_refuses_is_one_warning_and_may_be_asked_again(final: Path, hub: HubServer) -> None:
     hub.refuses = True
-    done = train(tmp_path, hub.url)
-    assert done.returncode == 0, done.stderr
-    final = tmp_path / "run" / "final"
-    line = line_about_hub(done)
-    assert "401" in line and f"hf upload me/solver {final}" in line and "Traceback" not in done.stderr
-    assert (final / "model.safetensors").exists() and (tmp_path / "run" / "summary.json").exists()
+    said, (line,) = push(final, hub.url)
+    assert "401" in line and f"hf upload me/solver {final}" in line and "\n" not in line
+    assert not any("uploaded to" in line for line in said)
     hub.refuses = False
-    again = train(tmp_path, hub.url, "--resume", "train.hub_private=false")
-    assert again.returncode == 0 and "model.safetensors" in hub.files
+    said, warned = push(final, hub.url, hub_private=False)
+    assert warned == [] and "uploaded to" in said[-1]
+    assert hub.files == {path.name: path.read_bytes() for path in final.iterdir()}
     assert hub.created[-1].get("visibility") in (None, "public")
 
 
-def test_no_hub_at_all_loses_nothing(tmp_path: Path) -> None:
+def test_no_hub_at_all_is_one_warning(final: Path) -> None:
     with HubServer() as server:
         nobody = server.url
-    done = train(tmp_path, nobody)
-    assert done.returncode == 0, done.stderr
-    assert "hf upload me/solver" in line_about_hub(done)
-    assert (tmp_path / "run" / "summary.json").exists()
+    _, (line,) = push(final, nobody)
+    assert f"hf upload me/solver {final}" in line and "\n" not in line
 
 
 def test_a_missing_token_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

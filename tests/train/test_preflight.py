@@ -15,7 +15,9 @@ from factories import make_config, make_example
 
 from spark_rl.config import Config
 from spark_rl.data import question_task
+from spark_rl.data.sources import Source
 from spark_rl.train.preflight import check_lengths, check_model, model_folder
+from spark_rl.types import Task
 
 BASE = model_folder("embedded")
 assert BASE is not None
@@ -28,6 +30,10 @@ def folder(tmp_path: Path) -> Path:
 
 def config_for(path: Path | str, **sections: Any) -> Config:
     return make_config(model={"path": str(path), **sections.pop("model", {})}, **sections)
+
+
+def source(*tasks: Task, path: str = "questions.jsonl") -> Source:
+    return Source(path, len(tasks), tasks.__getitem__, str)
 
 
 def refusal(check: Callable[[], None]) -> str:
@@ -174,7 +180,7 @@ def test_what_may_load_is_left_alone(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("path", ["embedded", "Qwen/Qwen3-0.6B", "gpt2", "org_1/name.v2-it"])
 def test_hub_ids_and_the_embedded_base_pass(path: str) -> None:
     check_model(config_for(path))
-    check_lengths(config_for(path), [question_task(make_example())])
+    check_lengths(config_for(path), [source(question_task(make_example()))])
 
 
 @pytest.mark.parametrize(
@@ -233,23 +239,45 @@ def test_a_template_file_stands_in_for_a_missing_one_and_may_use_what_transforme
 
 # ------------------------------------------------------------------------------------------------ lengths
 
+LONG: dict[str, Any] = {"prompt": ({"role": "user", "content": "seven eight " * 400},)}
+
 
 def test_questions_are_refused_only_if_none_fits() -> None:
     short = question_task(make_example(2))
-    long = question_task(make_example(3, prompt=({"role": "user", "content": "seven eight " * 400},)))
+    long = question_task(make_example(3, **LONG))
     config = make_config(rollout={"max_new_tokens": 100})
-    check_lengths(config, [long, short])
-    check_lengths(config, iter([short]))
-    assert "every question is longer than 924 tokens" in refusal(lambda: check_lengths(config, [long, long]))
-    assert "max_new_tokens" in refusal(lambda: check_lengths(make_config(data={"max_prompt_tokens": 3}), [short]))
+    check_lengths(config, [source(long, short), source(short)])
+    said = refusal(lambda: check_lengths(config, [source(short), source(long, long, path="long.jsonl")]))
+    assert said.startswith("long.jsonl: every question is longer than 924 tokens")
+    tight = make_config(data={"max_prompt_tokens": 3})
+    assert "max_new_tokens" in refusal(lambda: check_lengths(tight, [source(short)]))
+
+
+def test_a_row_that_is_left_out_does_not_count() -> None:
+    short, long = (question_task(make_example(i, **changes)) for i, changes in ((2, {}), (3, LONG)))
+    both = source(short, long)
+    both.left_out[0] = "bad_gold"
+    assert "every question" in refusal(lambda: check_lengths(make_config(), [both]))
+
+
+def test_of_generated_questions_only_the_first_are_made() -> None:
+    made: list[int] = []
+
+    def read(i: int) -> Task:
+        made.append(i)
+        return question_task(make_example(i, **LONG))
+
+    generated = Source("reasoning_gym:x", 2000, read, str, generator="x")
+    assert "reasoning_gym:x" in refusal(lambda: check_lengths(make_config(), [generated]))
+    assert made == list(range(64))
 
 
 def test_it_stops_at_the_first_question_that_fits() -> None:
-    def questions() -> Any:
-        yield question_task(make_example(1))
-        raise AssertionError("read on")
+    def read(i: int) -> Task:
+        assert i == 0, "read on"
+        return question_task(make_example(1))
 
-    check_lengths(make_config(), questions())
+    check_lengths(make_config(), [Source("x.jsonl", 2, read, str)])
 
 
 def test_the_count_is_a_lower_bound_of_the_rendered_prompt() -> None:
@@ -273,10 +301,11 @@ def test_it_takes_a_moment_and_no_heavy_library() -> None:
         "from spark_rl.config import load_config\n"
         "from factories import make_example\n"
         "from spark_rl.data import question_task\n"
-        "config, tasks = load_config(), [question_task(make_example())]\n"
+        "from spark_rl.data.sources import Source\n"
+        "config, task = load_config(), question_task(make_example())\n"
         "start = time.perf_counter()\n"
         "from spark_rl.train.preflight import check_lengths, check_model\n"
-        "check_model(config); check_lengths(config, tasks)\n"
+        "check_model(config); check_lengths(config, [Source('x', 1, [task].__getitem__, str)])\n"
         "print(time.perf_counter() - start)\n"
         "assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)\n"
     )

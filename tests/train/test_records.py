@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from spark_rl.config import Config, load_config
 from spark_rl.train.checkpoint import CannotWrite, RunDirectory
+from spark_rl.train.estimate import bytes_needed
 from spark_rl.train.loop import Trainer
-from spark_rl.train.records import bytes_needed
+from spark_rl.train.records import refuse_other_data
 from spark_rl.train.telemetry import Display
 
 SMALL = [
@@ -75,8 +76,7 @@ def test_settings_without_effect_are_said_in_one_line(run: Path) -> None:
     lines = [line for line in train(run, *changed, resume=True).splitlines() if "without effect" in line]
     assert len(lines) == 1
     assert "checkpoint.keep was 2 and is 3" in lines[0] and "train.sample_every was 10 and is 7" in lines[0]
-    (record,) = rows(run / "resumes.jsonl")
-    assert record["step"] == 2 and record["changes"]["verify.workers"] == [1, 2]
+    assert not (run / "resumes.jsonl").exists(), "no step was made with them"
     assert load_config(run / "config.yaml").checkpoint.keep == 3
 
 
@@ -155,6 +155,14 @@ def test_changed_optimizer_settings_are_really_used(run: Path) -> None:
 MOVED = "since the machine has changed"
 
 
+def test_a_change_that_trained_no_step_can_be_taken_back(run: Path) -> None:
+    """A resume with other settings that dies before a checkpoint leaves the run what its newest checkpoint is."""
+    Trainer(small(run, "loss.kl_coef=0.1"), resume=True, allow_changes=True)
+    assert load_config(run / "config.yaml").loss.kl_coef == 0.1
+    train(run, resume=True)
+    assert not (run / "resumes.jsonl").exists()
+
+
 def test_another_machine_is_said_in_one_line(run: Path) -> None:
     saved = json.loads((run / "environment.json").read_text())
     saved["processes"], saved["packages"]["torch"] = 8, "1.0"
@@ -166,7 +174,8 @@ def test_another_machine_is_said_in_one_line(run: Path) -> None:
 
 @pytest.mark.parametrize("text", ["train: [", "trian: {}\n", "train:\n  stepps: 3\n", "- a\n", "\x00", ""])
 def test_a_saved_config_that_cannot_be_read_gets_a_sentence(run: Path, text: str) -> None:
-    (run / "config.yaml").write_text(text)
+    newest = max((run / "checkpoints").iterdir())
+    (newest / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"^--resume: ") as refused:
         Trainer(small(run), resume=True)
     assert "\n" not in str(refused.value)
@@ -204,6 +213,38 @@ def test_a_folder_that_cannot_be_made_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
         RunDirectory(tmp_path / "file" / "run").create(False)
+
+
+# ------------------------------------------------------------------------------------------------ changed data
+
+
+def report(**parts: str) -> dict[str, Any]:
+    """`data.json`, of names that are fingerprints too: `train="a b"`."""
+    made = {part: parts.get(part, "").split() for part in ("train", "validation", "monitor")}
+    return {
+        part: [{"source": f"{name[0]}.jsonl", "rows": 3, "skipped": {}, "fingerprint": name} for name in names]
+        for part, names in made.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ({"train": "a b c"}, "data.train opens 3 sources, and 2 when the run was begun (c.jsonl is new); put the data"),
+        ({"train": "b"}, "data.train opens 1 sources, and 2 when the run was begun (a.jsonl is gone)"),
+        ({"train": "a b", "monitor": "m"}, "data.monitor opens 1 sources, and 0 when the run was begun (m.jsonl is"),
+        ({"train": "a b2"}, "b.jsonl has changed since the run was begun (3 rows then, 3 now"),
+        ({"train": "a2 b", "validation": "v2"}, "v.jsonl has changed since the run was begun"),
+    ],
+    ids=str,
+)
+def test_other_data_are_refused_and_named(now: dict[str, str], words: str) -> None:
+    begun = report(train="a b", validation="v")
+    refuse_other_data(begun, begun)
+    refuse_other_data(None, begun)
+    with pytest.raises(ValueError) as caught:
+        refuse_other_data(begun, report(**{"validation": "v", **now}))
+    assert f"--resume: {words}" in str(caught.value) and "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------ disks
@@ -256,6 +297,39 @@ def test_whatever_fails_to_write_gets_one_sentence(tmp_path: Path, error: Except
         RunDirectory(tmp_path).writing(),
     ):
         raise error
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/no/such/folder/optimizer.bin"])
+def test_what_torch_raises_when_it_cannot_write_is_known(tmp_path: Path, path: str) -> None:
+    with pytest.raises(CannotWrite), RunDirectory(tmp_path).writing():
+        torch.save({"weights": torch.zeros(10**5)}, path)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("NCCL error: unhandled")])
+def test_what_is_no_matter_of_the_disk_passes(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, RunDirectory(tmp_path).writing():
+        raise error
+    assert raised.value is error
+
+
+def test_a_package_without_metadata_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such is spark-rl itself when it is run from a source folder."""
+    from importlib import metadata
+
+    from accelerate import Accelerator
+
+    from spark_rl.train.records import environment
+
+    version = metadata.version
+
+    def without_ours(name: str) -> str:
+        if name == "spark-rl":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_ours)
+    packages = environment(Accelerator(cpu=True))["packages"]
+    assert packages["spark-rl"] == "not installed" and packages["torch"] == torch.__version__
 
 
 def on_small_disk(size: str, script: str) -> subprocess.CompletedProcess[str]:

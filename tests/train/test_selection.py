@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -17,7 +18,8 @@ from spark_rl.verify import box
 
 
 def selection(*overrides: str, max_prompt_tokens: int = 10_000) -> Selection:
-    config = load_config(None, ["preset=spark", "rollout.groups_per_step=16", *overrides])
+    few = ["data.train={path: embedded:train, size: 400}", "data.check_golds=false"]
+    config = load_config(None, ["preset=spark", "rollout.groups_per_step=16", *few, *overrides])
     renderer = ChatRenderer(load_tokenizer(config.model))
     return Selection(config, load_data(config).train, renderer, max_prompt_tokens)
 
@@ -53,11 +55,13 @@ def test_a_roles_missing_prompts_go_to_questions_and_off_roles_are_not_kept():
     assert roles(chosen.select(3)[0]) == {Role.ANSWER: 16}, "what was taken is gone"
 
 
-def test_alternating_steps_hold_one_kind_and_are_full():
-    chosen = selection("recycle.schedule=alternating")
+@pytest.mark.parametrize("max_age", [1, 64])
+def test_alternating_steps_hold_one_kind_and_are_full(max_age):
+    """Also where items expire: they do not count as waiting."""
+    chosen = selection("recycle.schedule=alternating", f"recycle.max_age={max_age}")
     step = 1
     kinds = []
-    while step < 7:
+    while step < 12:
         tasks, _ = chosen.select(step)
         assert len(tasks) == 16
         recycled = [task for task in tasks if task.role.is_recycled]
@@ -113,13 +117,18 @@ def test_long_prompts_are_passed_over_and_counted():
     chosen.max_prompt_tokens = lengths[150]
     tasks, counts = chosen.select(1)
     assert all(chosen.fits(task) for task in tasks) and counts["questions/too_long"] > 0
-    made = chosen.recycle([mixed(task) for task in tasks], 1)
-    assert made["recycle/too_long"] > 0 and len(chosen.pool) == 0
+    chosen.recycle([mixed(task) for task in tasks], 1)
+    again, counts = chosen.select(2)
+    assert roles(again) == {Role.ANSWER: 16} and counts["pool/too_long"] > 0 and len(chosen.pool) == 0
 
 
-def test_data_of_which_nothing_fits_are_refused_and_looking_costs_no_question():
+def test_a_source_of_which_nothing_fits_is_refused_and_looking_costs_no_question(tmp_path):
     with pytest.raises(ValueError, match=r"embedded:train: every question is longer than 3 tokens"):
         selection(max_prompt_tokens=3).require_one()
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "What is this? " * 100, "answer": "2"}))
+    both = f"data.train=[embedded:train, {{path: {tmp_path / 'long.jsonl'}, weight: 1}}]"
+    with pytest.raises(ValueError, match=r"long\.jsonl: every question is longer than 100 tokens"):
+        selection(both, max_prompt_tokens=100).require_one()
     chosen = selection()
     chosen.require_one()
     assert chosen.state_dict() == selection().state_dict()

@@ -25,7 +25,9 @@ def test_rates_are_means_over_groups_not_over_steps():
 
 def test_a_role_with_signal_gets_no_sentence_and_one_that_never_came_up_does():
     (sentence,) = signal_sentences([step("answer", 8, 0.5)], SLOTS)
-    assert sentence == "pairwise: never trained, since no question had both right and wrong rollouts to recycle"
+    assert sentence.startswith("pairwise: never trained, since recycling made no prompt of it")
+    (sentence,) = signal_sentences([{**step("answer", 8, 0.5), "recycle/made_pairwise": 6}], SLOTS)
+    assert sentence.startswith("pairwise: never trained, although 6 prompts were made")
 
 
 @pytest.mark.parametrize(

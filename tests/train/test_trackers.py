@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -106,8 +108,9 @@ def test_tensorboard_mirrors_the_run_and_does_not_change_it(tmp_path: Path) -> N
     assert table.step == 2 and len(lines) > 3
     assert lines[0] == "| " + " | ".join(COLUMNS) + " |"
     assert all(line.count(" | ") == len(COLUMNS) - 1 for line in lines)
-    (settings,) = with_it.glob("tensorboard/*/hparams.yml")
-    assert "rollout.groups_per_step: 12" in settings.read_text()
+    (settings,) = events(with_it).Tensors("config/text_summary")
+    assert "  groups_per_step: 12\n" in settings.tensor_proto.string_val[0].decode()
+    assert not [path for path in (with_it / "tensorboard").iterdir() if path.is_dir()]  # it would show up as a run
 
     one, other = (load_file(run / "final" / "model.safetensors") for run in (with_it, without))
     assert all((one[name] == other[name]).all() for name in one)
@@ -147,6 +150,7 @@ def fake_wandb(fails: str) -> Any:
 
     run = SimpleNamespace(log=log, finish=fail if fails == "finish" else lambda: None)
     return SimpleNamespace(
+        login=lambda **_: True,
         init=fail if fails == "init" else lambda **_: run,
         config=SimpleNamespace(update=fail if fails == "config" else lambda *_, **__: None),
         Table=table,
@@ -167,6 +171,41 @@ def test_a_tracker_that_fails_is_said_once_and_left_out(
     assert_mirrored(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("has_key", "wandb_mode", "mode", "num_lines"),
+    [(False, None, "offline", 1), (True, None, None, 0), (False, "online", None, 0)],
+)
+@pytest.mark.parametrize("is_old", [False, True])
+def test_wandb_without_a_key_stays_offline_and_asks_nobody(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_key: bool,
+    wandb_mode: str | None,
+    mode: str | None,
+    num_lines: int,
+    is_old: bool,
+) -> None:
+    Accelerator(cpu=True)  # its trackers log through it
+    begun: list[dict[str, Any]] = []
+    said: list[str] = []
+    wandb = fake_wandb("never")
+    if is_old:
+        wandb.login = lambda verify: pytest.fail("it would ask")
+        wandb.api = SimpleNamespace(api_key="key" if has_key else None)
+    else:
+        wandb.login = lambda *, prompt, verify: has_key and not prompt
+    start = wandb.init
+    wandb.init = lambda **settings: begun.append(settings) or start()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if wandb_mode:
+        monkeypatch.setenv("WANDB_MODE", wandb_mode)
+    with Trackers(make_config(train={"trackers": ["wandb"]}), tmp_path, False, said.append).running(0):
+        pass
+    assert [settings["mode"] for settings in begun] == [mode]
+    assert len(said) == num_lines and all("wandb login" in line and "wandb sync" in line for line in said)
+
+
 def test_a_full_or_broken_tensorboard_folder_does_not_stop_the_run(tmp_path: Path) -> None:
     run, display = tmp_path / "run", Said()
     trainer = Trainer(small(run, "train.trackers=[tensorboard]"), display=display)
@@ -181,6 +220,7 @@ def test_a_run_that_failed_before_its_first_step_may_leave_tracker_folders(tmp_p
     with pytest.raises(Killed), trainer.trackers.running(0):
         raise Killed
     assert (run / "tensorboard").exists()
+    time.sleep(1.1)  # TensorBoard reads its files in the order of their names, which hold the second
     Trainer(small(run, "train.trackers=[tensorboard]")).run()
     assert set(scalars(run, "loss")) == {1, 2, 3}
 

@@ -17,6 +17,7 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
     config.write_text("{}")
     held_out = ["data.validation=[embedded:validation]", "validation.items=12"]
     settings = [*SMALL, *held_out, "train.learning_rate=1e-4", "loss.kl_coef=0.001", "checkpoint.every=2"]
+    settings += ["rollout.refill_rounds=1"]
     finals = []
     for world in (1, 2):
         run = tmp_path / f"world-{world}"

@@ -275,7 +275,7 @@ def test_a_module_in_the_current_directory_is_found(tmp_path, monkeypatch):
         ("trl:graders:raises", "failed on the gold (TypeError: "),
         ("graders:raises", "failed on the gold (KeyError: '5')"),
         ("graders:quits", "failed on the gold (crash)"),
-        ("graders:half", "does not accept the gold"),
+        ("graders:half", "gives the gold itself 0.5 and not 1; correct one of them."),
     ],
 )
 def test_a_gold_check_says_what_is_wrong_with_a_verifier(pool, verifier, problem):

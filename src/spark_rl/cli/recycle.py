@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spark_rl.cli.rows import Output, Row, Source, progress, say, take, take_verifier
+from spark_rl.cli.rows import Input, Output, Row, progress, say, take, take_verifier
 from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
 from spark_rl.recycle import recycle as recycle_groups
 from spark_rl.types import Group, Role, Rollout, Task
@@ -72,7 +72,7 @@ def recycle(
     from spark_rl.data.rows import RowReader
 
     config = _settings(preset, settings)
-    source = Source(file, skip_bad)
+    source = Input(file, skip_bad)
     name = source.path.stem if source.path else "stdin"
     reader = RowReader(SourceConfig(path=name), DataConfig(verifier=verifier), name)
     counts: Counter[str] = Counter()
@@ -110,7 +110,10 @@ def recycle(
 def _settings(preset: str, overrides: Sequence[str]) -> RecycleConfig:
     for override in overrides:
         if not override.startswith("recycle."):
-            raise ValueError(f"{override!r} is no setting of recycling; give recycle.key=value")
+            raise ValueError(
+                f"{override!r} is no setting of recycling; give recycle.key=value, or, where it is a second file, pipe "
+                "both: cat A B | spark-rl recycle"
+            )
     return load_config(overrides=[f"preset={preset}", *overrides]).recycle
 
 

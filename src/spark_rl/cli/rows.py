@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,15 +14,12 @@ from typing import Any, BinaryIO, Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
+from spark_rl.jsonl import MAX_ROW_BYTES, read_row
 from spark_rl.verify import resolve
-
-MAX_ROW_BYTES = 4 * 2**20
-"""A longer line is no row but a wrong file, and would not fit the promise of constant memory."""
 
 Row = dict[str, Any]
 T = TypeVar("T")
 
-_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _NAMES = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -58,7 +53,7 @@ def take_verifier(row: Row, default: str) -> str:
     return name
 
 
-class Source:
+class Input:
     """The rows of a JSONL file, or of standard input when the file is `-` or not given."""
 
     def __init__(self, file: str | None, skip_bad: bool = False) -> None:
@@ -89,7 +84,7 @@ class Source:
                 yield parsed
 
     def _lines(self) -> Iterator[bytes]:
-        """Lines, of which too long ones come cut off."""
+        """Lines, of which too long ones come cut off: memory is constant."""
         try:
             with self.path.open("rb") if self.path else open(0, "rb", closefd=False) as file:
                 while line := file.readline(MAX_ROW_BYTES + 1):
@@ -105,33 +100,10 @@ def _is_cut(line: bytes) -> bool:
 
 
 def _row(line: bytes) -> Row:
-    if _is_cut(line):
-        raise ValueError(f"is longer than {MAX_ROW_BYTES // 2**20} MiB; write one JSON object a line")
-    try:
-        text = line.decode("utf-8-sig")
-        row = json.loads(text, parse_float=_number, parse_constant=_number)
-    except UnicodeDecodeError:
-        raise ValueError("is not UTF-8 text; convert the file") from None
-    except RecursionError:
-        raise ValueError("nests too deeply; write flatter JSON") from None
-    except ValueError as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise ValueError(f"not valid JSON ({reason}); write one JSON object a line") from None
+    row = read_row(line, finite=True)
     if not isinstance(row, dict):
         raise ValueError("must be a JSON object; write one a line")
-    if _HALF_A_PAIR.search(text):
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds half of a surrogate pair (\\ud800 to \\udfff), which is no text; cut it") from None
     return row
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no number there")
-    return value
 
 
 class Output:
@@ -141,7 +113,7 @@ class Output:
     named pipe) is written to directly.
     """
 
-    def __init__(self, path: Path | None, source: Source) -> None:
+    def __init__(self, path: Path | None, source: Input) -> None:
         self.path = path
         self.name = f"--out {path}" if path else "standard output"
         self._temporary: Path | None = None

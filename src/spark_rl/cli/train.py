@@ -63,7 +63,7 @@ def train(
         print(json.dumps(summary))
         return
     console = Console()
-    if trainer.items:
+    if trainer.held_out.items:
         console.print(summary_table(summary))
     for finding in summary["findings"]:
         console.print(finding, highlight=False, markup=False, soft_wrap=True)
@@ -90,7 +90,12 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         data = load_data(settings, lambda rows, name, total: progress.track(rows, total, description=escape(name)))
-    check_lengths(settings, data.train.all_tasks())
+    check_lengths(settings, data.train.sources)
+    notes = data.messages if dry_run else []  # a run says them itself
+    if settings.preset is None and settings.roles.answer.share == 1:
+        notes = ["no preset is named, so nothing is recycled; `preset: spark` would", *notes]
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     return data
 
 
@@ -102,3 +107,6 @@ def _quiet_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)  # we do not generate by it
+    tokenizers = logging.getLogger("transformers.tokenization_utils_tokenizers")  # its other warnings matter
+    tokenizers.addFilter(lambda record: "clean_up_tokenization_spaces" not in record.getMessage())

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from spark_rl.cli.rows import Output, Row, Source, progress, say, take, take_verifier
+from spark_rl.cli.rows import Input, Output, Row, progress, say, take, take_verifier
 from spark_rl.verify import Check, VerifierPool, resolve
 
 
@@ -50,7 +50,7 @@ def verify(
     if workers < 1 or not cpu_seconds > 0:
         raise ValueError("--workers must be at least 1, and --cpu-seconds above 0")
     resolve(verifier)
-    source = Source(file, skip_bad)
+    source = Input(file, skip_bad)
 
     def parse(row: Row, number: int) -> tuple[Row, Check]:
         name = take_verifier(row, verifier)

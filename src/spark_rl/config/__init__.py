@@ -1,7 +1,8 @@
 """Every knob of a run (`schema`), and how a run's file is read (`load`)."""
 
-from spark_rl.config.load import config_from, load_config, merge, parse_override
+from spark_rl.config.load import config_from, flat, load_config, merge, parse_override
 from spark_rl.config.schema import (
+    FILE_SUFFIXES,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -18,6 +19,7 @@ from spark_rl.config.schema import (
 )
 
 __all__ = [
+    "FILE_SUFFIXES",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -32,6 +34,7 @@ __all__ = [
     "ValidationConfig",
     "VerifyConfig",
     "config_from",
+    "flat",
     "load_config",
     "merge",
     "parse_override",

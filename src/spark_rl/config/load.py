@@ -23,6 +23,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys."""
+    flattened: dict[str, Any] = {}
+    for key, value in values.items():
+        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flattened
+
+
 def parse_override(text: str) -> dict[str, Any]:
     """`section.key=value` as a nested mapping; the value is YAML.
 
@@ -41,15 +49,15 @@ def parse_override(text: str) -> dict[str, Any]:
     return dict(nested)
 
 
-def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Preset, then file, then overrides.
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Preset, then file, then overrides: `load_config("run.yaml", ["train.steps=10"])`.
 
     Raises:
         ValueError: one sentence a mistake on what to change; unknown keys come with the nearest known one.
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values = _read_yaml(path)
+        values = _read_yaml(Path(path))
     for override in overrides:
         values = merge(values, parse_override(override))
     if (preset := values.get("preset")) is not None:
@@ -102,7 +110,7 @@ def _sentence(error: Mapping[str, Any]) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         known = _fields(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, 1)
+        near = _elsewhere(path[-1]) or difflib.get_close_matches(path[-1], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {'.'.join(path)!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
@@ -111,6 +119,12 @@ def _sentence(error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{'.'.join(path)} is missing; give it"
     return f"{'.'.join(path)}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _elsewhere(name: str) -> list[str]:
+    """Where a key belongs that stands in the wrong section."""
+    sections = {key: _section_in(field.annotation) for key, field in Config.model_fields.items()}
+    return [f"{key}.{name}" for key, section in sections.items() if section and name in section.model_fields][:1]
 
 
 def _fields(path: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ import annotated_types
 import yaml
 from pydantic.fields import FieldInfo
 
-from spark_rl.config.load import load_config
+from spark_rl.config.load import flat, load_config
 from spark_rl.config.schema import Config, Section
 
 _PRESETS = ("paper", "spark", "grpo")
@@ -32,12 +32,12 @@ def markdown() -> str:
 
 def _presets() -> Iterator[str]:
     """Where the presets differ from the defaults or from each other."""
-    values = [_flat(load_config().model_dump(mode="json"))]
-    values += [_flat(load_config(None, [f"preset={name}"]).model_dump(mode="json")) for name in _PRESETS]
+    values = [flat(load_config().model_dump(mode="json"))]
+    values += [flat(load_config(None, [f"preset={name}"]).model_dump(mode="json")) for name in _PRESETS]
     yield "## preset\n\nWhat the presets set. Everything else has its default.\n"
     yield f"| key | default | {' | '.join(_PRESETS)} |\n|---|---|---|---|---|"
     for key in values[0]:
-        shown = [_value(flat[key]) for flat in values]
+        shown = [_value(column[key]) for column in values]
         if len(set(shown)) > 1 and key != "preset":
             yield f"| `{key}` | {' | '.join(shown)} |"
     yield ""
@@ -127,13 +127,6 @@ def _value(value: Any) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 if __name__ == "__main__":

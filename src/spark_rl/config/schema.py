@@ -6,6 +6,7 @@ keys replace them, and `section.key=value` arguments of the command line replace
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,12 +18,21 @@ from spark_rl.types import Role
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Sources whose path ends so are files, not data sets of the Hub."""
+
+
+def _listed(value: Any) -> Any:
+    """One text stands for a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, and no key goes unread."""
+    """Base of all sections: immutable, no key goes unread, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -51,9 +61,9 @@ class SourceConfig(Section):
     """One source of rows; a plain string in the config is its `path`."""
 
     path: str
-    """A `.jsonl`, `.json`, `.csv` or `.parquet` file or a pattern such as `data/*.jsonl`; a data set of the Hub such
-    as `openai/gsm8k`; `reasoning_gym:<task>`, or several tasks joined by `+`; or an embedded set: `embedded:train`,
-    `embedded:validation`, `embedded:test`, `embedded:transfer`, `embedded:retention`."""
+    """A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file or a pattern such as `data/*.jsonl`; a data set of the
+    Hub such as `openai/gsm8k`; `reasoning_gym:<task>`, or several tasks joined by `+`; or an embedded set:
+    `embedded:train`, `embedded:validation`, `embedded:test`, `embedded:transfer`, `embedded:retention`."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """How often its rows are drawn, relative to the weights of the other sources; null is its number of rows."""
     split: str | None = None
@@ -61,7 +71,8 @@ class SourceConfig(Section):
     subset: str | None = None
     """Subset (configuration) of a Hub data set, for example `main` of `openai/gsm8k`."""
     size: Positive | None = None
-    """Only so many rows, from the first; for `reasoning_gym` how many are generated (null: 2000, held out 500)."""
+    """Only so many rows, from the first; for `reasoning_gym` how many are generated (null: 2000, held out 500). The
+    first rows of a training file can so be held out of it: training leaves out what is held out."""
     options: dict[str, Any] = {}
     """Settings of a reasoning-gym task, for example `min_terms: 2`."""
     columns: Columns = {}
@@ -81,7 +92,7 @@ class SourceConfig(Section):
 
 Sources = Annotated[
     list[Annotated[SourceConfig, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]],
-    BeforeValidator(lambda v: [v] if isinstance(v, str | dict | SourceConfig) else v),
+    BeforeValidator(lambda v: [v] if isinstance(v, dict | SourceConfig) else _listed(v)),
 ]
 
 
@@ -130,7 +141,7 @@ class RolloutConfig(Section):
     """Sampling temperature (paper: 1.0); training uses the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling; below 1 the sampled and the trained distribution differ."""
-    stop: list[str] = []
+    stop: Annotated[list[str], BeforeValidator(_listed)] = []
     """Strings that end a rollout beside the model's end-of-turn token."""
     refill_rounds: Count = 0
     """How often a step replaces its groups without signal (all rewards equal) by fresh prompts, in a further
@@ -264,7 +275,7 @@ class TrainConfig(Section):
     """The cosine schedule ends at this share of the peak (paper: 0.1)."""
     warmup_ratio: Probability = 0.03
     """Share of the steps in which the learning rate rises linearly (paper: 0.03)."""
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW betas (paper: 0.9, 0.95)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW weight decay."""
@@ -279,7 +290,7 @@ class TrainConfig(Section):
     """How a group's prompt is computed once in the update; `plain` repeats it for every rollout."""
     threads: Positive | None = None
     """CPU threads of torch; null leaves its default."""
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_listed)] = []
     """Where `metrics.jsonl` is mirrored to, besides. A tracker that fails is left out and never stops the run."""
     project: str = "spark-rl"
     """The trackers' project name; the run is called like its output folder."""
@@ -372,9 +383,15 @@ class Config(Section):
             if share > 0 and num_groups == 0:
                 raise ValueError(
                     f"roles.{role}.share is {share:g}, which is too little of {self.rollout.groups_per_step} groups "
-                    "(items that come in couples need two); raise it, or rollout.groups_per_step, or set it to 0"
+                    f"(items that come in couples need two); raise rollout.groups_per_step to {self._enough_groups()}, "
+                    "or give the share to roles.answer.share"
                 )
         return self
+
+    def _enough_groups(self) -> int:
+        """The least multiple of 8 of which every role with a share gets its couple."""
+        least = min(self.roles[role].share for role in Role if self.roles[role].share > 0)
+        return 8 * math.ceil(2 / least / 8)
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
@@ -428,14 +445,20 @@ def _cache_is_dropped(config: Config) -> str | None:
 
 
 def _leaks(config: Config) -> str | None:
-    held_out = [_rows_of(source, "test") for source in [*config.data.validation, *config.data.monitor]]
+    whole = [s for s in [*config.data.validation, *config.data.monitor] if s.size is None]
+    held_out = [_rows_of(source, "test") for source in whole]
     both = [source.path for source in config.data.train if _rows_of(source, "train") in held_out]
-    return f"data: {both[0]} is both trained on and held out; name different sources" if both else None
+    if not both:
+        return None
+    return (
+        f"data: {both[0]} is both trained on and held out; name different sources, or hold out its first rows by a "
+        f"size: data.validation={{path: {both[0]}, size: 100}}"
+    )
 
 
 def _rows_of(source: SourceConfig, split: str) -> tuple[str | None, ...]:
     """What tells apart the rows that a source stands for; `split` is the one that a Hub data set has by default."""
-    if source.path.startswith("embedded:") or source.path.endswith((".jsonl", ".json", ".csv", ".parquet")):
+    if source.path.startswith("embedded:") or source.path.endswith(FILE_SUFFIXES):
         return (source.path,)
     generator = split if source.path.startswith("reasoning_gym:") else None  # its held-out seeds are others
     return (source.path, source.subset, source.split or split, generator)

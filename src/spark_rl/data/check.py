@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from spark_rl.config import DataConfig
 from spark_rl.data.sources import Source
+from spark_rl.prompts import answer_prompt
 from spark_rl.types import Task
 from spark_rl.verify import Check, VerifierPool, box, gold_problem
 
@@ -26,9 +27,20 @@ def untracked(items: Iterable[T], name: str, total: int) -> Iterable[T]:
     return items
 
 
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+_INSTRUCTION = _plain(answer_prompt("")[0]["content"])
+"""What our own template says after a question."""
+
+
 def question_key(task: Task) -> int:
-    """A 64-bit number for a question's text."""
-    return _key(task.example.question)
+    """A 64-bit number for a question's text, whatever its case, its white space and our own answer instruction.
+
+    So a question is the same one given as text, or as chat messages that already ask for the box as we would.
+    """
+    return _key(_plain(task.example.question).removesuffix(_INSTRUCTION).rstrip())
 
 
 class Checker:
@@ -44,23 +56,34 @@ class Checker:
     ) -> None:
         self.sources, self.config, self.part, self.held_out, self.track = sources, config, part, held_out, track
         self.first_reason: dict[Source, str] = {}
+        self._digests: list[hashlib.blake2b] = []
 
-    def run(self, verifiers: VerifierPool) -> list[dict[str, Any]]:
-        """Fill `left_out` of every source. Returns a report on each: `source`, `rows`, `skipped`, `fingerprint`.
+    def run(self, verifiers: VerifierPool) -> None:
+        """Fill `left_out` of every source.
 
         Raises:
             ValueError: a row is bad and the config refuses such, or a source has no other rows.
         """
-        fingerprints = self._read_all()
+        self._read_all()
         if self.config.check_golds:
             self._grade_golds(verifiers)
         for source in self.sources:
             if len(source.left_out) == source.num_rows:
                 raise ValueError(f"{source.path}: no row is usable; the first one: {self.first_reason[source]}")
-        return [
-            {"source": s.path, "rows": s.num_rows, "skipped": counts(s.left_out.values()), "fingerprint": f}
-            for s, f in zip(self.sources, fingerprints, strict=True)
-        ]
+
+    def report(self) -> list[dict[str, Any]]:
+        """On each source as it stands: `source`, `rows`, `skipped` (reason to count), `fingerprint`.
+
+        Equal fingerprints mean that the same is asked: the same rows, of which the same ones are left out.
+        """
+        reports: list[dict[str, Any]] = []
+        for source, digest in zip(self.sources, self._digests, strict=True):
+            fingerprint = digest.copy()
+            fingerprint.update(repr(sorted(source.left_out.items())).encode())
+            skipped = dict(Counter(source.left_out.values()))
+            reports.append({"source": source.path, "rows": source.num_rows, "skipped": skipped})
+            reports[-1]["fingerprint"] = fingerprint.hexdigest()
+        return reports
 
     def messages(self) -> list[str]:
         """A sentence for every source of which rows were left out."""
@@ -71,9 +94,9 @@ class Checker:
             if s.left_out
         ]
 
-    def _read_all(self) -> list[str]:
-        """Read every stored row once; returns the sources' fingerprints."""
-        ids, owners, fingerprints = array("Q"), list[tuple[int, Source]](), list[str]()
+    def _read_all(self) -> None:
+        """Read every stored row once."""
+        ids, owners = array("Q"), list[tuple[int, Source]]()
         for source in self.sources:
             digest = hashlib.blake2b(source.generator.encode(), digest_size=8)
             owners.append((len(ids), source))
@@ -86,13 +109,12 @@ class Checker:
                     self._leave_out(source, index, "bad_row", str(error))
                 else:
                     key = _key(task.example.id)
-                    digest.update(f"{task.example.id}\0{task.example.question}\0{task.label}\0".encode())
+                    digest.update(_content(task))
                     if self.held_out and question_key(task) in self.held_out:
                         self._leave_out(source, index, "held_out", "the question is held out", refuse=False)
                 ids.append(key or 1)
-            fingerprints.append(digest.hexdigest())
+            self._digests.append(digest)
         self._find_duplicates(ids, owners)
-        return fingerprints
 
     def _find_duplicates(self, ids: array[int], owners: list[tuple[int, Source]]) -> None:
         """Keys that occur twice are looked up again: equal keys need not mean equal ids."""
@@ -122,21 +144,26 @@ class Checker:
                 for index in self.track(rows, f"checking the golds of {source.path}", len(rows)):
                     if index in source.left_out:
                         continue
-                    example = source.task(index).example
-                    if example.answer:
-                        asked.append((source, index, example.verifier))
-                        yield Check(box(example.answer), example.answer, example.verifier, example.metadata)
+                    task = source.task(index)
+                    gold, verifier = task.example.answer, task.example.verifier
+                    if gold:
+                        asked.append((source, index, verifier))
+                        yield Check(box(gold), gold, verifier, task.example.metadata, task.messages)
 
         for verdict in verifiers.stream(checks()):
             source, index, verifier = asked.popleft()
             if problem := gold_problem(verdict, verifier):
+                if ":" in verifier and verdict.reason in ("wrong", "partial"):  # it may be right never to give 1
+                    problem = f"{problem.removesuffix('.')}, or grade no golds before a run: data.check_golds=false"
                 self._leave_out(source, index, "bad_gold", problem)
 
     def _leave_out(self, source: Source, index: int, kind: str, reason: str, refuse: bool = True) -> None:
-        place = f"{source.where(index)}: {reason}"
-        if refuse and self.config.bad_rows == "refuse":
-            raise ValueError(f"{place.removesuffix('.')} (or leave such rows out: data.bad_rows=skip)")
-        self.first_reason.setdefault(source, place)
+        refuse = refuse and self.config.bad_rows == "refuse"
+        if refuse or source not in self.first_reason:  # a place is found by counting lines
+            place = f"{source.where(index)}: {reason}"
+            if refuse:
+                raise ValueError(f"{place.removesuffix('.')} (or leave such rows out: data.bad_rows=skip)")
+            self.first_reason[source] = place
         source.left_out[index] = kind
 
 
@@ -144,9 +171,8 @@ def _key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def counts(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each reason occurs."""
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
+def _content(task: Task) -> bytes:
+    """All that a question's rollouts and their grades hang on."""
+    e = task.example
+    parts = (task.id, task.messages, task.label, task.verifier, e.question, e.source, e.metadata)  # its id has the role
+    return repr(parts).encode()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spark_rl.config import Config
-from spark_rl.data.check import Checker, Track, counts, question_key, untracked
+from spark_rl.data.check import Checker, Track, question_key, untracked
 from spark_rl.data.questions import Questions
 from spark_rl.data.sources import Source, open_sources
 from spark_rl.types import Task
@@ -40,25 +40,27 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     messages: list[str] = []
     with VerifierPool(config.verify.workers, config.verify.cpu_seconds) as verifiers:
 
-        def check(sources: Sequence[Source], part: str, held_out: Collection[int] = ()) -> list[dict[str, Any]]:
+        def checked(sources: Sequence[Source], part: str, held_out: Collection[int] = ()) -> Checker:
             checker = Checker(sources, config.data, part, held_out, track)
-            reports = checker.run(verifiers)
+            checker.run(verifiers)
             messages.extend(checker.messages())
-            return reports
+            return checker
 
-        reports = check([*validation, *monitor], "the held-out questions")
+        checker = checked([*validation, *monitor], "the held-out questions")
         tasks = _held_out(validation, track), _held_out(monitor, track)
         held_out = frozenset(question_key(task) for part in tasks for task in part)
-        report = {"train": check(train, "training", held_out)}
-    for row, source in zip(reports, [*validation, *monitor], strict=True):
-        row["skipped"] = counts(source.left_out.values())  # now with repeated questions
+        report = {"train": checked(train, "training", held_out).report()}
+    reports = checker.report()  # with repeated questions, which are found last
     report |= {"validation": reports[: len(validation)], "monitor": reports[len(validation) :]}
     return Data(Questions(train, config.train.seed, held_out), *tasks, report, messages)
 
 
 def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:
-    """All tasks of sources that are small and hold questions only, each question of a generator once."""
-    tasks = []
+    """All tasks of sources that are small and hold questions only, each question of a generator once.
+
+    They are mixed evenly, so that the first of them are of every source.
+    """
+    placed: list[tuple[float, Task]] = []
     for source in sources:
         asked = set[int]()
         for index in track(range(source.num_rows), f"loading {source.path}", source.num_rows):
@@ -75,5 +77,5 @@ def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:
                     f"{source.where(index)}: has the role {task.role.value!r}, but only questions can be held out; "
                     "remove it, since judge and reflection items are made of the model's own rollouts"
                 )
-            tasks.append(task)
-    return tasks
+            placed.append(((index + 0.5) / source.num_rows, task))
+    return [task for _, task in sorted(placed, key=lambda place: place[0])]

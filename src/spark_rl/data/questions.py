@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from spark_rl.data.check import question_key
@@ -41,11 +41,6 @@ class Questions:
         """Rows that can be asked, of all sources."""
         return sum(source.num_rows - len(source.left_out) for source in self.sources)
 
-    def all_tasks(self) -> Iterator[Task]:
-        """Every task once, in the order of the sources."""
-        for source in self.sources:
-            yield from (source.read(i) for i in range(source.num_rows) if i not in source.left_out)
-
     def draw(self, count: int, fits: Callable[[Task], bool] = lambda task: True) -> tuple[list[Task], Counter[str]]:
         """The next `count` tasks that fit, and how many were passed over: `too_long` or `held_out`.
 
@@ -61,6 +56,16 @@ class Questions:
             tasks.append(self._next(k, fits, passed))
             self.drawn[k] += 1
         return tasks, passed
+
+    def require(self, fits: Callable[[Task], bool]) -> None:
+        """Look for one task that fits in every source, and draw none.
+
+        Raises:
+            LookupError: a source has none.
+        """
+        for k, cursor in enumerate(self.cursors):
+            self._next(k, fits, Counter())
+            self.cursors[k] = cursor
 
     def _next(self, k: int, fits: Callable[[Task], bool], passed: Counter[str]) -> Task:
         source = self.sources[k]

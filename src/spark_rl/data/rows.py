@@ -106,8 +106,12 @@ class RowReader:
 
     def _missing(self, field: str, row: Mapping[str, Any]) -> str:
         column = self.columns[field]
-        if lookup(row, column) is not None:
+        if column in row or lookup(row, column) is not None:
             return f"{column!r} is empty; fill it in or remove the row"
+        if "." in column and isinstance(lookup(row, column.rpartition(".")[0]), Mapping):  # nulls there are dropped
+            return (
+                f"{column!r} is empty or missing; fill it in, or say which column holds it: data.columns.{field}=<name>"
+            )
         used = {self.columns[field].split(".")[0] for field in ("prompt", "answer")}
         others = ", ".join([key for key in row if key not in used][:8])
         found = f", but {others}" if others else ""

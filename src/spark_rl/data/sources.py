@@ -20,7 +20,9 @@ from spark_rl.types import Example, Task
 HELD_OUT_SEED = 10**9
 """Generated held-out questions come from seeds that no training set of a lesser size reaches."""
 _UNSTABLE = {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
-"""Tasks of reasoning-gym 0.1.25 that iterate over sets of strings."""
+"""Tasks of reasoning-gym 0.1.25 that iterate over sets of strings, so that only other processes disagree."""
+_PROBES = 3
+"""Generated rows that are made twice, in two orders, to see whether they stay the same."""
 
 
 @dataclass(eq=False)
@@ -152,8 +154,18 @@ def _generated(source: SourceConfig, task: str, name: str, config: DataConfig, h
         reason = str(error) or type(error).__name__
         raise ValueError(f"data: {path} refuses its options {options} ({reason}); change them") from None
 
+    def made(index: int) -> str:
+        return json.dumps(generator[index], default=str)  # as a checkpoint would keep it
+
+    probes = range(min(_PROBES, size))
+    if [made(i) for i in probes] != [made(i) for i in reversed(probes)][::-1]:
+        raise ValueError(
+            f"data: {path} makes another question each time it is asked for the same one, so that no run could be "
+            "resumed; name another task"
+        )
+
     def read(index: int) -> Task:
-        entry = json.loads(json.dumps(generator[index], default=str))  # as a checkpoint would keep it
+        entry = json.loads(made(index))
         example = Example(
             id=f"{name}-{seed + index}",
             prompt=answer_prompt(entry["question"], source.system or config.system),

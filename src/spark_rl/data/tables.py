@@ -7,24 +7,19 @@ maps them from disk. Only a JSON array is read whole.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import errno
 import glob
 import io
-import json
 import logging
 import os
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-MAX_ROW_BYTES = 4 * 2**20
-"""A longer row is no question but a mistake: a missing line break, or a whole file in one field."""
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+from spark_rl.config import FILE_SUFFIXES
+from spark_rl.jsonl import MAX_ROW_BYTES, decoded, parse_json, read_row, row_text, whole
 
 
 class Table(Protocol):
@@ -49,7 +44,7 @@ class LineTable:
 
     def __init__(self, path: Path) -> None:
         self.path, self.name, self.place = path, path.stem, str(path)
-        self.is_csv = path.suffix == ".csv"
+        self.is_csv = path.suffix in (".csv", ".tsv")
         self._file = _open(path)
         self._starts = array("q")
         self._header: list[str] = []
@@ -68,16 +63,8 @@ class LineTable:
     def __getitem__(self, index: int) -> Any:
         start = self._starts[index]
         end = self._starts[index + 1] if index + 1 < len(self) else self._end
-        if end - start > MAX_ROW_BYTES:
-            raise ValueError(
-                f"the row is {(end - start) / 2**20:.0f} MiB long, more than {MAX_ROW_BYTES // 2**20}; shorten it, or "
-                "look for a missing line break"
-            )
-        text = _text(os.pread(self._file.fileno(), end - start, start))
-        if self.is_csv:
-            return self._csv_row(text)
-        value = parse_json(text)
-        return _whole(value) if _SURROGATE.search(text) else value
+        raw = os.pread(self._file.fileno(), min(end - start, MAX_ROW_BYTES + 1), start)
+        return self._csv_row(row_text(raw)) if self.is_csv else read_row(raw)
 
     def where(self, index: int) -> str:
         if self.is_csv:
@@ -111,7 +98,10 @@ class LineTable:
                     raise ValueError(f"{self.path}: is not UTF-8 text after byte {start}; convert it") from None
 
         csv.field_size_limit(MAX_ROW_BYTES)
-        reader, start, first_line = csv.reader(lines(), strict=True), 0, 1
+        header = self._file.readline().decode("utf-8-sig", errors="replace")
+        self._delimiter = max(",;\t", key=header.count)  # spreadsheets write any of them, by country
+        self._file.seek(0)
+        reader, start, first_line = csv.reader(lines(), delimiter=self._delimiter, strict=True), 0, 1
         try:
             for row in reader:
                 if not self._header:
@@ -130,13 +120,13 @@ class LineTable:
     def _csv_row(self, text: str) -> dict[str, str | None]:
         lines = io.StringIO(text, newline="\n")  # only these end a line; `splitlines` knows many more
         try:
-            fields = next((row for row in csv.reader(lines, strict=True) if row), [])
+            fields = next((row for row in csv.reader(lines, delimiter=self._delimiter, strict=True) if row), [])
         except csv.Error as error:
             raise ValueError(f"not valid CSV ({error})") from None
         if len(fields) != len(self._header):
             raise ValueError(
-                f"has {len(fields)} fields where the header has {len(self._header)}; put quotes around fields with "
-                "commas"
+                f"has {len(fields)} fields where the header has {len(self._header)}; put quotes around fields that "
+                f"hold {self._delimiter!r}"
             )
         return {name: field or None for name, field in zip(self._header, fields, strict=True)}
 
@@ -153,7 +143,7 @@ class ListTable:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:
-        return _whole(self.rows[index])
+        return whole(self.rows[index])
 
     def where(self, index: int) -> str:
         return f"{self.place}, row {index + 1}"
@@ -163,7 +153,7 @@ class ArrowTable(ListTable):
     """Rows of a `datasets.Dataset`, mapped from disk."""
 
     def __getitem__(self, index: int) -> Any:
-        return _without_nulls(self.rows[index])
+        return {column: _without_nulls(value) for column, value in self.rows[index].items()}
 
 
 def _without_nulls(value: Any) -> Any:
@@ -171,28 +161,6 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
-
-
-def parse_json(text: str) -> Any:
-    """A JSON row; ValueError with a reason if it is none."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at character {error.pos + 1}"
-    except RecursionError:
-        reason = "nested too deeply"
-    except ValueError:  # Python's own limit
-        reason = "a number has more than 4300 digits"
-    raise ValueError(f"not valid JSON ({reason}); write a row as one object on one line, or all rows as an array")
-
-
-def _whole(value: Any) -> Any:
-    """The value itself, if all of it is text that can be written."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair (\\ud800 to \\udfff), which is no text; remove it") from None
-    return value
 
 
 def open_tables(path: str, *, split: str, subset: str | None) -> list[Table]:
@@ -209,7 +177,7 @@ def open_tables(path: str, *, split: str, subset: str | None) -> list[Table]:
 def names_files(path: str) -> bool:
     """Whether a path means files here; the form `owner/name` without a suffix else is a Hub id."""
     is_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-    return not is_hub_id or path.endswith(_SUFFIXES) or glob.has_magic(path) or Path(path).is_file()
+    return not is_hub_id or path.endswith(FILE_SUFFIXES) or glob.has_magic(path) or Path(path).is_file()
 
 
 def _matches(path: str) -> list[str]:
@@ -228,14 +196,14 @@ def _open_file(path: Path) -> Table:
     with _open(path) as file:
         first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     match path.suffix:
-        case ".jsonl" | ".csv":
+        case ".jsonl" | ".csv" | ".tsv":
             return LineTable(path)
         case ".json":
             return _open_array(path) if first == b"[" else LineTable(path)
         case ".parquet":
             rows = _load_dataset(str(path), "write it again", "parquet", data_files=str(path), split="train")
             return ArrowTable(rows, path.stem, str(path))
-    raise ValueError(f"{path}: cannot tell its format; name a file that ends with {', '.join(_SUFFIXES)}")
+    raise ValueError(f"{path}: cannot tell its format; name a file that ends with {', '.join(FILE_SUFFIXES)}")
 
 
 def _open_array(path: Path) -> Table:
@@ -280,16 +248,9 @@ def _open(path: Path) -> Any:
 def _text_of(path: Path) -> str:
     with _open(path) as file:
         try:
-            return _text(file.read())
+            return decoded(file.read())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.removeprefix(codecs.BOM_UTF8).decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text at byte {error.start + 1}; convert it") from None
 
 
 def _no_rows(place: object) -> str:

@@ -6,7 +6,7 @@ The pool never blocks a step: what it cannot fill goes to questions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -51,10 +51,13 @@ class Pool:
                 counts["evicted"] += len(waiting.pop(0))
         return counts
 
-    def take(self, slots: Mapping[Role, int], step: int) -> tuple[list[Task], Counter[str]]:
-        """Up to `slots[role]` tasks of each role, whole bundles only, newest first; drops what is too old.
+    def take(
+        self, slots: Mapping[Role, int], step: int, fits: Callable[[Task], bool] = lambda task: True
+    ) -> tuple[list[Task], Counter[str]]:
+        """Up to `slots[role]` tasks of each role, whole bundles only, newest first; drops what is too old, and what
+        does not fit when its turn comes (few are ever taken, and to measure a prompt takes time).
 
-        Returns the tasks and how many were dropped as `expired`.
+        Returns the tasks and how many were dropped as `expired` or `too_long`.
         """
         taken: list[Task] = []
         counts: Counter[str] = Counter()
@@ -63,11 +66,13 @@ class Pool:
             counts["expired"] += sum(map(len, waiting)) - sum(map(len, fresh))
             free, left = slots.get(role, 0), []
             for bundle in reversed(fresh):
-                if len(bundle) <= free:
+                if len(bundle) > free:
+                    left.append(bundle)
+                elif all(map(fits, bundle)):
                     taken += bundle
                     free -= len(bundle)
                 else:
-                    left.append(bundle)
+                    counts["too_long"] += len(bundle)
             self._waiting[role] = left[::-1]
         return taken, counts
 

@@ -36,15 +36,17 @@ _CHECK_EVERY = 8
 """Steps between two looks at which rows have ended on an accelerator, where looking means waiting for it."""
 
 
+def cache_tokens(device_type: str) -> int:
+    """The default of `max_batch_tokens`. A cache that outgrows a CPU's own caches costs more than a further chunk."""
+    return 16_384 if device_type == "cpu" else 131_072
+
+
 class TransformersEngine:
     """Samples from `model` in this process. See `spark_rl.rollout.engine.Engine`."""
 
     def __init__(self, model: Any, tokenizer: Any, *, max_batch_tokens: int | None = None) -> None:
-        """`max_batch_tokens` bounds rows x (prompt + completion) of a chunk, hence the memory of its cache.
-
-        The default is 131,072 on an accelerator and 16,384 on a CPU, where a cache that outgrows the processor's own
-        caches costs more than a further chunk.
-        """
+        """`max_batch_tokens` bounds rows x (prompt + completion) of a chunk, hence the memory of its cache; the default
+        is that of `cache_tokens`."""
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch_tokens = max_batch_tokens
@@ -54,7 +56,7 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         results: dict[int, list[Completion]] = {}
         total, done = sum(r.n for r in requests), 0
-        budget = self.max_batch_tokens or (16_384 if _device(self.model).type == "cpu" else 131_072)
+        budget = self.max_batch_tokens or cache_tokens(_device(self.model).type)
         with evaluating(self.model), grouped_attention(self.model), torch.inference_mode():
             for chunk in _chunks(requests, budget):
                 rows = [(requests[i], sample) for i, sample in chunk]

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from spark_rl.config import Config, SourceConfig
+from spark_rl.config import FILE_SUFFIXES, Config, SourceConfig
 from spark_rl.prompts import answer_prompt, fill, templates_for
 from spark_rl.prompts.templates import fence
 from spark_rl.train.hub import is_hub_id
@@ -20,7 +20,6 @@ _DOES = {
     Role.PAIRWISE: "judges which of two responses is right",
     Role.REFLECTION: "corrects earlier responses",
 }
-_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def model_card(
@@ -43,7 +42,7 @@ def model_card(
     """
     trained = [role for role in Role if config.roles[role].share > 0 and config.roles[role].weight > 0]
     judges = any(role.is_judge for role in trained)
-    datasets = sorted({s.path for s in config.data.train if is_hub_id(s.path) and not s.path.endswith(_FILES)})
+    datasets = sorted({s.path for s in config.data.train if is_hub_id(s.path) and not s.path.endswith(FILE_SUFFIXES)})
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",

@@ -23,6 +23,8 @@ _PROBE = 2**20
 """Bytes that a disk must have left for a run to be begun at all."""
 _FOLDERS = ("checkpoints", "rollouts", "validation")
 _TRACKED = ("tensorboard", "wandb")
+_WRITER_SAYS = ("PytorchStreamWriter", "inline_container", "iostream", "No space", "write failed", "Parent directory")
+"""What is found in the messages of torch's file writer."""
 _FILES = ("config.yaml", "environment.json", "data.json")
 
 
@@ -75,10 +77,16 @@ class RunDirectory:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Whatever is raised when something cannot be written here, as `CannotWrite`."""
+        """Whatever is raised when something cannot be written here, as `CannotWrite`.
+
+        torch's file writer raises plain RuntimeErrors, as do a full GPU and a lost process, which are no matter of
+        the disk and pass.
+        """
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's error
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _WRITER_SAYS):
+                raise
             reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
             raise CannotWrite(f"{self.root} cannot be written ({reason})") from error
 

@@ -14,7 +14,9 @@ the residual stream and the norms stay in float32. `benchmarks/bench_memory.py` 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from spark_rl.config import Config
 
 Implementation = Literal["cache", "packed", "plain"]
 
@@ -146,6 +148,17 @@ def optimizer_bytes(shape: ModelShape, on_accelerator: bool) -> int:
     """Gradients, and AdamW's temporaries: of all parameters at once on an accelerator, two of the largest on a CPU."""
     temporary = WEIGHT * shape.num_params if on_accelerator else 2 * WEIGHT * shape.vocab * shape.hidden
     return GRADIENT * shape.num_params + temporary
+
+
+def bytes_needed(model: Any, config: Config) -> int:
+    """What a run's checkpoints (weights and AdamW's two moments) and `final/` take on disk at their most."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    every = config.checkpoint.every or config.train.steps
+    saved = -(-config.train.steps // every)
+    best = 1 if config.validation.every else 0
+    at_once = min(config.checkpoint.keep, saved) + best + 1  # one more while it is written
+    return (weights + moments) * min(at_once, saved + best) + weights
 
 
 def largest_model(memory: int, dtype_bytes: int, on_accelerator: bool, max_tokens: int = 4096) -> int:

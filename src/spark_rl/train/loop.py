@@ -29,29 +29,28 @@ from accelerate.utils import gather_object, set_seed
 from spark_rl.config import Config
 from spark_rl.data import Data, load_data
 from spark_rl.prompts import ChatRenderer
-from spark_rl.rollout.generate import Sampling, greedy_sampling, roll_out, training_sampling
+from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
 from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.train.card import model_card
 from spark_rl.train.checkpoint import CannotWrite, RunDirectory, write_atomically
+from spark_rl.train.estimate import bytes_needed
 from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import load_model, load_tokenizer, max_prompt_tokens, mixed_precision, save_model
 from spark_rl.train.preflight import check_processes
-from spark_rl.train.records import bytes_needed, environment, refuse_other_data, resumption, rollout_record
+from spark_rl.train.records import Changes, environment, refuse_other_data, resumption, rollout_record
 from spark_rl.train.selection import Selection
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
 from spark_rl.train.update import Updater
-from spark_rl.train.validation import ITEMS, score_of, validation_items, validation_metrics
+from spark_rl.train.validation import HeldOut, score_of
 from spark_rl.types import Group, Role, Task
 from spark_rl.verify import VerifierPool
 
 _PATIENCE = 3
 """Steps without signal before a role is warned about."""
-_QUESTIONS_AN_ITEM = 4
-"""Held-out questions that are rolled out for each item wanted: not every one gives a judge item."""
 T = TypeVar("T")
 
 
@@ -107,9 +106,13 @@ class Trainer:
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         check_processes(config, self.world)
+        self._same_data_everywhere()
         set_seed(config.train.seed)
         self.run_directory = RunDirectory(config.train.output)
         self.display = display or Display(config.train.steps, enabled=self.accelerator.is_main_process)
+        self._changes: Changes = {}
+        """What a resumed run does otherwise; recorded with the first checkpoint that holds it."""
+        self._resumed_at = 0
         if self.accelerator.is_main_process:
             self._open(resume, allow_changes, model)
         self.accelerator.wait_for_everyone()
@@ -125,12 +128,17 @@ class Trainer:
         self.grader = RuleScorer(self.verifiers)
         """Grades held-out items, whatever training makes of truncated rollouts."""
         self.state = State()
-        self.items: list[Task] = []
+        self.held_out = HeldOut(config, self.data, self._ask_held_out, self.selection.fits, self.display.warn)
         self._recent: deque[Metrics] = deque(maxlen=_PATIENCE)
         self._warned: set[str] = set()
         self._stop = False
         if resume:
             self._load_newest()
+
+    def _same_data_everywhere(self) -> None:
+        """Ranks select the same tasks, each for itself: a gold check that timed out on one of them would part them."""
+        if self.world > 1 and any(report != self.data.report for report in gather_object([self.data.report])):
+            raise RuntimeError("the processes have read different data; see that all of them see the same files")
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -147,7 +155,7 @@ class Trainer:
                 return None
 
     def _train(self) -> dict[str, Any] | None:
-        before = self._validation_start()
+        before = self._before()
         if self.state.step == 0:
             self._track_held_out(before, 0)
         while self.state.step < self.config.train.steps and not self._is_stopped():
@@ -178,7 +186,7 @@ class Trainer:
             if not tasks:
                 break
             fresh = self._ask(tasks, step, clock)
-            groups, trained = [*groups, *fresh], [*live, *fresh]
+            groups, trained = [*groups, *fresh], [*live, *dead[len(fresh) :], *fresh]
         with clock("recycle"):
             counts += self.selection.recycle(groups, step)
         with clock("update"):
@@ -186,11 +194,11 @@ class Trainer:
             losses = self.updater.update(trained)
         self.state.step = step
         with clock("validate"):
-            held_out = self._validate_if_due()
+            validated = self._validate_if_due()
         with clock("log"):
             if self.accelerator.is_main_process:
                 self.run_directory.write_rollouts(step, map(rollout_record, groups))
-        metrics = {**self._metrics(groups, losses, counts, clock), **held_out}
+        metrics = {**self._metrics(groups, losses, counts, clock), **validated}
         self.state.wall_seconds += metrics["time/step"]
         if self.accelerator.is_main_process:
             self.run_directory.append_metrics({"step": step, **metrics})
@@ -254,7 +262,8 @@ class Trainer:
         self._recent.append(metrics)
         if len(self._recent) < _PATIENCE:
             return
-        for warning in warnings(self._recent, self.config.slots()):
+        alternating = self.config.recycle.schedule == "alternating"
+        for warning in warnings(self._recent, self.config.slots(), alternating):
             topic = warning.split(" in the last")[0]
             if topic not in self._warned:
                 self._warned.add(topic)
@@ -262,43 +271,23 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ validation
 
-    def _validation_start(self) -> dict[str, Any]:
-        """The starting model's metrics on the held-out items, both made at step 0 and read back on a resume."""
-        known: dict[str, Any] | None = self.run_directory.read_json("validation/before.json")
-        if known is not None:
-            self.items = ITEMS.validate_python(self.run_directory.read_json("validation/items.json"))
-            return known
+    def _before(self) -> dict[str, Any]:
         started = time.monotonic()
-        if self.data.validation:
-            sampling = training_sampling(self.config)
-            questions = self.data.validation[: _QUESTIONS_AN_ITEM * self.config.validation.items]
-            groups = self._roll_out(questions, sampling, seed=0, step=0, name="making held-out items")
-            self.grader.score(groups)
-            self.items = validation_items(self._gather(groups), self.config)
-        before = self.validate()
+        before = self.held_out.begin(self.run_directory, self.accelerator.is_main_process)
         self.state.wall_seconds += time.monotonic() - started
-        if self.accelerator.is_main_process:
-            self.run_directory.write_json("validation/items.json", ITEMS.dump_python(self.items, mode="json"))
-            self.run_directory.write_json("validation/before.json", before)
         return before
 
-    def validate(self) -> dict[str, Any]:
-        """Greedy metrics on the held-out items, with accuracies by role and source (the monitored sets included)."""
-        tasks = [*self.items, *self.data.monitor]
-        groups: list[Group] = []
-        if tasks:
-            mine = self._roll_out(tasks, greedy_sampling(self.config), seed=0, step=0, name="evaluating")
-            self.grader.score(mine)
-            groups = self._gather(mine)
-        metrics, by_source = validation_metrics(groups, {task.id for task in self.items})
-        return {**metrics, "n": len(self.items), "by_source": by_source}
+    def _ask_held_out(self, tasks: Sequence[Task], sampling: Sampling, name: str) -> list[Group]:
+        mine = self._roll_out(tasks, sampling, seed=0, step=0, name=name)
+        self.grader.score(mine)
+        return self._gather(mine)
 
     def _validate_if_due(self) -> Metrics:
         """Validation metrics to log with the step; a new best is noted, and saved once the step is logged."""
-        step = self.state.step
-        if not self.items or step == self.config.train.steps or not _is_due(self.config.validation.every, step):
+        step, is_last = self.state.step, self.state.step == self.config.train.steps
+        if not self.held_out.items or is_last or not _is_due(self.config.validation.every, step):
             return {}
-        result = self.validate()
+        result = self.held_out.measure()
         shown = "  ".join(f"{name} {value:.1%}" for name, value in result.items() if name.endswith("accuracy"))
         self.display.say(f"held-out after step {step}:  {shown}")
         score = score_of(result, self.config.validation.best)
@@ -308,7 +297,7 @@ class Trainer:
 
     def _track_held_out(self, result: dict[str, Any], step: int) -> None:
         """Show the metrics before and after training to the trackers; `summary.json` holds them anyway."""
-        if self.items:
+        if self.held_out.items:
             self.trackers.log(_held_out_row(result), step)
 
     # ------------------------------------------------------------------------------------------------ persistence
@@ -321,9 +310,7 @@ class Trainer:
             resumed = resumption(directory, self.config, machine, allow_changes)
             for warning in resumed.warnings:
                 self.display.warn(warning)
-            if resumed.changes:
-                step = max(directory.checkpoints(), default=0)
-                directory.append("resumes.jsonl", {"step": step, "changes": resumed.changes})
+            self._changes = resumed.changes
             refuse_other_data(directory.read_json("data.json"), self.data.report)
         if not directory.checkpoints():
             directory.cut_back(0)
@@ -347,6 +334,10 @@ class Trainer:
             state = {"state": asdict(self.state), **self.selection.state_dict()}
             with directory.writing():
                 write_atomically(folder / "trainer.json", json.dumps(state))
+                write_atomically(folder / "config.yaml", self.config.dump())
+            if self._changes:
+                directory.append("resumes.jsonl", {"step": self._resumed_at, "changes": self._changes})
+                self._changes = {}
             directory.complete_checkpoint(step)
             directory.prune(self.config.checkpoint.keep, self.state.best_step)
         accelerator.wait_for_everyone()
@@ -359,6 +350,7 @@ class Trainer:
         self._load(steps[-1])
         if self.accelerator.is_main_process:
             self.run_directory.cut_back(self.state.step)
+        self._resumed_at = self.state.step
         self.display.say(f"resumed after step {self.state.step}")
 
     def _load(self, step: int) -> None:
@@ -372,16 +364,16 @@ class Trainer:
     def _finish(self, before: dict[str, Any]) -> dict[str, Any]:
         """Last validation, `final/` and `summary.json`."""
         started = time.monotonic()
-        after = self.validate()
+        after = self.held_out.measure()
         score, best = score_of(after, self.config.validation.best), self.state.best_score
         if self.config.checkpoint.final == "best" and self.state.best_step and best is not None and score < best:
             seconds = self.state.wall_seconds
             self._load(self.state.best_step)
             self.state.wall_seconds = seconds
-            after = self.validate()
+            after = self.held_out.measure()
         self._track_held_out(after, self.config.train.steps)
         steps = self.run_directory.read_rows("metrics.jsonl")
-        changes = change_sentences(before, after, self.items)
+        changes = change_sentences(before, after, self.held_out.items)
         summary = {
             "before": before,
             "after": after,
@@ -416,7 +408,8 @@ class Trainer:
             if self._stop and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._stop = True
-            self.display.warn(f"{signal.Signals(number).name}: finishing the step, then saving")
+            name = signal.Signals(number).name
+            self.display.warn(f"{name}: finishing the step, then saving; one more Ctrl-C stops at once")
 
         former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -37,11 +37,6 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def is_sharded() -> bool:
-    """Whether `accelerate launch` was told to shard weights and optimizer over the processes (FSDP)."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-
-
 def device_memory() -> tuple[str, int]:
     """The kind of device that one process trains on, and the bytes it has for itself."""
     import torch

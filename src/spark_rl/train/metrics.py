@@ -74,19 +74,22 @@ def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else float("nan")
 
 
-def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int]) -> list[str]:
-    """Plain words on every role that had no learning signal in any of the recent steps, and why."""
+def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int], alternating: bool = False) -> list[str]:
+    """Plain words on every role that had no learning signal in any of the recent steps, and why.
+
+    Where the schedule alternates, a role may well be missing for some steps.
+    """
     found = []
     for role in Role:
         present = [metrics for metrics in recent if f"{role}/groups" in metrics]
         if slots[role] == 0 or not recent:
             continue
-        if not present:
+        if not present and not alternating:
             found.append(
                 f"{role}: no prompts in the last {len(recent)} steps. Recycling needs questions of which some "
                 "rollouts are right and some wrong; see answer/zero_variance_rate"
             )
-        elif all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
+        elif present and all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
             rates = {name.removeprefix(f"{role}/"): value for name, value in present[-1].items()}
             found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why_no_signal(rates)}")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spark_rl.config import Config, ModelConfig
-from spark_rl.types import Role
-
-
-def resolve_path(path: str) -> str:
-    """`embedded` is the base that ships with the package; anything else is a folder or a Hub id."""
-    if path == "embedded":
-        return str(importlib.resources.files("spark_rl.embedded") / "base")
-    return path
+from spark_rl.train.preflight import longest_prompt, resolve_path
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -70,18 +62,8 @@ def mixed_precision(config: ModelConfig) -> str:
 
 
 def max_prompt_tokens(config: Config, model: Any) -> int:
-    """The longest prompt that the settings allow and that leaves room for the longest rollout.
-
-    Raises:
-        ValueError: the rollouts alone do not fit into the model's context.
-    """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not context:
-        return config.data.max_prompt_tokens
-    longest = max(config.max_new_tokens(role) for role in Role if config.roles[role].share)
-    if longest >= context:
-        raise ValueError(f"max_new_tokens is {longest}, but the model has a context of {context} tokens; lower it")
-    return min(config.data.max_prompt_tokens, context - longest)
+    """`longest_prompt` for a model that is at hand."""
+    return longest_prompt(config, getattr(model.config.get_text_config(), "max_position_embeddings", None) or None)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, card: str) -> None:
@@ -89,9 +71,16 @@ def save_model(model: Any, tokenizer: Any, folder: Path, card: str) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:  # a temperature without do_sample=True, which transformers loads, but refuses to save
+        model.generation_config.do_sample = True
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
+    readme = partial / "README.md"
+    readme.write_text(card, encoding="utf-8")
+    for weights in partial.glob("*.safetensors"):  # safetensors lets none but the owner read them
+        shutil.copymode(readme, weights)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import Config
+from spark_rl.data.sources import Source
 from spark_rl.types import Role, Task
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -26,6 +27,8 @@ _NO_CAUSAL_LM = re.compile(
     r"For(MaskedLM|NextSentencePrediction|\w*Classification|QuestionAnswering|MultipleChoice|RewardModel|CTC)$"
 )
 """Heads that do not predict the next token; transformers would load some of them with a random head in their place."""
+_GENERATED = 64
+"""Generated questions that are made to look at their lengths."""
 
 
 def check_model(config: Config) -> None:
@@ -46,20 +49,17 @@ def check_model(config: Config) -> None:
     if "transformers_weights" not in settings:
         _check_weights(folder)
     _check_tokenizer(folder, needs_template=config.model.chat_template is None)
-    context, longest = _context(settings), _longest_rollout(config)
-    if context is not None and longest >= context:
-        raise ValueError(
-            f"max_new_tokens is {longest}, but the model in {folder} has a context of {context} tokens; lower it"
-        )
+    longest_prompt(config, _context(settings))
 
 
-def check_lengths(config: Config, questions: Iterable[Task]) -> None:
-    """At least one question must fit. Stops at the first that does.
+def check_lengths(config: Config, sources: Iterable[Source]) -> None:
+    """At least one question of every source must fit, of generated ones one of the first few: a source that has none
+    would end the run when its turn comes. Stops at the first that fits.
 
     Counted are the tokens of the bare messages, which the chat template only adds to.
 
     Raises:
-        ValueError: every question is too long.
+        ValueError: every question of a source is too long.
     """
     folder = model_folder(config.model.path)
     if folder is None or not (folder / "tokenizer.json").is_file():
@@ -67,16 +67,35 @@ def check_lengths(config: Config, questions: Iterable[Task]) -> None:
     from tokenizers import Tokenizer
 
     context = _context(_read_json(folder / "config.json")) if (folder / "config.json").is_file() else None
-    limit = config.data.max_prompt_tokens
-    if context is not None:
-        limit = min(limit, context - _longest_rollout(config))
+    limit = longest_prompt(config, context)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
-    if not any(_at_least(tokenizer, task) <= limit for task in questions):
+    for source in sources:
+        num_rows = min(source.num_rows, _GENERATED) if source.generator else source.num_rows
+        rows = (i for i in range(num_rows) if i not in source.left_out)
+        if not any(_at_least(tokenizer, source.task(i)) <= limit for i in rows):
+            raise ValueError(
+                f"{source.path}: every question is longer than {limit} tokens, the smaller of data.max_prompt_tokens "
+                "and what the model's context leaves beside rollout.max_new_tokens; change these, or leave it out of "
+                "data.train"
+            )
+
+
+def longest_prompt(config: Config, context: int | None) -> int:
+    """Tokens that the settings allow a prompt and that leave room for the longest rollout in the model's context.
+
+    Raises:
+        ValueError: the rollouts alone do not fit.
+    """
+    if context is None:
+        return config.data.max_prompt_tokens
+    longest = max(config.max_new_tokens(role) for role in Role if config.roles[role].share)
+    if longest >= context:
         raise ValueError(
-            f"every question is longer than {limit} tokens, the smaller of data.max_prompt_tokens and what the "
-            "model's context leaves beside rollout.max_new_tokens"
+            f"max_new_tokens is {longest}, but the model {config.model.path} has a context of {context} tokens; "
+            "lower it"
         )
+    return min(config.data.max_prompt_tokens, context - longest)
 
 
 def check_processes(config: Config, num_processes: int) -> None:
@@ -92,15 +111,18 @@ def check_processes(config: Config, num_processes: int) -> None:
         )
 
 
+def resolve_path(path: str) -> str:
+    """`embedded` is the base that ships with the package; anything else is a folder or a Hub id."""
+    return str(importlib.resources.files("spark_rl.embedded") / "base") if path == "embedded" else path
+
+
 def model_folder(path: str) -> Path | None:
     """The folder that `model.path` names; None if it is a Hub id.
 
     Raises:
         ValueError: it can only be a local path, and there is no folder.
     """
-    if path == "embedded":
-        return Path(str(importlib.resources.files("spark_rl.embedded") / "base"))
-    folder = Path(path)
+    folder = Path(resolve_path(path))
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -226,10 +248,6 @@ def _context(settings: dict[str, Any]) -> int | None:
     inner = settings.get("text_config")
     context = (inner if isinstance(inner, dict) else settings).get("max_position_embeddings")
     return context if isinstance(context, int) and context > 0 else None
-
-
-def _longest_rollout(config: Config) -> int:
-    return max(config.max_new_tokens(role) for role in Role if config.roles[role].share)
 
 
 def _at_least(tokenizer: Any, task: Task) -> int:

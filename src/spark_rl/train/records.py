@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from spark_rl.config import Config, load_config
+from spark_rl.config import Config, flat, load_config
 from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.types import Group
 
@@ -60,8 +60,15 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "threads": torch.get_num_threads(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # spark-rl itself, run from a source folder
+        return "not installed"
 
 
 _HARMLESS = {
@@ -110,7 +117,10 @@ def resumption(
         ValueError: a setting that changes results differs (all such are named), and `allow_changes` is off or could
             not make sense of it.
     """
-    changes = _differences(_saved_settings(directory.root / "config.yaml"), flat(config.model_dump(mode="json")))
+    saved = directory.root / "config.yaml"
+    if steps := directory.checkpoints():  # what the weights were trained with: a resume may have died before a step
+        saved = directory.checkpoint(steps[-1]) / "config.yaml"
+    changes = _differences(_saved_settings(saved), flat(config.model_dump(mode="json")))
     harmful = {key: change for key, change in changes.items() if key not in _HARMLESS}
     if fixed := {key: change for key, change in harmful.items() if _why_fixed(key)}:
         raise ValueError(
@@ -158,25 +168,6 @@ def _described(changes: Changes) -> str:
     return ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in changes.items())
 
 
-def bytes_needed(model: Any, config: Config) -> int:
-    """What a run's checkpoints (weights and AdamW's two moments) and `final/` take at their most, in bytes."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    every = config.checkpoint.every or config.train.steps
-    saved = -(-config.train.steps // every)
-    best = 1 if config.validation.every else 0
-    at_once = min(config.checkpoint.keep, saved) + best + 1  # one more while it is written
-    return (weights + moments) * min(at_once, saved + best) + weights
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted keys."""
-    flattened: dict[str, Any] = {}
-    for key, value in values.items():
-        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flattened
-
-
 def refuse_other_data(saved: Mapping[str, Any] | None, report: Mapping[str, Any]) -> None:
     """A run's place in its questions means nothing in other ones.
 
@@ -185,12 +176,20 @@ def refuse_other_data(saved: Mapping[str, Any] | None, report: Mapping[str, Any]
         report: the same of the data as they are now.
 
     Raises:
-        ValueError: a source has other rows than when the run was begun.
+        ValueError: there are other sources than when the run was begun, or one has other rows.
     """
-    for part, sources in report.items():
-        for then, now in zip((saved or {}).get(part, []), sources, strict=False):
+    for part in sorted(report if saved else (), key="train".__eq__):  # last: it leaves out what the others hold out
+        before, sources = (saved or {}).get(part, []), report[part]
+        if len(sources) != len(before):
+            old, new = ({each["source"] for each in side} for side in (before, sources))
+            changes = [f"{name} is {'new' if name in new else 'gone'}" for name in sorted(old ^ new)]
+            raise ValueError(
+                f"--resume: data.{part} opens {len(sources)} sources, and {len(before)} when the run was begun "
+                f"({', '.join(changes)}); put the data back, or begin a new run"
+            )
+        for then, now in zip(before, sources, strict=True):
             if then["fingerprint"] != now["fingerprint"]:
                 raise ValueError(
                     f"--resume: {now['source']} has changed since the run was begun ({then['rows']} rows then, "
-                    f"{now['rows']} now, or others); put the data back, or begin a new run"
+                    f"{now['rows']} now, or others, or others that are left out); put the data back, or begin a new run"
                 )

@@ -35,12 +35,8 @@ class Selection:
         counts: Counter[str] = Counter()
         if self.config.recycle.schedule == "cobatched":
             recycled, counts = self._take(slots, step)
-        elif len(self.pool) >= size:
-            of_recycled = sum(n for role, n in slots.items() if role.is_recycled)
-            recycled, counts = self._take({role: n * size // of_recycled for role, n in slots.items()}, step)
-            for role in Role:
-                more, expired = self._take({role: size - len(recycled)}, step)
-                recycled, counts = recycled + more, counts + expired
+        else:
+            recycled, counts = self._take_all(slots, step, size)
         questions, passed = self._draw(size - len(recycled))
         return self._with_own_ids([*questions, *recycled]), counts + passed
 
@@ -65,8 +61,6 @@ class Selection:
         for bundle in made.bundles:
             if self.config.roles[bundle[0].role].share == 0:
                 made.counts["role_off"] += len(bundle)
-            elif not all(self.fits(task) for task in bundle):
-                made.counts["too_long"] += len(bundle)
             else:
                 wanted.append(bundle)
         return _named("recycle", made.counts) + _named("pool", self.pool.add(wanted))
@@ -76,14 +70,15 @@ class Selection:
         return len(self.renderer.encode(task.messages)) <= self.max_prompt_tokens
 
     def require_one(self) -> None:
-        """Refuse data of which nothing fits.
+        """Refuse a source of which nothing fits before a run depends on it.
 
         Raises:
             ValueError: every question of a source is too long.
         """
-        start = self.questions.state_dict()
-        self._draw(1)
-        self.questions.load_state_dict(start)
+        try:
+            self.questions.require(self.fits)
+        except LookupError as error:
+            raise self._nothing_fits(error) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as JSON types."""
@@ -95,19 +90,35 @@ class Selection:
         self.pool.load_state_dict(state["pool"])
 
     def _take(self, slots: Mapping[Role, int], step: int) -> tuple[list[Task], Counter[str]]:
-        taken, counts = self.pool.take(slots, step)
+        taken, counts = self.pool.take(slots, step, self.fits)
         return taken, _named("pool", counts)
+
+    def _take_all(self, slots: Mapping[Role, int], step: int, size: int) -> tuple[list[Task], Counter[str]]:
+        """A step of recycled prompts, in the roles' proportions as far as they wait; nothing unless it is full (but
+        for what turns out not to fit)."""
+        _, counts = self._take({}, step)  # drops what is too old
+        if len(self.pool) < size:
+            return [], counts
+        of_recycled = sum(n for role, n in slots.items() if role.is_recycled)
+        taken, dropped = self._take({role: n * size // of_recycled for role, n in slots.items()}, step)
+        for role in (role for role in Role if role.is_recycled):
+            more, more_dropped = self._take({role: size - len(taken)}, step)
+            taken, dropped = taken + more, dropped + more_dropped
+        return taken, counts + dropped
 
     def _draw(self, count: int) -> tuple[list[Task], Counter[str]]:
         try:
             drawn, passed = self.questions.draw(count, self.fits)
         except LookupError as error:
-            raise ValueError(
-                f"{error}: every question is longer than {self.max_prompt_tokens} tokens, the smaller of "
-                "data.max_prompt_tokens and what the model's context leaves beside rollout.max_new_tokens, or is held "
-                "out as well"
-            ) from None
+            raise self._nothing_fits(error) from None
         return drawn, _named("questions", passed)
+
+    def _nothing_fits(self, source: LookupError) -> ValueError:
+        return ValueError(
+            f"{source}: every question is longer than {self.max_prompt_tokens} tokens, the smaller of "
+            "data.max_prompt_tokens and what the model's context leaves beside rollout.max_new_tokens, or is held out "
+            "as well"
+        )
 
     def _with_own_ids(self, tasks: list[Task]) -> list[Task]:
         """A small data set may give a question twice in a step: two groups, two ids."""

@@ -40,7 +40,14 @@ def signal_sentences(steps: Sequence[Metrics], slots: Mapping[Role, int]) -> lis
         if slots[role] == 0:
             continue
         if role not in report:
-            found.append(f"{role}: never trained, since no question had both right and wrong rollouts to recycle")
+            made = sum(step.get(f"recycle/made_{role}", 0) for step in steps)
+            reason = (
+                f"although {made:.0f} prompts were made: see pool/ and recycle/ in metrics.jsonl for where they went"
+                if made
+                else "since recycling made no prompt of it: that takes questions of which some rollouts are right and "
+                "some wrong"
+            )
+            found.append(f"{role}: never trained, {reason}")
             continue
         values = report[role]
         if values["mixed_rate"] < WEAK_RATE:

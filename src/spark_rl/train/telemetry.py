@@ -12,27 +12,41 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from spark_rl.train.metrics import Metrics
 from spark_rl.train.validation import HEADLINE
 from spark_rl.types import Role
 
-_COLUMNS = {
-    "groups": "{:.0f}",
-    "accuracy": "{:.1%}",
-    "balanced_accuracy": "{:.1%}",
-    "yes_rate": "{:.0%}",
-    "label_rate": "{:.0%}",
-    "parse_rate": "{:.0%}",
-    "zero_variance_rate": "{:.0%}",
-    "truncated_rate": "{:.0%}",
-    "tokens": "{:.0f}",
-    "entropy": "{:.2f}",
+_COLUMNS: dict[str, Callable[[Metrics], str]] = {
+    "groups": lambda rates: f"{rates['groups']:.0f}",
+    "accuracy": lambda rates: f"{rates['accuracy']:.1%}",
+    "mixed": lambda rates: f"{1 - rates['zero_variance_rate']:.0%}",
+    "parsed": lambda rates: f"{rates['parse_rate']:.0%}",
+    "cut": lambda rates: f"{rates['truncated_rate']:.0%}",
+    "tokens": lambda rates: f"{rates['tokens']:.0f}",
+    "waiting": lambda rates: f"{rates['waiting']:.0f}",
+    "balanced": lambda rates: f"{rates['balanced_accuracy']:.1%}",
+    "yes/label": lambda rates: f"{rates['yes_rate']:.0%}/{rates['label_rate']:.0%}",
+    "entropy": lambda rates: f"{rates['entropy']:.2f}",
 }
+"""The cells of a role's row, the most telling first: as many are shown as the terminal is wide."""
+_LEGEND = "mixed: groups whose rewards differ, cut: too long, waiting: recycled prompts"
+_CAPTION = {
+    "loss": "loss {:.3g}",
+    "grad_norm": "grad norm {:.3g}",
+    "learning_rate": "learning rate {:.3g}",
+    "time/tokens_per_second": "{:.0f} tokens/s",
+    "time/step": "{:.1f} s",
+}
+_SECONDS_BETWEEN_LINES = 5
 
 
 class Display:
-    """Shows the last step; on a terminal as a table that stays in place, else as one line every few seconds."""
+    """Says one line every few seconds; on a terminal the last step stands below them as a table.
+
+    The lines stay, so that the way of a run can be read when it is over.
+    """
 
     def __init__(self, steps: int, console: Console | None = None, enabled: bool = True) -> None:
         self.console = console or Console(stderr=True)
@@ -45,6 +59,7 @@ class Display:
         self._run = self._stages.add_task("steps", total=steps)
         self._stage = self._stages.add_task("", total=None, visible=False)
         self._view = Live(self._stages, console=self.console, refresh_per_second=4, transient=True)
+        self._table: Table | None = None
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -57,11 +72,13 @@ class Display:
     ) -> None:
         if self.live:
             self._view.stop()
+            if self._table:
+                self.console.print(self._table)  # the view, which is wiped, had progress bars too
 
-    def say(self, text: str, style: str | None = None) -> None:
+    def say(self, text: str, style: str = "") -> None:
         """A line that stays."""
         if self.enabled:
-            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(Text(text, style), soft_wrap=True)  # a style of `print` would colour the view
 
     def warn(self, text: str) -> None:
         """A line that stays and is seen."""
@@ -80,44 +97,54 @@ class Display:
         """Show a finished step."""
         self._stages.update(self._run, completed=step)
         self._stages.update(self._stage, visible=False)
-        if self.live:
-            self._view.update(Group(step_table(step, metrics), self._stages))
-        elif self.enabled and (time.monotonic() - self._last_line > 5 or step == self.steps):
+        if self.enabled and (time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or step == self.steps):
             self._last_line = time.monotonic()
-            accuracies = (
-                f"{role} {metrics[f'{role}/accuracy']:.0%} ({metrics[f'{role}/groups']:.0f})"
-                for role in Role
-                if f"{role}/accuracy" in metrics
-            )
-            self.say(f"step {step}/{self.steps}  {'  '.join(accuracies)}  {metrics['time/step']:.1f} s")
+            self.say(step_line(step, self.steps, metrics))
+        if self.live:
+            self._table = step_table(step, metrics, self.console.width)
+            self._view.update(Group(self._table, self._stages))
 
 
-def step_table(step: int, metrics: Metrics) -> Table:
-    """The roles of one step."""
-    caption = "  ".join(
-        f"{name} {metrics[key]:.3g}"
-        for name, key in (
-            ("loss", "loss"),
-            ("grad norm", "grad_norm"),
-            ("learning rate", "learning_rate"),
-            ("tokens/s", "time/tokens_per_second"),
-            ("seconds", "time/step"),
-        )
-        if key in metrics
+def step_line(step: int, steps: int, metrics: Metrics) -> str:
+    """The accuracies of one step, each with the number of groups that it is of."""
+    accuracies = ", ".join(
+        f"{role} {metrics[f'{role}/accuracy']:.0%} ({metrics[f'{role}/groups']:.0f})"
+        for role in Role
+        if f"{role}/accuracy" in metrics
     )
-    table = Table(title=f"step {step}", caption=caption)
-    table.add_column("role")
-    for column in _COLUMNS:
-        table.add_column(column.replace("_", " ").removesuffix(" rate"), justify="right")
-    table.add_column("waiting", justify="right")
-    for role in Role:
-        if f"{role}/groups" in metrics or f"pool/{role}" in metrics:
-            cells = [
-                form.format(metrics[f"{role}/{name}"]) if f"{role}/{name}" in metrics else ""
-                for name, form in _COLUMNS.items()
-            ]
-            table.add_row(role.value, *cells, f"{metrics.get(f'pool/{role}', 0):.0f}" if role.is_recycled else "")
+    return f"step {step}/{steps}  accuracy (groups): {accuracies or 'none'}  {metrics['time/step']:.1f} s"
+
+
+def step_table(step: int, metrics: Metrics, width: int) -> Table:
+    """The roles of one step, in columns that fit into `width` characters uncut."""
+    rows = {role: rates for role in Role if (rates := _rates(role, metrics))}
+    numbers = "  ".join(form.format(metrics[name]) for name, form in _CAPTION.items() if name in metrics)
+    table = Table(title=f"step {step}", caption=f"{numbers}\n{_LEGEND}")
+    table.add_column("role", no_wrap=True)
+    columns = []
+    width -= max(map(len, Role)) + 4  # 3 for a column's margins and border, 1 for the last border
+    for name in _COLUMNS:
+        width -= max(len(name), len("100%")) + 3
+        if width < 0:
+            break
+        columns.append(name)
+        table.add_column(name, justify="right", no_wrap=True)
+    for role, rates in rows.items():
+        table.add_row(role.value, *(_cell(name, rates) for name in columns))
     return table
+
+
+def _rates(role: Role, metrics: Metrics) -> Metrics:
+    """A role's metrics under their short names, with its prompts that wait in the pool."""
+    rates = {name.removeprefix(f"{role}/"): value for name, value in metrics.items() if name.startswith(f"{role}/")}
+    return rates | ({"waiting": metrics[f"pool/{role}"]} if f"pool/{role}" in metrics else {})
+
+
+def _cell(column: str, rates: Metrics) -> str:
+    try:
+        return _COLUMNS[column](rates)
+    except KeyError:  # an answer has no verdict, and a role without groups only prompts that wait
+        return ""
 
 
 _NAMES = {

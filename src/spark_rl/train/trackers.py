@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +24,8 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from spark_rl.config import Config
+from spark_rl.config import Config, flat
 from spark_rl.prompts.templates import cut
-from spark_rl.train.records import flat
 from spark_rl.types import Group, Role
 
 COLUMNS = ("step", "role", "prompt", "response", "label", "extracted", "reward", "reason")
@@ -59,7 +59,10 @@ class Trackers:
                 tracker = self._make(name, step)
                 tracker.start()
                 self._working[name] = tracker
-                tracker.store_init_configuration(settings)
+                if isinstance(tracker, TensorBoardTracker):  # its hyperparameters show up as a run of their own
+                    tracker.log({"config": f"```yaml\n{self.config.dump()}```"}, step=step)
+                else:
+                    tracker.store_init_configuration(settings)
         try:
             yield
         finally:
@@ -105,12 +108,19 @@ class Trackers:
                 # hides what was logged after the checkpoint; the held-out metrics of the start are logged at 0
                 return TensorBoardTracker("tensorboard", self.root, purge_step=step + 1 if step else 0)
             case "wandb":
+                offline = "WANDB_MODE" not in os.environ and not _has_wandb_key()
+                if offline:  # on a terminal, wandb would ask for a key and wait
+                    self.warn(
+                        f"train.trackers: wandb has no API key, so this run stays offline in {self.root / 'wandb'}; "
+                        "log in with `wandb login` before a run, or send it later with `wandb sync`"
+                    )
                 return WandBTracker(
                     project,
                     name=run,
                     id=self._wandb_id(),
                     resume="allow",
                     dir=self.root,
+                    mode="offline" if offline else None,
                     settings={"console": "off"},  # the live table would be recorded frame by frame
                 )
             case "trackio":
@@ -124,6 +134,16 @@ class Trackers:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
         return path.read_text(encoding="utf-8")
+
+
+def _has_wandb_key() -> bool:
+    """Whether wandb could upload, without asking anybody."""
+    import wandb
+
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # an older wandb, whose `login` always asks
+        return bool(wandb.api.api_key)
 
 
 def sample_rows(groups: Sequence[Group], step: int) -> list[list[Any]]:
@@ -177,5 +197,5 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> str | bool | int | float:
-    """A setting as TensorBoard's table of hyperparameters can hold it."""
+    """A setting as a table of hyperparameters can hold it."""
     return value if isinstance(value, str | bool | int | float) else json.dumps(value)

@@ -8,12 +8,16 @@ settings can be compared. Decoding is greedy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from spark_rl.config import Config, RecycleConfig
+from spark_rl.data import Data
 from spark_rl.recycle import recycle
+from spark_rl.rollout.generate import Sampling, greedy_sampling, training_sampling
+from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.train.metrics import Metrics, balanced_accuracy
 from spark_rl.types import Group, Role, Task
 
@@ -24,8 +28,54 @@ HEADLINE = {
     Role.REFLECTION: "reflection_accuracy",
 }
 """The metric by which a role is judged on held-out items."""
-ITEMS = TypeAdapter(list[Task])
-"""Reads and writes items as JSON."""
+_ITEMS = TypeAdapter(list[Task])
+_QUESTIONS_AN_ITEM = 4
+"""Held-out questions that are rolled out for each item wanted: not every one gives a judge item."""
+
+Ask = Callable[[Sequence[Task], Sampling, str], list[Group]]
+"""Rolls tasks out, under a name for the display, and grades them: the groups of all ranks."""
+
+
+class HeldOut:
+    """The held-out items of a run, made once and asked again and again.
+
+    Args:
+        ask: generates and grades.
+        fits: whether a task's prompt is short enough; what does not fit is left out and said.
+        warn: told in a sentence.
+    """
+
+    def __init__(
+        self, config: Config, data: Data, ask: Ask, fits: Callable[[Task], bool], warn: Callable[[str], None]
+    ) -> None:
+        self.config, self.ask, self.fits = config, ask, fits
+        self.questions = list(filter(fits, data.validation))
+        self.monitored = list(filter(fits, data.monitor))
+        self.items: list[Task] = []
+        if left_out := len(data.validation) + len(data.monitor) - len(self.questions) - len(self.monitored):
+            warn(f"{left_out} held-out questions are longer than prompts may be and are left out")
+
+    def begin(self, directory: RunDirectory, is_main: bool) -> dict[str, Any]:
+        """The starting model's metrics on the items, both made at step 0 and read back on a resume."""
+        known: dict[str, Any] | None = directory.read_json("validation/before.json")
+        if known is not None:
+            self.items = _ITEMS.validate_python(directory.read_json("validation/items.json"))
+            return known
+        if questions := self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]:
+            groups = self.ask(questions, training_sampling(self.config), "making held-out items")
+            self.items = list(filter(self.fits, validation_items(groups, self.config)))
+        before = self.measure()
+        if is_main:
+            directory.write_json("validation/items.json", _ITEMS.dump_python(self.items, mode="json"))
+            directory.write_json("validation/before.json", before)
+        return before
+
+    def measure(self) -> dict[str, Any]:
+        """Greedy metrics on the items, with accuracies by role and source (the monitored questions included)."""
+        tasks = [*self.items, *self.monitored]
+        groups = self.ask(tasks, greedy_sampling(self.config), "evaluating") if tasks else []
+        metrics, by_source = validation_metrics(groups, {task.id for task in self.items})
+        return {**metrics, "n": len(self.items), "by_source": by_source}
 
 
 def validation_items(groups: Sequence[Group], config: Config) -> list[Task]:

@@ -187,7 +187,20 @@ def _reasoning_gym_score(dataset: str) -> Callable[..., float]:
 
 def score_reasoning_gym(answer: str, gold: str, metadata: Metadata) -> float | None:
     """The score of reasoning-gym itself; `metadata` is `{"dataset": its name, "entry": the generated item}`."""
-    return _reasoning_gym_score(metadata["dataset"])(answer=answer, entry=metadata["entry"])
+    dataset, entry = metadata["dataset"], metadata["entry"]
+    if dataset in _OF_TUPLES:
+        entry = {**entry, "metadata": _tuples(entry["metadata"])}
+    return _reasoning_gym_score(dataset)(answer=answer, entry=entry)
+
+
+_OF_TUPLES = ("arc_agi", "rearc")
+"""Tasks whose scorer compares grids made of tuples, which are lists once they have been written as JSON."""
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -295,6 +308,8 @@ def gold_problem(verdict: Verdict, verifier: str) -> str | None:
             return r"The gold cannot be written in \boxed{}: it is empty, or its braces do not balance."
         case "bad_gold":
             return f"The {verifier} verifier cannot read the gold; correct it or name another verifier."
+        case "wrong" | "partial" if ":" in verifier:
+            return f"The {verifier} verifier gives the gold itself {verdict.reward:g} and not 1; correct one of them."
         case "wrong" | "partial":
             return f"The {verifier} verifier does not accept the gold as its own answer; name another verifier."
         case failure:

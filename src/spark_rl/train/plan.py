@@ -1,0 +1,318 @@
+"""The figures of a run, without loading weights: tokens of a step, memory, disk, and prompts as the model sees them.
+
+The model is built on torch's meta device, which counts parameters and allocates nothing. Lengths of questions are
+measured on a sample; those of recycled prompts are bounds, since the responses they will show do not exist yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from spark_rl.config import Config, ModelConfig
+from spark_rl.data import Data, load_data
+from spark_rl.prompts import ChatRenderer
+from spark_rl.recycle import recycle
+from spark_rl.rollout.transformers_engine import cache_tokens
+from spark_rl.train import estimate, machine
+from spark_rl.train.estimate import Implementation, Memory, ModelShape
+from spark_rl.train.forward import cheapest
+from spark_rl.train.model import load_tokenizer, max_prompt_tokens, mixed_precision
+from spark_rl.train.preflight import resolve_path
+from spark_rl.train.selection import Selection
+from spark_rl.types import Group, Role, Rollout, Task
+from spark_rl.verify import box
+
+_SAMPLE = 200
+"""Questions that are tokenised."""
+_SHORT = 16
+"""Tokens of a short rollout, such as a verdict without reasoning."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTokens:
+    """One role's part of a step."""
+
+    groups: int
+    """In a step that the pool can fill."""
+    most_groups: int
+    """In any step: what the pool cannot fill, in the first step all, goes to what the data hold."""
+    num_generations: int
+    max_new_tokens: int
+    prompt_mean: float
+    prompt_longest: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """In a step that the pool can fill."""
+        return round(self.groups * self.prompt_mean)
+
+    @property
+    def rollout_tokens(self) -> int:
+        """The same, at most."""
+        return self.groups * self.num_generations * self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepTokens:
+    """At most in one step, whatever it is made of and however often it is refilled; prompts at their mean length."""
+
+    generation_calls: int
+    rollouts: int
+    prompt_tokens: int
+    rollout_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All figures of a run and the prompts they were measured on."""
+
+    config: Config
+    num_questions: int
+    sampled: int
+    too_long: int
+    """Sampled questions that exceed `limit`."""
+    limit: int
+    """Longest prompt, tokens."""
+    roles: dict[Role, RoleTokens]
+    step: StepTokens
+    shape: ModelShape
+    architecture: str
+    memory: Memory
+    disk: int
+    """Bytes of checkpoints and `final/`."""
+    device: str
+    available: int
+    """Bytes that one process has."""
+    advice: str | None
+    """What to change if it does not fit."""
+    prompts: dict[Role, list[Task]]
+    renderer: ChatRenderer
+
+
+def make_plan(config: Config, data: Data | None = None) -> Plan:
+    """Measure and count.
+
+    Args:
+        data: what `load_data(config)` gives, if it was called before.
+
+    Raises:
+        ValueError: what the run would raise for its data, tokenizer or model.
+    """
+    data = data or load_data(config)
+    renderer = ChatRenderer(load_tokenizer(config.model), config.model.chat_template_kwargs)
+    model = _empty_model(config.model)
+    limit = max_prompt_tokens(config, model)
+    Selection(config, data.train, renderer, limit).require_one()
+    sample, _ = data.train.draw(min(_SAMPLE, data.train.num_rows))
+    lengths = [len(renderer.encode(task.messages)) for task in sample]
+    prompts = _prompts(config, sample)
+    drawn = {task.role for task in sample}
+    roles = {role: _role_tokens(config, role, tasks, renderer, limit, drawn) for role, tasks in prompts.items()}
+    shape = _shape(model)
+    device, available = machine.device_memory()
+    memory = memory_of(config, shape, roles, device)
+    return Plan(
+        config=config,
+        num_questions=data.train.num_rows,
+        sampled=len(sample),
+        too_long=sum(length > limit for length in lengths),
+        limit=limit,
+        roles=roles,
+        step=step_tokens(config, roles),
+        shape=shape,
+        architecture=type(model).__name__,
+        memory=memory,
+        disk=estimate.bytes_needed(model, config),
+        device=device,
+        available=available,
+        advice=advice(config, shape, roles, device, available),
+        prompts=prompts,
+        renderer=renderer,
+    )
+
+
+def step_tokens(config: Config, roles: Mapping[Role, RoleTokens]) -> StepTokens:
+    """The most that one step can ask."""
+    calls = 1 + config.rollout.refill_rounds
+    return StepTokens(
+        generation_calls=calls,
+        rollouts=calls * _most(config, roles, lambda role: role.num_generations),
+        prompt_tokens=calls * _most(config, roles, lambda role: role.prompt_mean),
+        rollout_tokens=calls * _most(config, roles, lambda role: role.num_generations * role.max_new_tokens),
+    )
+
+
+def _most(config: Config, roles: Mapping[Role, RoleTokens], of_group: Callable[[RoleTokens], float]) -> int:
+    """The largest sum over a step's groups: each of its role, or of one that can take any group's place."""
+    anywhere = max(of_group(r) for r in roles.values() if r.most_groups == config.rollout.groups_per_step)
+    return round(sum(r.groups * max(of_group(r), anywhere) for r in roles.values()))
+
+
+def memory_of(config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens], device: str) -> Memory:
+    """Bytes that one process needs on its device."""
+    world, on_cpu = machine.num_processes(), device == "cpu"
+    buckets = estimate.GRADIENT * shape.num_params if world > 1 else 0  # DDP's copy of the gradients
+    dtype_bytes = 2 if mixed_precision(config.model) == "bf16" else 4
+    budget = config.rollout.max_batch_tokens or cache_tokens(device)
+    return Memory(
+        weights=(estimate.WEIGHT + estimate.MOMENTS) * shape.num_params,
+        reference=estimate.WEIGHT * shape.num_params if config.loss.kl_coef > 0 else 0,
+        generation=max(_generation(shape, r, budget, world, dtype_bytes) for r in roles.values()),
+        update=_update(config, shape, roles, world, dtype_bytes) + buckets,
+        optimizer=estimate.optimizer_bytes(shape, on_accelerator=not on_cpu) + buckets,
+        runtime=estimate.RUNTIME_CPU if on_cpu else estimate.RUNTIME_GPU,
+    )
+
+
+def _generation(shape: ModelShape, role: RoleTokens, budget: int, world: int, dtype_bytes: int) -> int:
+    """The largest chunk of a role's rows."""
+    width = round(role.prompt_mean) + role.max_new_tokens
+    rows = min(max(1, budget // width), -(-role.most_groups // world) * role.num_generations)
+    return estimate.generation_bytes(shape, rows * width, rows, dtype_bytes)
+
+
+def _update(config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens], world: int, dtype_bytes: int) -> int:
+    """The largest micro-batch: of any role, its rollouts at their limit or short (more of them share a prompt)."""
+    whole_step = _most(config, roles, lambda r: r.prompt_mean + r.num_generations * r.max_new_tokens) // world
+    max_tokens = min(config.train.micro_batch_tokens, whole_step)
+    num_groups = -(-config.rollout.groups_per_step // world)
+    sizes = []
+    for role in roles.values():
+        prompt = round(role.prompt_mean)
+        for new in {role.max_new_tokens, min(role.max_new_tokens, _SHORT)}:
+            groups, rows = estimate.split_micro_batch(max_tokens, num_groups, role.num_generations, prompt, new)
+            load = estimate.micro_batch(
+                _implementation(config, shape, groups, rows, prompt, new), groups, rows, prompt, new
+            )
+            sizes.append(estimate.update_bytes(shape, load, dtype_bytes, config.model.activation_checkpointing))
+    return max(sizes)
+
+
+def _implementation(config: Config, shape: ModelShape, groups: int, rows: int, prompt: int, new: int) -> Implementation:
+    """What `GroupLogProbs` would choose for an attention-only model."""
+    if config.train.shared_prefix != "auto":
+        return config.train.shared_prefix
+    supported: list[Implementation] = ["plain", "packed"]
+    if not config.model.activation_checkpointing:
+        supported.append("cache")
+    pair_cost = 3 / (4 * shape.hidden + 3 * shape.intermediate)
+    return cheapest([prompt] * groups, [[new] * rows] * groups, pair_cost, supported)
+
+
+def advice(
+    config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens], device: str, available: int
+) -> str | None:
+    """The setting to change if the run does not fit, or None."""
+    memory = memory_of(config, shape, roles, device)
+    if memory.peak <= available:
+        return None
+    left = available - memory.weights - memory.reference - memory.runtime
+    if memory.optimizer > left:
+        without = "set loss.kl_coef to 0, which needs no reference model, or " if memory.reference else ""
+        return f"{without}choose a smaller model.path"
+    changes = ["lower rollout.max_batch_tokens"] if memory.generation > left else []
+    if memory.update > left:
+        tokens = config.train.micro_batch_tokens
+        while tokens > _SHORT and memory_of(_with_tokens(config, tokens), shape, roles, device).update > left:
+            tokens //= 2
+        if tokens > _SHORT:
+            changes.append(f"lower train.micro_batch_tokens to {tokens}")
+        if not config.model.activation_checkpointing:
+            changes.append("set model.activation_checkpointing: true")
+    return " or ".join(changes) or "lower rollout.max_new_tokens"
+
+
+def _with_tokens(config: Config, tokens: int) -> Config:
+    train = config.train.model_copy(update={"micro_batch_tokens": tokens})
+    return config.model_copy(update={"train": train})
+
+
+def _empty_model(config: ModelConfig) -> Any:
+    """The causal LM on torch's meta device: every module, no weights.
+
+    Raises:
+        ValueError: the folder or id holds no config of a causal LM.
+    """
+    path = resolve_path(config.path)
+    try:
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"model.path: no causal LM could be built from {path!r} ({line})") from None
+
+
+def _shape(model: Any) -> ModelShape:
+    """The sizes that memory depends on; names as in most configs of transformers."""
+    text = model.config.get_text_config()
+    heads = text.num_attention_heads
+    intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    if experts := getattr(text, "num_experts_per_tok", None):
+        intermediate = experts * (getattr(text, "moe_intermediate_size", None) or intermediate)
+    return ModelShape(
+        num_params=sum(parameter.numel() for parameter in model.parameters()),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocab=text.vocab_size,
+    )
+
+
+def _role_tokens(
+    config: Config, role: Role, tasks: list[Task], renderer: ChatRenderer, limit: int, drawn: set[Role]
+) -> RoleTokens:
+    """Lengths of a role's prompts; those longer than `limit` are never asked.
+
+    A recycled prompt is rendered with responses of one line. To these come, at most, the limit of the rollouts that it
+    will show, wherever it shows them whole (`recycle.reasoning_view`). `drawn` are the roles of what the data hold.
+    """
+    sources = [Role.ANSWER, *([Role.REFLECTION] if config.recycle.max_depth == 2 else [])]
+    shown = max(config.max_new_tokens(source) for source in sources if config.roles[source].share)
+    shown = min(shown, config.recycle.max_response_chars)
+    lengths = [len(renderer.encode(task.messages)) for task in tasks]
+    means = [n + len(t.shown) * shown * config.recycle.reasoning_view for n, t in zip(lengths, tasks, strict=True)]
+    longest = [n + len(t.shown) * shown for n, t in zip(lengths, tasks, strict=True)]
+    anywhere = role in drawn or config.recycle.schedule == "alternating"
+    return RoleTokens(
+        groups=config.slots()[role],
+        most_groups=config.rollout.groups_per_step if anywhere else config.slots()[role],
+        num_generations=config.num_generations(role),
+        max_new_tokens=config.max_new_tokens(role),
+        prompt_mean=round(min(limit, mean(means)) if means else 0, 1),
+        prompt_longest=min(limit, max(longest, default=0)),
+    )
+
+
+def _prompts(config: Config, tasks: list[Task]) -> dict[Role, list[Task]]:
+    """The data's own prompts, and what recycling makes of a right and a wrong rollout of each question.
+
+    The wrong answer is another question's, or the right one with a digit more. `balanced`, or a role might get none.
+    """
+    groups = []
+    for i, task in enumerate(tasks[:50]):
+        right = task.label or "?"  # some generated questions have a scorer and no answer
+        wrong = tasks[i - 1].label
+        wrong = wrong if wrong not in ("", right) else f"{right}0"
+        answers = [(right, config.recycle.right_at), (wrong, config.recycle.wrong_at)]
+        rollouts = [
+            Rollout(f"{task.id}:{k}", [], [], f"(reasoning)\n{box(answer)}", "stop", reward, answer)
+            for k, (answer, reward) in enumerate(answers)
+        ]
+        groups.append(Group(task, [], rollouts))
+    settings = config.recycle.model_copy(update={"balanced": True})
+    made = recycle(groups, settings, seed=config.train.seed, step=1)
+    prompts = [*tasks, *(task for bundle in made.bundles for task in bundle)]
+    wanted = {role for role in Role if config.roles[role].share > 0} | {task.role for task in tasks}
+    return {role: [task for task in prompts if task.role is role] for role in Role if role in wanted}

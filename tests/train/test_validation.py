@@ -1,0 +1,60 @@
+"""The held-out items: which questions they come from, what is left out, and that they are made once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from factories import make_group
+
+from spark_rl.config import Config, load_config
+from spark_rl.data import load_data
+from spark_rl.train.checkpoint import RunDirectory
+from spark_rl.train.validation import HeldOut
+from spark_rl.types import Group, Role, Task
+from spark_rl.verify import box
+
+
+def answer_half(tasks: list[Task], sampling: object, name: str) -> list[Group]:
+    """A model whose every other rollout is right."""
+    return [make_group(task, [f"So {box(task.label)}", f"Or {box('999')}"]) for task in tasks]
+
+
+def write(folder: Path, name: str, count: int, question: str) -> str:
+    path = folder / f"{name}.jsonl"
+    rows = ({"prompt": question.format(i), "answer": i} for i in range(count))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def held_out(config: Config, warnings: list[str], longest: int = 10**6) -> HeldOut:
+    def fits(task: Task) -> bool:
+        return sum(len(m["content"]) for m in task.messages) <= longest
+
+    return HeldOut(config, load_data(config), answer_half, fits, warnings.append)
+
+
+def test_every_source_is_among_the_items_and_they_are_read_back(tmp_path: Path) -> None:
+    many, few = write(tmp_path, "many", 90, "What is {}+0?"), write(tmp_path, "few", 30, "What is {}-0?")
+    config = load_config(None, [f"data.validation=[{many}, {few}]", "validation.items=20"])
+    made, directory = held_out(config, []), RunDirectory(tmp_path / "run")
+    directory.create(resume=False)
+    before = made.begin(directory, is_main=True)
+    answers = [task for task in made.items if task.role is Role.ANSWER]
+    assert Counter(task.example.source for task in answers) == {"many": 15, "few": 5}
+    assert before["n_answer"] == 20 and before["n_pointwise"] == 20
+    again = held_out(config, [])
+    assert again.begin(directory, is_main=True) == before and again.items == made.items
+
+
+def test_long_questions_and_items_are_left_out_and_said(tmp_path: Path) -> None:
+    short, long = write(tmp_path, "short", 8, "What is {}+0?"), write(tmp_path, "long", 3, "What is {}" + "+0" * 100)
+    warnings: list[str] = []
+    config = load_config(None, [f"data.validation=[{short}]", f"data.monitor=[{long}]"])
+    items = held_out(config, warnings, longest=160)
+    assert warnings == ["3 held-out questions are longer than prompts may be and are left out"]
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(resume=False)
+    items.begin(directory, is_main=True)
+    assert items.monitored == [] and {task.role for task in items.items} == {Role.ANSWER}, "judge prompts are longer"
