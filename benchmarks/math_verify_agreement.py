@@ -108,6 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     every = list(cases(parser.parse_args().checkout))
+    if not every:
+        parser.error("no test cases there; give the root of a checkout")
     stating = [(case, stated(case.gold), stated(case.prediction)) for case in every]
     pairs = [(case, gold, answer) for case, gold, answer in stating if gold and answer]
     with VerifierPool() as pool:
