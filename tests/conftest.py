@@ -49,7 +49,7 @@ def tiny_model() -> Callable[..., Any]:
             "bos_token_id": None,
             **config,
         }
-        config_class = getattr(transformers, f"{family}Config")
-        return getattr(transformers, f"{family}ForCausalLM")(config_class(**values)).float().eval()
+        model_class = getattr(transformers, f"{family}ForCausalLM")
+        return model_class(model_class.config_class(**values)).float().eval()
 
     return make

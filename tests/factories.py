@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
 
-from spark_rl.config import Config, config_from
+from spark_rl.config import Config, config_from, load_config
 from spark_rl.data import question_task
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, Group, Role, Rollout, Task
@@ -20,6 +22,29 @@ settings.load_profile("no-deadline")
 def make_config(**sections: Any) -> Config:
     """A config of a few changed values: `make_config(loss={"kl_coef": 0.1})`."""
     return config_from(sections)
+
+
+SMALL_RUN = [
+    "preset=spark",
+    "rollout.groups_per_step=12",
+    "rollout.num_generations=4",
+    "rollout.max_new_tokens=16",
+    "train.learning_rate=1e-3",
+    "train.threads=1",
+    "train.steps=3",
+    "data.train={path: embedded:train, size: 200}",
+]
+"""Overrides that make a run of the embedded base last a second or two."""
+
+
+def small_run(output: Path, *overrides: str) -> Config:
+    """`SMALL_RUN` with further overrides, which win."""
+    return load_config(None, [*SMALL_RUN, f"train.output={output}", *overrides])
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def make_example(number: int = 2, **changes: Any) -> Example:

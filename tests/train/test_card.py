@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import make_config
 from huggingface_hub import ModelCard
 
 from spark_rl.config import Config, config_from, load_config
 from spark_rl.train.card import model_card
 from spark_rl.train.model import resolve_path
 from spark_rl.types import Role
-from tests.factories import make_config
 
 HELD_OUT = {"data": {"train": ["org/questions", "data/*.jsonl"], "validation": ["embedded:validation"]}}
 SHARES = {"answer": {"share": 0.5}, "pointwise": {"share": 0.25}, "pairwise": {"share": 0.25}}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import read_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,10 +38,6 @@ def small(output: Path, *overrides: str) -> Config:
     return load_config(None, [*SMALL, f"train.output={output}", *overrides])
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in metrics]
 
@@ -51,7 +48,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Weights, metrics but times, and rollouts, to the last bit."""
-    assert timeless(rows(one / "metrics.jsonl")) == timeless(rows(other / "metrics.jsonl"))
+    assert timeless(read_rows(one / "metrics.jsonl")) == timeless(read_rows(other / "metrics.jsonl"))
     names = sorted(path.name for path in (one / "rollouts").iterdir())
     assert names == sorted(path.name for path in (other / "rollouts").iterdir())
     for name in names:
@@ -74,16 +71,16 @@ def test_a_run_writes_everything_and_its_model_loads(tmp_path: Path) -> None:
         assert summary[when]["n_answer"] == 20
         assert set(summary[when]["by_source"]["answer"]) >= {"sum", "retention"}
     assert json.loads((run / "summary.json").read_text()) == summary
-    assert [row["step"] for row in rows(run / "metrics.jsonl")] == [1, 2, 3]
-    assert "validation/answer_accuracy" in rows(run / "metrics.jsonl")[1]
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3]
+    assert "validation/answer_accuracy" in read_rows(run / "metrics.jsonl")[1]
     assert len(list((run / "checkpoints").iterdir())) <= 2  # the newest and the best
     assert load_config(run / "config.yaml") == small(
         run, *validation, monitor, "checkpoint.every=1", "checkpoint.keep=1"
     )
 
-    last = rows(run / "rollouts" / "step-000003.jsonl")
+    last = read_rows(run / "rollouts" / "step-000003.jsonl")
     assert len(last) == 12
-    written = {r["id"] for path in (run / "rollouts").iterdir() for row in rows(path) for r in row["rollouts"]}
+    written = {r["id"] for path in (run / "rollouts").iterdir() for row in read_rows(path) for r in row["rollouts"]}
     recycled = [row for row in last if row["role"] != Role.ANSWER]
     assert recycled
     assert all(parent in written for row in recycled for parent in row["parents"])
@@ -124,7 +121,7 @@ def test_every_setting_trains_without_breaking(tmp_path: Path, overrides: list[s
     trainer = Trainer(small(tmp_path / "run", *overrides))
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.run()
-    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    metrics = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert any(not torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True))
     assert all(value == value for row in metrics for value in row.values())
@@ -147,7 +144,7 @@ def test_alternating_steps_hold_one_kind_of_prompt(tmp_path: Path) -> None:
     Trainer(small(tmp_path / "run", "recycle.schedule=alternating", "train.steps=6")).run()
     kinds = []
     for path in sorted((tmp_path / "run" / "rollouts").iterdir()):
-        roles = {row["role"] for row in rows(path)}
+        roles = {row["role"] for row in read_rows(path)}
         kinds.append(roles == {"answer"})
         assert roles == {"answer"} or "answer" not in roles
     assert True in kinds and False in kinds
@@ -157,8 +154,8 @@ def test_dead_groups_are_replaced_and_still_recorded_and_recycled(tmp_path: Path
     plain, refilled = tmp_path / "plain", tmp_path / "refilled"
     Trainer(small(plain, "train.steps=1")).run()
     Trainer(small(refilled, "train.steps=1", "rollout.refill_rounds=3")).run()
-    (one,), (other,) = rows(plain / "metrics.jsonl"), rows(refilled / "metrics.jsonl")
-    first, all_groups = (rows(run / "rollouts" / "step-000001.jsonl") for run in (plain, refilled))
+    (one,), (other,) = read_rows(plain / "metrics.jsonl"), read_rows(refilled / "metrics.jsonl")
+    first, all_groups = (read_rows(run / "rollouts" / "step-000001.jsonl") for run in (plain, refilled))
     assert all_groups[: len(first)] == first, "the first round is the same"
     mixed = [len({r["reward"] for r in row["rollouts"]}) > 1 for row in all_groups]
     assert 0 < sum(mixed[:12]) < 12 < len(all_groups)
@@ -208,14 +205,14 @@ def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path
 def test_sigterm_finishes_the_step_saves_and_leaves(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(train_command(run, "train.steps=500"), stderr=subprocess.PIPE, text=True)
-    while not (run / "metrics.jsonl").exists() or not rows(run / "metrics.jsonl"):
+    while not (run / "metrics.jsonl").exists() or not read_rows(run / "metrics.jsonl"):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "--resume" in errors and "Traceback" not in errors
-    step = rows(run / "metrics.jsonl")[-1]["step"]
+    step = read_rows(run / "metrics.jsonl")[-1]["step"]
     assert (run / "checkpoints" / f"step-{step:06d}" / "trainer.json").exists()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,29 +53,14 @@ class StopsAfter(Display):
 
 
 @pytest.fixture
-def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any]) -> Any:
     def make(family: str, **values: Any) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(resolve_path("embedded"))
         name, extra = FAMILIES[family]
-        sizes = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.2,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        torch.manual_seed(0)
-        config_name = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
-        config = getattr(transformers, config_name)(**{**sizes, **extra, **values})
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        model = tiny_model(name, vocab_size=len(tokenizer), max_position_embeddings=512, **{**ids, **extra, **values})
         folder = tmp_path / family
-        getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (tmp_path / "rewards.py").write_text(REWARD)
         monkeypatch.chdir(tmp_path)  # functions of the user's are imported from the current folder

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import SMALL_RUN, read_rows, small_run
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -23,19 +24,9 @@ from spark_rl.train.loop import Trainer
 from spark_rl.train.records import refuse_other_data
 from spark_rl.train.telemetry import Display
 
-SMALL = [
-    "preset=spark",
-    "rollout.groups_per_step=12",
-    "rollout.num_generations=4",
-    "rollout.max_new_tokens=16",
-    "train.learning_rate=1e-3",
-    "train.threads=1",
-    "data.train={path: embedded:train, size: 200}",
-]
-
 
 def small(output: Path, *overrides: str) -> Config:
-    return load_config(None, [*SMALL, "train.steps=2", f"train.output={output}", *overrides])
+    return small_run(output, "train.steps=2", *overrides)
 
 
 def train(output: Path, *overrides: str, resume: bool = False, allow_changes: bool = False) -> str:
@@ -60,12 +51,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def timeless(path: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows(path)]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_rows(path)]
 
 
 # ------------------------------------------------------------------------------------------------ changed settings
@@ -121,9 +108,9 @@ def test_a_finished_run_goes_on_to_more_steps(run: Path) -> None:
         Trainer(small(run, "train.steps=4"), resume=True)
     said = train(run, "train.steps=4", resume=True, allow_changes=True)
     assert "train.steps was 2 and is 4" in said
-    assert [row["step"] for row in rows(run / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert json.loads((run / "summary.json").read_text())["steps"] == 4
-    (record,) = rows(run / "resumes.jsonl")
+    (record,) = read_rows(run / "resumes.jsonl")
     assert record["step"] == 2 and record["changes"]["train.steps"] == [2, 4]
     assert "| changed after step 2 | train.steps: 2 to 4 |" in (run / "final" / "README.md").read_text()
     with pytest.raises(ValueError, match="has made 4"):
@@ -146,7 +133,7 @@ def test_changed_optimizer_settings_are_really_used(run: Path) -> None:
     """A checkpoint brings its own learning rate, betas and decay; the new ones must win, from the first step on."""
     changes = ["train.learning_rate=1e-5", "train.betas=[0.5,0.6]", "train.weight_decay=0.1", "train.steps=3"]
     train(run, *changes, "train.schedule=constant", "train.warmup_ratio=0", resume=True, allow_changes=True)
-    assert rows(run / "metrics.jsonl")[-1]["learning_rate"] == 1e-5
+    assert read_rows(run / "metrics.jsonl")[-1]["learning_rate"] == 1e-5
     state = torch.load(run / "checkpoints" / "step-000003" / "optimizer.bin", weights_only=True)
     (group,) = state["param_groups"]
     assert (tuple(group["betas"]), group["weight_decay"], group["lr"]) == ((0.5, 0.6), 0.1, 1e-5)
@@ -336,7 +323,7 @@ def on_small_disk(size: str, script: str) -> subprocess.CompletedProcess[str]:
     """Run a bash script where `$DISK` is a disk of this size and `train` the command; skip if none can be made."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0:
         pytest.skip("no user namespaces here")
-    overrides = shlex.join([*SMALL, "train.steps=6", "checkpoint.every=1", "checkpoint.keep=1"])
+    overrides = shlex.join([*SMALL_RUN, "train.steps=6", "checkpoint.every=1", "checkpoint.keep=1"])
     setup = f"""
         export OMP_NUM_THREADS=1
         DISK=$(mktemp -d) && mount -t tmpfs -o size={size} none $DISK && echo '{{}}' > /tmp/empty-$$.yaml

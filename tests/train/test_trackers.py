@@ -14,27 +14,16 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from factories import make_config, make_rollout, question_group, read_rows, small_run
 from rich.console import Console
 from safetensors.torch import load_file
 
-from spark_rl.config import Config, load_config
+from spark_rl.config import Config
 from spark_rl.train.loop import Trainer
 from spark_rl.train.metrics import Metrics
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import COLUMNS, Trackers, sample_rows
-from tests.factories import make_config, make_rollout, question_group
 
-SMALL = [
-    "preset=spark",
-    "rollout.groups_per_step=12",
-    "rollout.num_generations=4",
-    "rollout.max_new_tokens=16",
-    "train.learning_rate=1e-3",
-    "train.threads=1",
-    "train.steps=3",
-    "train.sample_every=2",
-    "data.train={path: embedded:train, size: 200}",
-]
 HELD_OUT = ["data.validation={path: embedded:validation, size: 12}", "validation.items=4"]
 
 
@@ -59,11 +48,11 @@ class Said(Display):
 
 
 def small(output: Path, *overrides: str) -> Config:
-    return load_config(None, [*SMALL, f"train.output={output}", *overrides])
+    return small_run(output, "train.sample_every=2", *overrides)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return read_rows(run / "metrics.jsonl")
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
+from factories import read_rows
 from safetensors.torch import load_file
-from test_loop import SMALL, rows
+from test_loop import SMALL
 
 
 def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
                 [*command, f"train.output={run}", *options], capture_output=True, text=True, env=environment
             )
             assert done.returncode == 0, done.stderr[-3000:]
-        finals.append((load_file(run / "final" / "model.safetensors"), rows(run / "metrics.jsonl")))
+        finals.append((load_file(run / "final" / "model.safetensors"), read_rows(run / "metrics.jsonl")))
     (one, one_metrics), (two, two_metrics) = finals
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-5)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spark_rl.cli.rows import Input, Output, Row, progress, say, take, take_verifier
+from spark_rl.cli.rows import Input, Output, Row, check_summary, progress, say, take, take_verifier
 from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
 from spark_rl.recycle import recycle as recycle_groups
 from spark_rl.types import Group, Role, Rollout, Task
@@ -61,8 +61,7 @@ def recycle(
         spark-rl train run.yaml data.train=items.jsonl \\
             'data.columns={prompt: messages, answer: label}'
     """
-    if as_json and out is None:
-        raise ValueError("--json prints a summary where the rows would go; name a file for them with --out")
+    check_summary(as_json, out)
     if workers < 1:
         raise ValueError("--workers must be at least 1")
     settings = list(overrides or [])

@@ -53,6 +53,12 @@ def take_verifier(row: Row, default: str) -> str:
     return name
 
 
+def check_summary(as_json: bool, out: Path | None) -> None:
+    """A summary on standard output must not stand among the rows."""
+    if as_json and out is None:
+        raise ValueError("--json prints a summary where the rows would go; name a file for them with --out")
+
+
 class Input:
     """The rows of a JSONL file, or of standard input when the file is `-` or not given."""
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from spark_rl.cli.rows import Input, Output, Row, progress, say, take, take_verifier
+from spark_rl.cli.rows import Input, Output, Row, check_summary, progress, say, take, take_verifier
 from spark_rl.verify import Check, VerifierPool, resolve
 
 
@@ -45,8 +45,7 @@ def verify(
 
         spark-rl verify rows.jsonl --verifier trl:rewards:brevity | head
     """
-    if as_json and out is None:
-        raise ValueError("--json prints a summary where the rows would go; name a file for them with --out")
+    check_summary(as_json, out)
     if workers < 1 or not cpu_seconds > 0:
         raise ValueError("--workers must be at least 1, and --cpu-seconds above 0")
     resolve(verifier)
