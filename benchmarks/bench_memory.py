@@ -72,7 +72,7 @@ def save_model(case: Case, folder: Path) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from spark_rl.train.model import resolve_path
+    from spark_rl.models.folder import resolve_path
 
     torch.manual_seed(0)
     config = Qwen3Config(

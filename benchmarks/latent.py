@@ -16,11 +16,11 @@ from statistics import fmean
 
 from spark_rl.config import load_config
 from spark_rl.data import load_data
+from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.generate import roll_out
 from spark_rl.rollout.scoring import RuleScorer
 from spark_rl.rollout.transformers_engine import TransformersEngine
-from spark_rl.train.model import load_model, load_tokenizer
 from spark_rl.train.validation import validation_items
 from spark_rl.types import Group, Role, Rollout
 from spark_rl.verify import ANSWER_TAG, VerifierPool

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_rl.train.model import resolve_path
+from spark_rl.models.folder import resolve_path
 
 LIMIT = 5.0
 """Seconds of CPU time."""

@@ -123,7 +123,7 @@ def test_a_run_prints_its_own_lines_only_and_a_model_that_others_can_read(tmp_pa
     """The model has what transformers and accelerate warn about: tied weights, clean-up of spaces, a temperature."""
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    from spark_rl.train.model import resolve_path
+    from spark_rl.models.folder import resolve_path
 
     model, output = tmp_path / "model", tmp_path / "run"
     tokenizer = AutoTokenizer.from_pretrained(resolve_path("embedded"))

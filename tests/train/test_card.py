@@ -13,8 +13,8 @@ from factories import make_config
 from huggingface_hub import ModelCard
 
 from spark_rl.config import Config, config_from, load_config
+from spark_rl.models.folder import resolve_path
 from spark_rl.train.card import model_card
-from spark_rl.train.model import resolve_path
 from spark_rl.types import Role
 
 HELD_OUT = {"data": {"train": ["org/questions", "data/*.jsonl"], "validation": ["embedded:validation"]}}

@@ -10,11 +10,11 @@ import pytest
 
 from spark_rl.config import Config, ModelConfig, load_config
 from spark_rl.data import load_data
+from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.prompts import ChatRenderer
 from spark_rl.train.dry_run import describe, figures
 from spark_rl.train.estimate import Memory, ModelShape
 from spark_rl.train.loop import Trainer
-from spark_rl.train.model import load_model, load_tokenizer
 from spark_rl.train.plan import RoleTokens, advice, make_plan, memory_of, step_tokens
 from spark_rl.types import Role
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spark_rl.config import Config, load_config
+from spark_rl.models.folder import resolve_path
 from spark_rl.train.loop import Trainer
-from spark_rl.train.model import resolve_path
 from spark_rl.types import Role
 
 SMALL = [

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from spark_rl.config import Config, load_config
+from spark_rl.models.folder import resolve_path
 from spark_rl.train.loop import Trainer
 from spark_rl.train.metrics import Metrics
-from spark_rl.train.model import resolve_path
 from spark_rl.train.telemetry import Display
 
 REWARD = """

@@ -16,7 +16,8 @@ from factories import make_config, make_example
 from spark_rl.config import Config
 from spark_rl.data import question_task
 from spark_rl.data.sources import Source
-from spark_rl.train.preflight import check_lengths, check_model, model_folder
+from spark_rl.models.folder import model_folder
+from spark_rl.train.preflight import check_lengths, check_model
 from spark_rl.types import Task
 
 BASE = model_folder("embedded")
@@ -134,7 +135,7 @@ def test_what_is_refused_does_not_load_either(folder: Path, mistake: str) -> Non
     from safetensors import SafetensorError
 
     from spark_rl.config import ModelConfig
-    from spark_rl.train.model import load_model
+    from spark_rl.models.load import load_model
 
     BROKEN[mistake][0](folder)
     with pytest.raises((ValueError, OSError, SafetensorError)):
@@ -285,8 +286,8 @@ def test_the_count_is_a_lower_bound_of_the_rendered_prompt() -> None:
 
     from spark_rl.config import ModelConfig
     from spark_rl.data import load_data
+    from spark_rl.models.load import load_tokenizer
     from spark_rl.prompts import ChatRenderer
-    from spark_rl.train.model import load_tokenizer
     from spark_rl.train.preflight import _at_least
 
     renderer = ChatRenderer(load_tokenizer(ModelConfig()))

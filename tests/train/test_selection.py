@@ -10,8 +10,8 @@ from factories import make_group
 
 from spark_rl.config import load_config
 from spark_rl.data import load_data
+from spark_rl.models.load import load_tokenizer
 from spark_rl.prompts import ChatRenderer
-from spark_rl.train.model import load_tokenizer
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Task
 from spark_rl.verify import box

@@ -241,10 +241,10 @@ def _model() -> Iterator[Finding]:
     import transformers
 
     from spark_rl.config import ModelConfig
+    from spark_rl.models.load import load_model, load_tokenizer
     from spark_rl.prompts import ChatRenderer
     from spark_rl.rollout.engine import Request
     from spark_rl.rollout.transformers_engine import TransformersEngine
-    from spark_rl.train.model import load_model, load_tokenizer
 
     transformers.utils.logging.disable_progress_bar()
     started = time.monotonic()

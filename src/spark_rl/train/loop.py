@@ -28,6 +28,7 @@ from accelerate.utils import gather_object, set_seed
 
 from spark_rl.config import Config
 from spark_rl.data import Data, load_data
+from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
@@ -37,7 +38,7 @@ from spark_rl.train.checkpoint import CannotWrite, RunDirectory, write_atomicall
 from spark_rl.train.estimate import bytes_needed
 from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
-from spark_rl.train.model import load_model, load_tokenizer, max_prompt_tokens, mixed_precision, save_model
+from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
 from spark_rl.train.preflight import check_processes
 from spark_rl.train.records import Changes, environment, refuse_other_data, resumption, rollout_record
 from spark_rl.train.selection import Selection

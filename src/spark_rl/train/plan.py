@@ -16,14 +16,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from spark_rl.config import Config, ModelConfig
 from spark_rl.data import Data, load_data
+from spark_rl.models.folder import resolve_path
+from spark_rl.models.load import load_tokenizer
 from spark_rl.prompts import ChatRenderer
 from spark_rl.recycle import recycle
 from spark_rl.rollout.transformers_engine import cache_tokens
 from spark_rl.train import estimate, machine
 from spark_rl.train.estimate import Implementation, Memory, ModelShape
 from spark_rl.train.forward import cheapest
-from spark_rl.train.model import load_tokenizer, max_prompt_tokens, mixed_precision
-from spark_rl.train.preflight import resolve_path
+from spark_rl.train.model import max_prompt_tokens, mixed_precision
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Rollout, Task
 from spark_rl.verify import box

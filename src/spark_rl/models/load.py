@@ -1,0 +1,57 @@
+"""Loading a model and its tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from spark_rl.config import ModelConfig
+from spark_rl.models.folder import resolve_path
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer, with the chat template of the config if it names one.
+
+    Raises:
+        ValueError: there is no tokenizer, or it has no chat template.
+    """
+    path = resolve_path(config.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"model.path: no tokenizer could be loaded from {path!r} ({_first_line(error)})") from None
+    if config.chat_template is not None:
+        try:
+            tokenizer.chat_template = config.chat_template.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"model.chat_template: {config.chat_template}: {error.strerror}") from None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model.path: the tokenizer of {path!r} has no end-of-turn token (eos_token)")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig) -> Any:
+    """The causal LM with float32 weights (they are the optimizer's master weights).
+
+    Raises:
+        ValueError: the folder or id holds no causal LM that can be loaded.
+    """
+    path = resolve_path(config.path)
+    kwargs: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.attn_implementation:
+        kwargs["attn_implementation"] = config.attn_implementation
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"model.path: no causal LM could be loaded from {path!r} ({_first_line(error)})") from None
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
