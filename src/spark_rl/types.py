@@ -86,8 +86,9 @@ class Task:
     """The step that made this task (0 for data); its age in the pool is counted from here."""
 
 
-FinishReason = Literal["stop", "length"]
-"""`stop`: the model ended its turn or wrote a stop string. `length`: it was cut at `max_new_tokens`."""
+FinishReason = Literal["stop", "length", "no_room"]
+"""`stop`: the model ended its turn or wrote a stop string. `length`: it was cut at `max_new_tokens`. `no_room`: nothing
+was generated, since the prompt fills the model's context or the question's budget of tokens (test time only)."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
-"""Every knob of a run (`schema`), and how a run's file is read (`load`)."""
+"""Every knob of a run (`schema`) and of test time (`inference`), and how they are read (`load`)."""
 
-from spark_rl.config.load import config_from, flat, load_config, merge, parse_override
+from spark_rl.config.inference import EngineConfig, Inference, JudgeConfig, SolveConfig
+from spark_rl.config.load import config_from, flat, load_config, load_inference, merge, parse_override
 from spark_rl.config.schema import (
     FILE_SUFFIXES,
     CheckpointConfig,
@@ -23,12 +24,16 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "EngineConfig",
+    "Inference",
+    "JudgeConfig",
     "LossConfig",
     "ModelConfig",
     "RecycleConfig",
     "RoleConfig",
     "RolesConfig",
     "RolloutConfig",
+    "SolveConfig",
     "SourceConfig",
     "TrainConfig",
     "ValidationConfig",
@@ -36,6 +41,7 @@ __all__ = [
     "config_from",
     "flat",
     "load_config",
+    "load_inference",
     "merge",
     "parse_override",
 ]

@@ -6,12 +6,15 @@ import difflib
 import importlib.resources
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from spark_rl.config.inference import Inference
 from spark_rl.config.schema import Config, Section
+
+S = TypeVar("S", bound=Section)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,12 +68,27 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     return config_from(values, where=str(path) if path else "config")
 
 
+def load_inference(overrides: Iterable[str] = (), **values: Any) -> Inference:
+    """The settings of test time: `load_inference(["judge.samples=4"], model={"path": "embedded"})`.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    for override in overrides:
+        values = merge(values, parse_override(override))
+    return _validated(Inference, values, "settings")
+
+
 def config_from(values: Mapping[str, Any], where: str = "config") -> Config:
     """Validate a mapping; see `load_config`."""
+    return _validated(Config, values, where)
+
+
+def _validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ValueError("; ".join(f"{where}: {_sentence(e)}" for e in error.errors())) from None
+        raise ValueError("; ".join(f"{where}: {_sentence(kind, e)}" for e in error.errors())) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,12 +123,12 @@ def _preset(name: Any) -> dict[str, Any]:
     return values
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def _sentence(kind: type[Section], error: Mapping[str, Any]) -> str:
     """One pydantic error as a sentence."""
     path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
-        known = _fields(path[:-1])
-        near = _elsewhere(path[-1]) or difflib.get_close_matches(path[-1], known, 1)
+        known = _fields(kind, path[:-1])
+        near = _elsewhere(kind, path[-1]) or difflib.get_close_matches(path[-1], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {'.'.join(path)!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
@@ -121,15 +139,15 @@ def _sentence(error: Mapping[str, Any]) -> str:
     return f"{'.'.join(path)}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
-def _elsewhere(name: str) -> list[str]:
+def _elsewhere(kind: type[Section], name: str) -> list[str]:
     """Where a key belongs that stands in the wrong section."""
-    sections = {key: _section_in(field.annotation) for key, field in Config.model_fields.items()}
+    sections = {key: _section_in(field.annotation) for key, field in kind.model_fields.items()}
     return [f"{key}.{name}" for key, section in sections.items() if section and name in section.model_fields][:1]
 
 
-def _fields(path: list[str]) -> list[str]:
+def _fields(kind: type[Section], path: list[str]) -> list[str]:
     """The known keys of the section at a path; entries of a list are numbered."""
-    section: Any = Config
+    section: Any = kind
     for key in path:
         section = section.model_fields[key].annotation if not key.isdigit() else _section_in(section)
     return list((_section_in(section) or section).model_fields)

@@ -53,5 +53,18 @@ def load_model(config: ModelConfig) -> Any:
     return model
 
 
+def load_for_inference(config: ModelConfig) -> Any:
+    """The causal LM in evaluation mode on the best device, in the precision that suits it.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert device is not None
+    can_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and can_bf16)
+    return load_model(config).to(device, torch.bfloat16 if bf16 else torch.float32).eval()
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -11,13 +11,13 @@ the request alone, not on what else is in the batch, on the rank or on a resume 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_rl.types import FinishReason
+from spark_rl.types import FinishReason, Message
 
 _WORD = 2**64
 
@@ -28,6 +28,7 @@ class Request:
 
     id: str
     prompt_ids: tuple[int, ...]
+    """Empty for a server, which renders `messages` itself."""
     n: int
     """Number of completions."""
     max_new_tokens: int
@@ -37,9 +38,10 @@ class Request:
     stop: tuple[str, ...] = ()
     """Strings that end a completion."""
     seed: int = 0
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.prompt_ids:
+        if not self.prompt_ids and not self.messages:
             raise ValueError(f"request {self.id!r} has an empty prompt; render the messages to at least one token")
         if self.n < 1 or self.max_new_tokens < 1:
             raise ValueError(f"request {self.id!r}: n and max_new_tokens must be at least 1")
@@ -54,12 +56,23 @@ class Completion:
     """One sampled continuation of a request's prompt."""
 
     token_ids: list[int]
-    """Everything sampled: the end-of-turn token too, and up to the token that completed a stop string."""
+    """Everything sampled: the end-of-turn token too, and up to the token that completed a stop string. Empty where a
+    server does not tell."""
     logps: list[float]
-    """Log-probability of each token under softmax(logits / temperature), before top_p; nats."""
+    """Log-probability of each token under softmax(logits / temperature), before top_p; nats. Empty where a server does
+    not tell."""
     text: str
     """Decoded without special tokens; ends before the stop string that was hit."""
     finish_reason: FinishReason
+    tokens: list[str] = field(default_factory=list)
+    """The text of each token, from servers that tell no ids."""
+    num_tokens: int = 0
+    """Tokens generated; the number of `token_ids` unless given."""
+    num_prompt_tokens: int = 0
+    """Tokens of the prompt as a server counted them; 0 where the request says."""
+
+    def __post_init__(self) -> None:
+        self.num_tokens = self.num_tokens or len(self.token_ids)
 
 
 class Engine(Protocol):

@@ -1,0 +1,84 @@
+"""Every knob of test time: the engine, the judge, the strategies. Read and refused like a run's (`schema.py`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from spark_rl.config.schema import Count, ModelConfig, Positive, Section, VerifyConfig, _listed
+
+
+class EngineConfig(Section):
+    """What generates, and how much of it at once."""
+
+    kind: Literal["auto", "transformers", "vllm", "endpoint"] = "auto"
+    """`auto` is `endpoint` for a model given as `http://...`, else `transformers`. `vllm` runs in this process."""
+    max_new_tokens: Positive = 768
+    """Length limit of one reply, tokens (paper: 768)."""
+    stop: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    """Strings that end a reply beside the model's end-of-turn token."""
+    max_batch_tokens: Positive | None = None
+    """transformers: tokens held in the cache at once; null chooses by device."""
+    served_model: str | None = None
+    """endpoint: the model's name on the server; null takes the one that the server lists."""
+    concurrency: Positive = 32
+    """endpoint: requests under way at once."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """endpoint: seconds without an answer after which a request is sent again."""
+    retries: Count = 5
+    """endpoint: how often a request is sent again after a time-out, a lost connection or a busy server, after growing
+    pauses."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """endpoint: the environment variable that holds the key, if the server wants one."""
+
+
+class JudgeConfig(Section):
+    """How responses are judged. Templates, extractor and views are those of training."""
+
+    samples: Positive = 1
+    """Judgements of each prompt: 1 is greedy; more are sampled, and their probabilities averaged."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampled judgements."""
+    view: Literal["answer", "reasoning"] = "reasoning"
+    """What the judge sees of a response: its final answer alone, where it has one, or all of it."""
+    max_response_chars: Positive = 8000
+    """A shown response is cut in its middle to this many characters, visibly."""
+    pointwise_template: Literal["pointwise-1", "pointwise-2", "pointwise-3"] = "pointwise-1"
+    """The wording of a pointwise prompt."""
+    pairwise_template: Literal["pairwise-1", "pairwise-2"] = "pairwise-1"
+    """The wording of a pairwise prompt."""
+
+
+class SolveConfig(Section):
+    """How questions are solved; see `infer/strategies.py` for what each strategy does."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampled answers and revisions; `greedy` and the first answer of `reflect` are greedy."""
+    max_tokens: Positive | None = None
+    """Budget of a question: tokens read (each prompt once) and written, of all roles. Answers are sampled as far as it
+    lasts, and what is under way when it ends is cut."""
+    rounds: Positive = 1
+    """`reflect`: how often an answer may be revised."""
+    revise: Literal["wrong", "always"] = "wrong"
+    """`reflect`: revise what the judge calls wrong (PAG), or everything, unjudged."""
+    accept: Literal["always", "preferred"] = "always"
+    """`reflect`: a revision replaces the answer always, or only if the judge prefers it, shown in both orders."""
+    reflection_template: Literal["reflection-1", "reflection-2"] = "reflection-1"
+    """`reflect`: the wording of its prompt."""
+    prior: Annotated[float, Field(ge=0)] = 1.0
+    """`tournament`: how many comparisons an answer's share of the votes counts for."""
+    comparisons: Positive | None = None
+    """`tournament`: comparisons at most, each in both orders; null is twice the number of distinct answers."""
+
+
+class Inference(Section):
+    """All of test time."""
+
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    judge: JudgeConfig = JudgeConfig()
+    solve: SolveConfig = SolveConfig()
+    verify: VerifyConfig = VerifyConfig()
+    seed: int = 0
+    """Seed of all sampling."""

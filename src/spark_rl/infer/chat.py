@@ -1,0 +1,144 @@
+"""A model as test time sees it: chat messages in, replies out, whichever engine is behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from spark_rl.config import Inference
+from spark_rl.models.folder import check_folder, context_length, resolve_path
+from spark_rl.prompts import ChatRenderer
+from spark_rl.rollout.engine import Completion, Engine, Request
+from spark_rl.verify.extract import ANSWER_TAG
+
+
+class ChatModel:
+    """An engine and what turns messages into its prompts.
+
+    Args:
+        name: as reports call it.
+        renderer: renders messages to token ids; None if the engine is a server that does so.
+        context: tokens that a prompt and its reply may have together; None if only the server knows.
+        max_new_tokens: length limit of a reply, tokens.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        *,
+        renderer: ChatRenderer | None = None,
+        context: int | None = None,
+        max_new_tokens: int = 768,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self.engine, self.name, self.renderer, self.context = engine, name, renderer, context
+        self.max_new_tokens, self.stop = max_new_tokens, tuple(stop)
+
+    @classmethod
+    def open(cls, settings: Inference) -> ChatModel:
+        """The model that the settings name: a local folder, a Hub id, `embedded`, or the address of a server.
+
+        Raises:
+            ValueError: it cannot be loaded, or there is no server at the address.
+        """
+        engine, path = settings.engine, settings.model.path
+        is_address = path.startswith(("http://", "https://"))
+        kind = engine.kind if engine.kind != "auto" else "endpoint" if is_address else "transformers"
+        if is_address != (kind == "endpoint"):
+            raise ValueError(
+                f"engine.kind is {kind}, but the model is {path}; give an address to endpoint, and only to it"
+            )
+        if kind == "endpoint":
+            from spark_rl.rollout.endpoint_engine import EndpointEngine
+
+            remote = EndpointEngine(path, engine)
+            return cls(remote, path, max_new_tokens=engine.max_new_tokens, stop=engine.stop)
+        folder = check_folder(settings.model)
+        context = context_length(folder) if folder else None
+        if context is not None and engine.max_new_tokens >= context:
+            raise ValueError(
+                f"engine.max_new_tokens is {engine.max_new_tokens}, but the model {path} has a context of {context} "
+                "tokens; lower it"
+            )
+        from spark_rl.models.load import load_for_inference, load_tokenizer
+
+        tokenizer = load_tokenizer(settings.model)
+        renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs)
+        if kind == "vllm":
+            from spark_rl.rollout.vllm_engine import VLLMEngine
+
+            local: Engine = VLLMEngine(resolve_path(path), engine, dtype=settings.model.dtype)
+        else:
+            from spark_rl.rollout.transformers_engine import TransformersEngine
+
+            model = load_for_inference(settings.model)
+            local = TransformersEngine(model, tokenizer, max_batch_tokens=engine.max_batch_tokens)
+            context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return cls(
+            local,
+            path,
+            renderer=renderer,
+            context=context,
+            max_new_tokens=engine.max_new_tokens,
+            stop=engine.stop,
+        )
+
+    def generate(
+        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Completion]]:
+        """The engine's replies to requests that hold messages, each cut at what its prompt leaves of the context.
+
+        A prompt that leaves nothing gets empty replies with the finish reason `no_room`.
+        """
+        rendered = list(map(self._render, requests))
+        fitting = [i for i, request in enumerate(rendered) if request is not None]
+        answered = self.engine.generate([r for r in rendered if r is not None], progress) if fitting else []
+        replies = [[Completion([], [], "", "no_room") for _ in range(request.n)] for request in requests]
+        opening = self.renderer.opening if self.renderer else ""
+        for i, completions in zip(fitting, answered, strict=True):
+            request = rendered[i]
+            assert request is not None
+            for completion in completions:
+                completion.text = opening + completion.text
+                completion.num_prompt_tokens = completion.num_prompt_tokens or len(request.prompt_ids)
+            replies[i] = completions
+        return replies
+
+    def tokens(self, reply: Completion) -> list[str]:
+        """The text of each token of a reply; empty where the engine tells neither ids nor texts."""
+        if reply.tokens or self.renderer is None:
+            return reply.tokens
+        tokenizer: Any = self.renderer.tokenizer
+        return [tokenizer.decode([i]) for i in reply.token_ids]
+
+    def logp_of_box(self, reply: Completion, content: str) -> float | None:
+        r"""Log-probability of what stands in the last `\boxed{content}` of a reply, its tokens together, nats.
+
+        None where the engine tells no log-probabilities.
+        """
+        tokens = self.tokens(reply)
+        if not tokens or len(tokens) != len(reply.logps):
+            return None
+        pattern = re.compile(rf"{re.escape(ANSWER_TAG)}\s*\{{\s*({re.escape(content)})")
+        matches = list(pattern.finditer("".join(tokens)))
+        if not matches:
+            return None
+        (start, end), at, total = matches[-1].span(1), 0, 0.0
+        for token, logp in zip(tokens, reply.logps, strict=True):
+            if at < end and at + len(token) > start:
+                total += logp
+            at += len(token)
+        return total
+
+    def _render(self, request: Request) -> Request | None:
+        """The request with its prompt's ids and a limit that fits; None if nothing fits."""
+        if self.renderer is None:
+            return request
+        ids = tuple(self.renderer.encode(request.messages))
+        room = request.max_new_tokens if self.context is None else self.context - len(ids)
+        if room < 1:
+            return None
+        return replace(request, prompt_ids=ids, max_new_tokens=min(request.max_new_tokens, room))

@@ -1,0 +1,150 @@
+"""The model as judge: is this response right, which of two is? (SPARK section 3.2, at test time.)
+
+The prompts, the fencing of what is quoted and the extractor are those of training. A verdict's probability is that of
+the tokens in its box; where the engine does not tell it, the share of sampled verdicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from spark_rl.config import JudgeConfig
+from spark_rl.infer.chat import ChatModel
+from spark_rl.infer.plan import Ask, Plan, Reply, Spent, run
+from spark_rl.prompts import TEMPLATES, View, fill, shown
+from spark_rl.types import Message
+from spark_rl.verify import extract_answer, resolve
+
+_TEMPLATES = {template.name: template for template in TEMPLATES}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """On one response."""
+
+    verdict: Literal["right", "wrong"] | None
+    """None: no judgement held a verdict."""
+    probability: float | None
+    """That the response is right; None where `verdict` is."""
+    text: str
+    """The (first) judgement in the model's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """On two responses, asked in both orders."""
+
+    preferred: Literal["a", "b"] | None
+    """None: neither order gave a verdict, or the two cancel out exactly."""
+    probability: float | None
+    """That `a` is the better one, the mean of both orders; None if neither gave a verdict."""
+    consistent: bool | None
+    """Whether both orders prefer the same response; None unless both gave a verdict."""
+    texts: tuple[str, str]
+    """The (first) judgements, `a` shown first and `b` shown first."""
+
+
+class Judge:
+    """A model that judges.
+
+    >>> judge = Judge(ChatModel.open(load_inference(model={"path": "runs/quickstart/final"})))  # doctest: +SKIP
+    >>> judge.score("What is 2+2?", r"It is \\boxed{5}.").verdict  # doctest: +SKIP
+    'wrong'
+    """
+
+    def __init__(self, model: ChatModel, settings: JudgeConfig | None = None, *, seed: int = 0) -> None:
+        self.model, self.settings, self.seed = model, settings or JudgeConfig(), seed
+
+    def score(self, question: str, response: str) -> Verdict:
+        """Is the final answer of this response right?"""
+        return self.score_all([(question, response)])[0]
+
+    def compare(self, question: str, a: str, b: str) -> Preference:
+        """Which of the two has the right final answer?"""
+        return self.compare_all([(question, a, b)])[0]
+
+    def score_all(
+        self, items: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
+        """`score` of many (question, response), in one generation call."""
+
+        def begin(question: str, response: str) -> Callable[[Spent], Plan[Verdict]]:
+            return lambda spent: self.pointwise(question, response)
+
+        plans = [(_content_id(item), begin(*item)) for item in items]
+        return [done.value for done in run(plans, self.model, seed=self.seed, progress=progress)]
+
+    def compare_all(
+        self, items: Sequence[tuple[str, str, str]], progress: Callable[[int, int], None] | None = None
+    ) -> list[Preference]:
+        """`compare` of many (question, a, b), in one generation call."""
+
+        def begin(question: str, a: str, b: str) -> Callable[[Spent], Plan[Preference]]:
+            return lambda spent: self.pairwise(question, a, b)
+
+        plans = [(_content_id(item), begin(*item)) for item in items]
+        return [done.value for done in run(plans, self.model, seed=self.seed, progress=progress)]
+
+    def pointwise(self, question: str, response: str) -> Plan[Verdict]:
+        """`score` as a plan, for strategies that judge along the way."""
+        (replies,) = yield [self._ask(self.settings.pointwise_template, question=question, response=response)]
+        probability = self._probability(replies, "Yes", "No")
+        verdict = None if probability is None else "right" if probability > 0.5 else "wrong"
+        return Verdict(verdict, probability, replies[0].text)  # type: ignore[arg-type]
+
+    def pairwise(self, question: str, a: str, b: str) -> Plan[Preference]:
+        """`compare` as a plan."""
+        name = self.settings.pairwise_template
+        forward, backward = yield [
+            self._ask(name, question=question, first=a, second=b),
+            self._ask(name, question=question, first=b, second=a),
+        ]
+        a_first = self._probability(forward, "A", "B")
+        b_first = self._probability(backward, "B", "A")
+        parsed = [p for p in (a_first, b_first) if p is not None]
+        probability = fmean(parsed) if parsed else None
+        undecided = probability is None or probability == 0.5
+        return Preference(
+            preferred=None if undecided else "a" if probability > 0.5 else "b",  # type: ignore[operator]
+            probability=probability,
+            consistent=(parsed[0] > 0.5) == (parsed[1] > 0.5) if len(parsed) == 2 else None,
+            texts=(forward[0].text, backward[0].text),
+        )
+
+    def _ask(self, template: str, question: str, **responses: str) -> Ask:
+        quoted = {name: self.view(response) for name, response in responses.items()}
+        messages: tuple[Message, ...] = fill(_TEMPLATES[template], question=question, **quoted)
+        n = self.settings.samples
+        return Ask(messages, n, self.settings.temperature if n > 1 else 0.0)
+
+    def view(self, response: str) -> str:
+        """As the recycler shows it: the whole response where there is no answer to show alone, even if it is empty."""
+        extracted = extract_answer(response)
+        view = View.REASONING if extracted is None else View(self.settings.view)
+        return shown(response, extracted, view, self.settings.max_response_chars) or ""
+
+    def _probability(self, replies: Sequence[Reply], yes: str, no: str) -> float | None:
+        """Mean probability of the verdict `yes` over the replies that hold a verdict; None if none does."""
+        found = [p for reply in replies if (p := self._probability_of(reply, yes, no)) is not None]
+        return fmean(found) if found else None
+
+    def _probability_of(self, reply: Reply, yes: str, no: str) -> float | None:
+        content = extract_answer(reply.text)
+        if content is None:
+            return None
+        says_yes, says_no = (resolve("choice").score(content, word, {}) == 1 for word in (yes, no))
+        if not (says_yes or says_no):
+            return None
+        logp = self.model.logp_of_box(reply, content)
+        # The verdict that was given keeps at least one half: it was given, whatever else could have stood there.
+        certainty = 1.0 if logp is None else max(0.5 + 1e-6, math.exp(min(0.0, logp)))
+        return certainty if says_yes else 1 - certainty
+
+
+def _content_id(item: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(item).encode()).hexdigest()[:16]

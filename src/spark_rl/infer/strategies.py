@@ -1,0 +1,270 @@
+"""Ways to spend test-time compute on a question, each a plan (`plan.py`).
+
+    greedy           the most likely answer
+    sample           one sampled answer
+    reflect          answer; while the judge says wrong, answer again in view of the last answer (SPARK section 3.3;
+                     revising only what was judged wrong: PAG, arXiv 2506.10406)
+    majority@k       the answer that most of k samples give (self-consistency, arXiv 2203.11171)
+    best-of-k        the one of k samples that the judge finds most probably right
+    weighted-vote@k  the answer with the largest sum of these probabilities
+    tournament@k     the answers of k samples meet in pairs, each in both orders, where the outcome is least certain
+                     (after V1, arXiv 2603.04304)
+
+Answers are equal when the question's verifier says so, not when they are spelled alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from spark_rl.config import SolveConfig
+from spark_rl.infer.judge import Judge, Verdict
+from spark_rl.infer.plan import Ask, Plan, Reply, Spent, together
+from spark_rl.prompts import TEMPLATES, fill
+from spark_rl.types import Example
+from spark_rl.verify import extract_answer
+
+_TEMPLATES = {template.name: template for template in TEMPLATES}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage on the way to a solution."""
+
+    kind: str
+    """`answer`, `judge`, `revise` or `compare`."""
+    text: str
+    answer: str | None = None
+    """The answer that `text` gives (`answer`, `revise`)."""
+    verdict: str | None = None
+    """`right` or `wrong` (`judge`); `a` or `b` (`compare`)."""
+    probability: float | None = None
+    """That the judged response is right, or the first of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a strategy comes to."""
+
+    text: str
+    """The response that was chosen."""
+    answer: str | None
+    """Its answer; None if it has none, or nothing could be generated."""
+    steps: tuple[Step, ...]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A question under way."""
+
+    example: Example
+    judge: Judge
+    settings: SolveConfig
+    same: Callable[[str, str], bool]
+    """Whether two answers are equal."""
+    spent: Spent
+    k: int = 1
+
+
+def greedy(attempt: Attempt) -> Plan[Outcome]:
+    ((reply,),) = yield [Ask(attempt.example.prompt)]
+    return _outcome(reply, [_answer(reply)])
+
+
+def sample(attempt: Attempt) -> Plan[Outcome]:
+    ((reply,),) = yield [Ask(attempt.example.prompt, temperature=attempt.settings.temperature)]
+    return _outcome(reply, [_answer(reply)])
+
+
+def reflect(attempt: Attempt) -> Plan[Outcome]:
+    settings, question = attempt.settings, attempt.example.question
+    ((reply,),) = yield [Ask(attempt.example.prompt)]
+    steps = [_answer(reply)]
+    for _ in range(settings.rounds):
+        if settings.revise == "wrong":
+            verdict = yield from attempt.judge.pointwise(question, reply.text)
+            steps.append(_judged(verdict))
+            if verdict.verdict != "wrong":
+                break
+        prompt = fill(
+            _TEMPLATES[settings.reflection_template], question=question, response=attempt.judge.view(reply.text)
+        )
+        ((revision,),) = yield [Ask(prompt)]
+        steps.append(_answer(revision, "revise"))
+        before, after = extract_answer(reply.text), extract_answer(revision.text)
+        if after is None:
+            break
+        if settings.accept == "preferred":
+            preference = yield from attempt.judge.pairwise(question, reply.text, revision.text)
+            steps.append(Step("compare", preference.texts[0], None, preference.preferred, preference.probability))
+            if preference.preferred != "b":
+                break
+        reply = revision
+        if before is not None and attempt.same(before, after):
+            break
+    return _outcome(reply, steps)
+
+
+def majority(attempt: Attempt) -> Plan[Outcome]:
+    replies = yield from _samples(attempt)
+    camps = _camps(attempt, replies)
+    best = max(camps, key=len)[0] if camps else replies[0]
+    return _outcome(best, map(_answer, replies))
+
+
+def best_of(attempt: Attempt) -> Plan[Outcome]:
+    replies, verdicts = yield from _judged_samples(attempt)
+    sizes = {id(reply): len(camp) for camp in _camps(attempt, replies) for reply in camp}
+    best = max(replies, key=lambda reply: (_probability(verdicts[reply.text]), sizes.get(id(reply), 0)))
+    return _outcome(best, [*map(_answer, replies), *map(_judged, verdicts.values())])
+
+
+def weighted_vote(attempt: Attempt) -> Plan[Outcome]:
+    replies, verdicts = yield from _judged_samples(attempt)
+
+    def weight(camp: Sequence[Reply]) -> tuple[float, int]:
+        return sum(_probability(verdicts[reply.text]) for reply in camp), len(camp)
+
+    camps = _camps(attempt, replies)
+    best = max(camps, key=weight)[0] if camps else replies[0]
+    return _outcome(best, [*map(_answer, replies), *map(_judged, verdicts.values())])
+
+
+def tournament(attempt: Attempt) -> Plan[Outcome]:
+    """The answers' scores are their mean probability of winning, their share of the votes counting as `prior` games.
+
+    Each round pairs neighbours in the table (Swiss system) of which the outcome is least certain: the smaller the
+    difference of scores, the fewer games played, the sooner. No two answers meet twice.
+    """
+    settings = attempt.settings
+    replies = yield from _samples(attempt, share=0.5)
+    camps = _camps(attempt, replies)
+    steps = list(map(_answer, replies))
+    if len(camps) < 2:
+        return _outcome(camps[0][0] if camps else replies[0], steps)
+    total = sum(map(len, camps))
+    games = [0] * len(camps)
+    points = [settings.prior * len(camp) / total * len(camps) / 2 for camp in camps]  # an average camp: one half a game
+    left, met = settings.comparisons or 2 * len(camps), set[tuple[int, int]]()
+
+    def score(i: int) -> float:
+        return points[i] / max(1e-9, games[i] + settings.prior)
+
+    while left > 0 and attempt.spent.left > 0:
+        pairs = [
+            (i, j) for i, j in _closest(len(camps), lambda i, j: (games[i] + games[j], abs(score(i) - score(j))), met)
+        ][:left]
+        if not pairs:
+            break
+        question = attempt.example.question
+        duels = [attempt.judge.pairwise(question, camps[i][0].text, camps[j][0].text) for i, j in pairs]
+        preferences = yield from together(duels)
+        for (i, j), preference in zip(pairs, preferences, strict=True):
+            steps.append(Step("compare", preference.texts[0], None, preference.preferred, preference.probability))
+            wins = 0.5 if preference.probability is None else preference.probability
+            points[i], points[j] = points[i] + wins, points[j] + 1 - wins
+            games[i], games[j] = games[i] + 1, games[j] + 1
+        met |= set(pairs)
+        left -= len(pairs)
+    best = max(range(len(camps)), key=lambda i: (score(i), len(camps[i])))
+    return _outcome(camps[best][0], steps)
+
+
+Strategy = Callable[[Attempt], Plan[Outcome]]
+STRATEGIES: dict[str, Strategy] = {
+    "greedy": greedy,
+    "sample": sample,
+    "reflect": reflect,
+    "majority@k": majority,
+    "best-of-k": best_of,
+    "weighted-vote@k": weighted_vote,
+    "tournament@k": tournament,
+}
+
+
+def parse_strategy(name: str) -> tuple[Strategy, int]:
+    """The strategy and its k of a name such as `reflect`, `majority@8` or `best-of-8`.
+
+    Raises:
+        ValueError: there is none of that name, or its k is missing or too small.
+    """
+    form, k = re.sub(r"(?<=[@-])\d+$", "k", name), int(match[0]) if (match := re.search(r"\d+$", name)) else 1
+    if form in STRATEGIES and name != form and k >= 2:
+        return STRATEGIES[form], k
+    if form in STRATEGIES and name == form and not form.endswith("k"):
+        return STRATEGIES[form], 1
+    known = ", ".join(each.removesuffix("k") + "8" * each.endswith("k") for each in STRATEGIES)
+    near = get_close_matches(form, STRATEGIES, 1, cutoff=0.5)
+    hint = f"did you mean {near[0].removesuffix('k') + '8' * near[0].endswith('k')!r}? " if near else ""
+    raise ValueError(f"unknown strategy {name!r}: {hint}Known are {known}, with any number of samples from 2 on.")
+
+
+def _samples(attempt: Attempt, share: float = 1.0) -> Plan[list[Reply]]:
+    """Up to k sampled answers, at least one (perhaps empty); as many as `share` of the budget is likely to pay for."""
+    spent, replies = attempt.spent, list[Reply]()
+    reserve = 0 if spent.limit is None else spent.limit * (1 - share)
+    while (n := attempt.k - len(replies)) > 0:
+        if spent.limit is not None:
+            n = min(n, int((spent.left - reserve) / max(1, spent.total / len(replies)))) if replies else 1
+        if n < 1:
+            break
+        (more,) = yield [Ask(attempt.example.prompt, n, attempt.settings.temperature)]
+        replies += more
+        if more[0].finish_reason == "no_room":
+            break
+    return replies
+
+
+def _judged_samples(attempt: Attempt) -> Plan[tuple[list[Reply], dict[str, Verdict]]]:
+    """Samples, and the verdicts on their different texts."""
+    replies = yield from _samples(attempt, share=0.5)
+    texts = list(dict.fromkeys(reply.text for reply in replies))
+    verdicts = yield from together([attempt.judge.pointwise(attempt.example.question, text) for text in texts])
+    return replies, dict(zip(texts, verdicts, strict=True))
+
+
+def _camps(attempt: Attempt, replies: Sequence[Reply]) -> list[list[Reply]]:
+    """The replies that give an answer, by equal answers, in the order in which these first came."""
+    camps: dict[str, list[Reply]] = {}
+    spelled: dict[str, str] = {}
+    for reply in replies:
+        answer = extract_answer(reply.text)
+        if answer is None:
+            continue
+        if answer not in spelled:
+            spelled[answer] = next((camp for camp in camps if attempt.same(answer, camp)), answer)
+        camps.setdefault(spelled[answer], []).append(reply)
+    return list(camps.values())
+
+
+def _closest(count: int, key: Callable[[int, int], Any], met: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs that have not met, the smallest key first, nobody in two of them."""
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count) if (i, j) not in met]
+    busy: set[int] = set()
+    chosen = []
+    for i, j in sorted(pairs, key=lambda pair: key(*pair)):
+        if i not in busy and j not in busy:
+            chosen.append((i, j))
+            busy |= {i, j}
+    return chosen
+
+
+def _probability(verdict: Verdict) -> float:
+    """An unparsed verdict says nothing either way."""
+    return 0.5 if verdict.probability is None else verdict.probability
+
+
+def _answer(reply: Reply, kind: str = "answer") -> Step:
+    return Step(kind, reply.text, extract_answer(reply.text))
+
+
+def _judged(verdict: Verdict) -> Step:
+    return Step("judge", verdict.text, None, verdict.verdict, verdict.probability)
+
+
+def _outcome(reply: Reply, steps: Any) -> Outcome:
+    return Outcome(reply.text, extract_answer(reply.text), tuple(steps))
