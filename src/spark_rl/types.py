@@ -63,6 +63,8 @@ class Response:
     text: str
     extracted: str | None
     reward: float
+    disturbed: bool = False
+    """Whether the text is not what the model wrote; see `recycle/probes.py`."""
 
 
 @dataclass(frozen=True, slots=True)

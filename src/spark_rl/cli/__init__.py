@@ -9,7 +9,10 @@ from rich.console import Console
 
 from spark_rl import __version__
 from spark_rl.cli.doctor import doctor
+from spark_rl.cli.eval import evaluate
+from spark_rl.cli.judge import judge
 from spark_rl.cli.recycle import recycle
+from spark_rl.cli.solve import solve
 from spark_rl.cli.train import train
 from spark_rl.cli.verify import verify
 
@@ -24,6 +27,9 @@ app = typer.Typer(
 app.command()(train)
 app.command()(verify)
 app.command()(recycle)
+app.command("eval")(evaluate)
+app.command()(judge)
+app.command()(solve)
 app.command()(doctor)
 
 

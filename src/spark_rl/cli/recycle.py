@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spark_rl.cli.rows import Input, Output, Row, check_summary, progress, say, take, take_verifier
+from spark_rl.cli.rows import Input, Output, Row, check_summary, file_and_settings, progress, say, take, take_verifier
 from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
 from spark_rl.recycle import recycle as recycle_groups
 from spark_rl.types import Group, Role, Rollout, Task
@@ -64,10 +63,7 @@ def recycle(
     check_summary(as_json, out)
     if workers < 1:
         raise ValueError("--workers must be at least 1")
-    settings = list(overrides or [])
-    if file and re.match(r"[\w.]+=", file):
-        settings.insert(0, file)
-        file = None
+    file, settings = file_and_settings(file, overrides)
     from spark_rl.data.rows import RowReader
 
     config = _settings(preset, settings)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +54,14 @@ def take_verifier(row: Row, default: str) -> str:
     return name
 
 
+def file_and_settings(file: str | None, settings: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """Of positional arguments the file, which may have been left out before `section.key=value`, and the settings."""
+    given = list(settings or [])
+    if file and re.match(r"[\w.]+=", file):
+        return None, [file, *given]
+    return file, given
+
+
 def check_summary(as_json: bool, out: Path | None) -> None:
     """A summary on standard output must not stand among the rows."""
     if as_json and out is None:
@@ -82,12 +91,19 @@ class Input:
             try:
                 parsed = parse(_row(line), number)
             except ValueError as error:
-                self.num_bad += 1
-                if not self.skip_bad:
-                    message = f"{self.name}, row {number}: {error} (--skip-bad leaves such rows out)"
-                    raise ValueError(message) from None
+                self.refuse(number, str(error))
             else:
                 yield parsed
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Count a bad row, which unless such are left out is the end.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        self.num_bad += 1
+        if not self.skip_bad:
+            raise ValueError(f"{self.name}, row {number}: {reason} (--skip-bad leaves such rows out)") from None
 
     def _lines(self) -> Iterator[bytes]:
         """Lines, of which too long ones come cut off: memory is constant."""
@@ -188,16 +204,17 @@ class Output:
 
 
 @contextmanager
-def progress(what: str, visible: bool) -> Iterator[Callable[[], None]]:
-    """A count of rows on standard error, if that is a terminal; call what it gives after each row."""
+def progress(what: str, visible: bool, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A count of rows on standard error, if that is a terminal; call what it gives after each row (or so many)."""
     console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(20), "{task.completed:,.0f} rows", TimeElapsedColumn())
+    rows = "{task.completed:,.0f} rows" if total is None else "{task.completed:,.0f} of {task.total:,.0f} rows"
+    columns = ("{task.description}", BarColumn(20), rows, TimeElapsedColumn())
     hidden = not (visible and console.is_terminal)
     with Progress(
         *columns, console=console, disable=hidden, transient=True, redirect_stdout=False, redirect_stderr=False
     ) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda: bar.advance(task)
+        task = bar.add_task(what, total=total)
+        yield lambda count=1: bar.advance(task, count)
 
 
 def say(line: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from spark_rl.cli.model import quiet_libraries
 from spark_rl.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def train(
     from spark_rl.train.loop import Trainer
     from spark_rl.train.telemetry import summary_table
 
-    _quiet_libraries()
+    quiet_libraries()
     trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
     summary = trainer.run()
     if summary is None:
@@ -97,16 +98,3 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     return data
-
-
-def _quiet_libraries() -> None:
-    """Keep the progress bars and hints of libraries out of our own display."""
-    import logging
-
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)  # we do not generate by it
-    tokenizers = logging.getLogger("transformers.tokenization_utils_tokenizers")  # its other warnings matter
-    tokenizers.addFilter(lambda record: "clean_up_tokenization_spaces" not in record.getMessage())

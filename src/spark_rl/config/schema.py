@@ -225,6 +225,9 @@ class RecycleConfig(Section):
     """Share of items that show the whole response; the others show its final answer (paper: both are used)."""
     max_response_chars: Positive = 8000
     """A shown response is cut in its middle to this many characters, visibly."""
+    probe_rate: Probability = 0.0
+    """Share of couples and pairs in which the wrong response is one without content, or a claim such as "Grade: right."
+    is put into the responses: a judge must not be won over by words (paper: 0). Needs `balanced`."""
     max_depth: Literal[1, 2] = 2
     """1 recycles rollouts of questions only (paper); 2 recycles rollouts of reflection too, as items to judge and as
     before/after pairs."""
@@ -395,7 +398,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
-        for says_no in (_thresholds, _needs_held_out, _alternates_nothing, _trains_nothing, _cache_is_dropped, _leaks):
+        for says_no in (
+            _thresholds,
+            _needs_held_out,
+            _alternates_nothing,
+            _trains_nothing,
+            _probes_alone,
+            _cache_is_dropped,
+            _leaks,
+        ):
             if problem := says_no(self):
                 raise ValueError(problem)
         return self
@@ -433,6 +444,12 @@ def _trains_nothing(config: Config) -> str | None:
     if any(config.roles[role].share > 0 and config.roles[role].weight > 0 for role in Role):
         return None
     return "every role with a share has the weight 0, so nothing would be trained; raise a weight"
+
+
+def _probes_alone(config: Config) -> str | None:
+    if config.recycle.probe_rate == 0 or config.recycle.balanced:
+        return None
+    return "recycle.probe_rate disturbs couples, which recycle.balanced: false does not make; set it to 0"
 
 
 def _cache_is_dropped(config: Config) -> str | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from spark_rl.config import JudgeConfig
 from spark_rl.infer.chat import ChatModel
@@ -20,6 +20,7 @@ from spark_rl.prompts import TEMPLATES, View, fill, shown
 from spark_rl.types import Message
 from spark_rl.verify import extract_answer, resolve
 
+T = TypeVar("T")
 _TEMPLATES = {template.name: template for template in TEMPLATES}
 
 
@@ -33,6 +34,12 @@ class Verdict:
     """That the response is right; None where `verdict` is."""
     text: str
     """The (first) judgement in the model's words."""
+    no_room: bool = False
+    """Whether nothing could be generated: the prompt fills the model's context, or the budget is spent."""
+
+    def columns(self) -> dict[str, Any]:
+        """As a row of JSON holds it."""
+        return {"verdict": self.verdict, "probability": _rounded(self.probability)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,16 @@ class Preference:
     """Whether both orders prefer the same response; None unless both gave a verdict."""
     texts: tuple[str, str]
     """The (first) judgements, `a` shown first and `b` shown first."""
+    no_room: bool = False
+    """Whether, in either order, nothing could be generated."""
+
+    def columns(self) -> dict[str, Any]:
+        """As a row of JSON holds it."""
+        return {
+            "preferred": self.preferred,
+            "probability": _rounded(self.probability),
+            "consistent": self.consistent,
+        }
 
 
 class Judge:
@@ -59,6 +76,8 @@ class Judge:
 
     def __init__(self, model: ChatModel, settings: JudgeConfig | None = None, *, seed: int = 0) -> None:
         self.model, self.settings, self.seed = model, settings or JudgeConfig(), seed
+        self.spent = Spent()
+        """What all calls have cost."""
 
     def score(self, question: str, response: str) -> Verdict:
         """Is the final answer of this response right?"""
@@ -76,8 +95,7 @@ class Judge:
         def begin(question: str, response: str) -> Callable[[Spent], Plan[Verdict]]:
             return lambda spent: self.pointwise(question, response)
 
-        plans = [(_content_id(item), begin(*item)) for item in items]
-        return [done.value for done in run(plans, self.model, seed=self.seed, progress=progress)]
+        return self._carry_out([(_content_id(item), begin(*item)) for item in items], progress)
 
     def compare_all(
         self, items: Sequence[tuple[str, str, str]], progress: Callable[[int, int], None] | None = None
@@ -87,15 +105,23 @@ class Judge:
         def begin(question: str, a: str, b: str) -> Callable[[Spent], Plan[Preference]]:
             return lambda spent: self.pairwise(question, a, b)
 
-        plans = [(_content_id(item), begin(*item)) for item in items]
-        return [done.value for done in run(plans, self.model, seed=self.seed, progress=progress)]
+        return self._carry_out([(_content_id(item), begin(*item)) for item in items], progress)
+
+    def _carry_out(
+        self, plans: Sequence[tuple[str, Callable[[Spent], Plan[T]]]], progress: Callable[[int, int], None] | None
+    ) -> list[T]:
+        done = run(plans, self.model, seed=self.seed, progress=progress)
+        self.spent.prompt_tokens += sum(each.spent.prompt_tokens for each in done)
+        self.spent.generated_tokens += sum(each.spent.generated_tokens for each in done)
+        return [each.value for each in done]
 
     def pointwise(self, question: str, response: str) -> Plan[Verdict]:
         """`score` as a plan, for strategies that judge along the way."""
         (replies,) = yield [self._ask(self.settings.pointwise_template, question=question, response=response)]
         probability = self._probability(replies, "Yes", "No")
         verdict = None if probability is None else "right" if probability > 0.5 else "wrong"
-        return Verdict(verdict, probability, replies[0].text)  # type: ignore[arg-type]
+        no_room = replies[0].finish_reason == "no_room"
+        return Verdict(verdict, probability, replies[0].text, no_room)  # type: ignore[arg-type]
 
     def pairwise(self, question: str, a: str, b: str) -> Plan[Preference]:
         """`compare` as a plan."""
@@ -108,12 +134,13 @@ class Judge:
         b_first = self._probability(backward, "B", "A")
         parsed = [p for p in (a_first, b_first) if p is not None]
         probability = fmean(parsed) if parsed else None
-        undecided = probability is None or probability == 0.5
+        undecided = probability is None or math.isclose(probability, 0.5, abs_tol=1e-9)
         return Preference(
             preferred=None if undecided else "a" if probability > 0.5 else "b",  # type: ignore[operator]
             probability=probability,
-            consistent=(parsed[0] > 0.5) == (parsed[1] > 0.5) if len(parsed) == 2 else None,
+            consistent=(parsed[0] - 0.5) * (parsed[1] - 0.5) > 0 if len(parsed) == 2 else None,
             texts=(forward[0].text, backward[0].text),
+            no_room="no_room" in (forward[0].finish_reason, backward[0].finish_reason),
         )
 
     def _ask(self, template: str, question: str, **responses: str) -> Ask:
@@ -148,3 +175,8 @@ class Judge:
 
 def _content_id(item: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(item).encode()).hexdigest()[:16]
+
+
+def _rounded(probability: float | None) -> float | None:
+    """To what does not depend on the batch."""
+    return None if probability is None else round(probability, 6)

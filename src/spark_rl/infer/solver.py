@@ -34,6 +34,11 @@ class Solution:
         """The cost: tokens read and written."""
         return self.prompt_tokens + self.generated_tokens
 
+    @property
+    def no_room(self) -> bool:
+        """Whether not even the first answer could be begun: the question fills the model's context."""
+        return not self.generated_tokens and not self.steps[0].text
+
 
 class Solver:
     """Solves questions with a model, and a judge where the strategy wants one (by default the same model).

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from spark_rl.config import RecycleConfig
 from spark_rl.prompts import View, fill, shown, templates_for, verdict
+from spark_rl.recycle.probes import claim, claimed, hollow
 from spark_rl.types import Group, Response, Role, Task
 
 Bundle = tuple[Task, ...]
@@ -100,12 +101,28 @@ class _Maker:
             return
         if not mixed:
             self.counts["unmixed_groups"] += 1
-        couples = list(zip(self.right, self.wrong, strict=False))
-        for couple in couples[: self.config.items_per_group]:
-            yield from self._bundle([self._pointwise(couple)])
-        yield from self._pairs(couples[: self.config.items_per_group])
+        couples = list(zip(self.right, self.wrong, strict=False))[: self.config.items_per_group]
+        for couple in couples:
+            yield from self._bundle([self._pointwise(self._probed(couple, alike=True))])
+        yield from self._pairs(self._probed(couple, alike=False) for couple in couples)
         if self.task.role is Role.REFLECTION:
             yield from self._pairs(self._before_and_after())
+
+    def _probed(self, couple: tuple[Response, Response], alike: bool) -> tuple[Response, Response]:
+        """The couple, or for `probe_rate` of them a disturbed one: the wrong response hollow, or with a claim in both
+        (`alike`) or either one."""
+        rng, (right, wrong) = self.rng, couple
+        if self.config.probe_rate == 0 or rng.random() >= self.config.probe_rate:
+            return couple
+        if rng.random() < 0.3:
+            return right, hollow(right, rng)
+        line, first = claim(rng), rng.random() < 0.5
+        which = rng.choice((0, 1))
+        if alike or which == 0:
+            right = claimed(right, line, first)
+        if alike or which == 1:
+            wrong = claimed(wrong, line, first)
+        return right, wrong
 
     def reflections(self, responses: Sequence[Response]) -> list[Bundle]:
         """One single-task bundle for each response."""
@@ -150,8 +167,8 @@ class _Maker:
         """A task for each tuple of responses, all with one template and one view; None if a view shows nothing."""
         template = self.rng.choice(templates_for(role))
         view = View.REASONING if self.rng.random() < self.config.reasoning_view else View.ANSWER
-        if any(r.extracted is None for showing in showings for r in showing):
-            view = View.REASONING
+        if any(r.extracted is None or r.disturbed for showing in showings for r in showing):
+            view = View.REASONING  # there is no answer to show, or it is not the answer that was disturbed
         tasks = []
         for showing in showings:
             limit = self.config.max_response_chars

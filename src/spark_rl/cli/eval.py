@@ -1,0 +1,130 @@
+"""`spark-rl eval`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from spark_rl.cli.rows import say
+
+ALL = "greedy,sample,reflect,majority@16,best-of-8,weighted-vote@8,tournament@8"
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run's final/, a model folder, a Hub id, embedded, or http://...")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value of engine, judge, solve.")] = None,
+    suite: Annotated[str, typer.Option(help="embedded, embedded:test, or a JSONL file of yours.")] = "embedded",
+    out: Annotated[Path, typer.Option(help="Folder for results.json, samples.jsonl and report.md.")] = Path("eval"),
+    baseline: Annotated[str | None, typer.Option(help="A second model, to compare with on the same items.")] = None,
+    strategies: Annotated[str, typer.Option(help="Separated by commas; all takes every one.")] = "greedy,reflect",
+    seeds: Annotated[int, typer.Option(help="Times that strategies which sample are run.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only so many items of each part.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the report.")] = False,
+) -> None:
+    """Measure how well a model answers, judges, corrects itself and chooses.
+
+    Writes every item to samples.jsonl as it is finished; called again with
+    the same settings, it goes on where it was stopped. In another folder it
+    starts anew.
+
+    Examples:
+
+        spark-rl eval runs/quickstart/final --baseline embedded --out eval/quickstart
+
+        spark-rl eval runs/quickstart/final --suite embedded:test --strategies all --seeds 3
+
+        spark-rl eval http://127.0.0.1:8000/v1 --suite held_out.jsonl engine.max_new_tokens=2048
+    """
+    from spark_rl.config import load_inference
+    from spark_rl.evaluate.suites import open_suite
+    from spark_rl.infer.strategies import parse_strategy
+    from spark_rl.models.folder import check_folder
+    from spark_rl.verify import VerifierPool
+
+    names = (ALL if strategies == "all" else strategies).split(",")
+    for name in names:
+        parse_strategy(name)
+    models = {"model": model, **({"baseline": baseline} if baseline else {})}
+    settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
+    for each in settings.values():
+        if not each.model.path.startswith(("http://", "https://")):
+            check_folder(each.model)
+    with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
+        opened = open_suite(suite, pool, limit)
+        described = {
+            "models": models,
+            "suite": opened.name,
+            "limit": limit,
+            "settings": settings["model"].model_dump(mode="json", exclude={"model": {"path"}}),
+        }
+        _claim(out, described)
+        from spark_rl.evaluate.report import markdown
+        from spark_rl.evaluate.runner import Runner, Samples
+        from spark_rl.evaluate.summary import summarise
+        from spark_rl.infer.chat import ChatModel
+
+        samples, started = Samples(out / "samples.jsonl"), time.monotonic()
+        with _progress() as show:
+            for label, each in settings.items():
+                runner = Runner(label, ChatModel.open(each), each, pool, samples, partial(show, models[label]))
+                runner.run(opened, names, seeds)
+    results = {**described, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
+    page = markdown(results)
+    _write(out / "results.json", json.dumps(results, indent=1) + "\n")
+    _write(out / "report.md", page)
+    print(json.dumps(results) if as_json else page)
+    say(f"{len(samples.rows):,} items in {out / 'samples.jsonl'}")
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Make the folder, or see that what was begun in it was the same evaluation.
+
+    Raises:
+        ValueError: it was another, or the folder cannot be written to.
+    """
+    known = out / "evaluation.json"
+    if known.exists():
+        before = json.loads(known.read_text(encoding="utf-8"))
+        if different := [key for key in described if before.get(key) != described[key]]:
+            raise ValueError(
+                f"--out {out}: holds an evaluation with another {different[0]!r} ({before.get(different[0])!r:.60}); "
+                "name another folder, or remove this one"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out}: is no empty folder and holds no evaluation; name another")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(known, json.dumps(described, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial_file = path.with_name(path.name + ".partial")
+    partial_file.write_text(text, encoding="utf-8")
+    partial_file.replace(path)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, str, int, int], None]]:
+    """One bar on standard error, if that is a terminal: of the part that is under way."""
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(model: str, what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{model}: {what}", completed=done, total=total)
+
+        yield show

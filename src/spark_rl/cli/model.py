@@ -1,0 +1,65 @@
+"""What verbs that run a model share: its settings, loading it quietly, and what is said of who made a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spark_rl.config import Inference, load_inference
+
+if TYPE_CHECKING:
+    from spark_rl.infer import ChatModel
+
+_PACE = {"engine": {"max_batch_tokens", "concurrency", "timeout_seconds", "retries", "api_key_env"}, "verify": True}
+"""Settings that change no result."""
+
+
+def settings_for(model: str, overrides: Sequence[str], seed: int, max_new_tokens: int | None) -> Inference:
+    """The settings of test time, of a verb's arguments.
+
+    Raises:
+        ValueError: as `load_inference`.
+    """
+    engine = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    values = {"model": {"path": model}, "engine": engine, "seed": seed}
+    settings = load_inference(overrides, **values)
+    if settings.model.path != model:
+        raise ValueError(f"the model is given twice, {model} and model.path={settings.model.path}; give one")
+    return settings
+
+
+def open_model(settings: Inference) -> ChatModel:
+    """The model, loaded without progress bars and hints of libraries. What can be seen to be wrong is said at once.
+
+    Raises:
+        ValueError: as `ChatModel.open`.
+    """
+    from spark_rl.infer import ChatModel
+    from spark_rl.models.folder import check_folder
+
+    if not settings.model.path.startswith(("http://", "https://")):
+        check_folder(settings.model)
+        quiet_libraries()
+    return ChatModel.open(settings)
+
+
+def signature(settings: Inference, *words: str) -> str:
+    """What makes a row, as one line: the model, these words, and a digest of all settings that change results."""
+    values = settings.model_dump(mode="json", exclude=_PACE)  # type: ignore[arg-type]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return " ".join([settings.model.path, *words, digest])
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and hints of libraries out of our own display."""
+    import logging
+
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)  # we do not generate by it
+    tokenizers = logging.getLogger("transformers.tokenization_utils_tokenizers")  # its other warnings matter
+    tokenizers.addFilter(lambda record: "clean_up_tokenization_spaces" not in record.getMessage())

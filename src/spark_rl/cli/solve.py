@@ -1,0 +1,190 @@
+"""`spark-rl solve`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spark_rl.cli.model import open_model, settings_for, signature
+from spark_rl.cli.rows import Input, Row, check_summary, file_and_settings, say, take, take_verifier
+from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, through
+from spark_rl.config import DataConfig, Inference, SourceConfig
+from spark_rl.types import Example
+from spark_rl.verify import Check, VerifierPool
+
+if TYPE_CHECKING:
+    from spark_rl.infer import Solution, Solver
+
+_READ = ("prompt", "id", "question", "system", "metadata", "source")
+_ADDED = ("answer", "text", "tokens", "prompt_tokens", "generated_tokens", "steps", "reward")
+
+
+def solve(
+    model: Annotated[str, typer.Argument(help="Folder of a model, Hub id, `embedded`, or address of a server.")],
+    file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="solve.key=value, judge.key=value, engine.key=value.")
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="greedy, sample, reflect, majority@8, best-of-8, weighted-vote@8, tournament@8; any number."),
+    ] = "greedy",
+    question: Annotated[str | None, typer.Option(help="Solve this one, which needs no rows.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the file of a call that was stopped.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Add the steps: answers, judgements, revisions.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Grade against the rows' gold answers.")] = False,
+    verifier: Annotated[
+        str, typer.Option(help="Of rows that name none; the only function that rows may name.")
+    ] = "math",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length limit of a reply.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all sampling.")] = 0,
+    chunk: Annotated[int, typer.Option(help="Rows solved together; what a kill costs at most.")] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="With --out: print a summary as JSON.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out, and count them.")] = False,
+) -> None:
+    """Answer questions by a strategy: the same rows come out with an answer, in order.
+
+    A row is {"prompt": text or chat messages} and gains "answer" (null: none came
+    of it), the "text" that was chosen, "tokens" (read and written, by all roles)
+    and its parts "prompt_tokens" and "generated_tokens". A gold "answer" that it
+    had goes to "gold", and is seen by --check alone, which adds a "reward".
+    solve.max_tokens is a budget a question. Rows stream in constant memory.
+
+    Examples:
+
+        spark-rl solve runs/quickstart/final --strategy reflect --question "What is 17*6?"
+
+        spark-rl solve embedded questions.jsonl --strategy majority@8 --out solved.jsonl
+
+        spark-rl solve embedded questions.jsonl --strategy majority@8 --out solved.jsonl --resume
+
+        spark-rl solve http://localhost:8000 --strategy tournament@16 solve.max_tokens=20000 < questions.jsonl
+    """
+    file, settings = file_and_settings(file, overrides)
+    config = settings_for(model, settings, seed, max_new_tokens)
+    from spark_rl.data.rows import RowReader
+    from spark_rl.infer.strategies import parse_strategy
+
+    parse_strategy(strategy)
+    reader = RowReader(SourceConfig(path="row"), DataConfig(verifier=verifier), "row")
+
+    def read(row: Row, number: int) -> Item[Example]:
+        kept = dict(row)
+        if row.get("answer") is not None:
+            kept.setdefault("gold", kept.pop("answer"))
+        take(row, "prompt", str, list)
+        if row.get("images"):
+            raise ValueError("has 'images', which cannot be shown yet; remove the row")
+        gold = str(take(kept, "gold", str, int, float)) if check else "-"
+        columns = {key: row.get(key) for key in _READ}
+        name = take_verifier(row, verifier)
+        return Item(number, kept, reader.task(columns | {"answer": gold, "verifier": name}, number - 1).example)
+
+    if question is not None:
+        if file or out or resume or check:
+            raise ValueError("--question solves one; leave out the file, --out, --resume and --check")
+        with VerifierPool() as pool:
+            return _one(read({"prompt": question}, 1), lambda: _solver(config, pool), strategy, trace, as_json)
+    check_summary(as_json, out)
+    source = Input(file, skip_bad)
+    by = signature(config, strategy, *["--trace"] * trace, *["--check"] * check)
+    counts, start = Counter[str](), time.monotonic()
+    journal = Journal(out, source, added=_ADDED, by=by, resume=resume, count=partial(_count, counts))
+    with VerifierPool(config.verify.workers, config.verify.cpu_seconds) as pool:
+
+        def prepare() -> Callable[[Sequence[Example], Tell], list[Row | None]]:
+            solver = _solver(config, pool)
+
+            def carry(examples: Sequence[Example], tell: Tell) -> list[Row | None]:
+                solutions = solver.solve(examples, strategy, tell)
+                rows = [_columns(each, trace) for each in solutions]
+                if check:
+                    rewards = _grade(pool, examples, solutions)
+                    rows = [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
+                return [None if each.no_room else row for each, row in zip(solutions, rows, strict=True)]
+
+            return carry
+
+        through("solve", journal, read, prepare, chunk)
+    seconds = round(time.monotonic() - start, 2)
+    summary = _summary(counts, check) | {"rows_before": journal.num_done, "bad_rows": source.num_bad}
+    if as_json:
+        print(json.dumps(summary | {"strategy": strategy, "seconds": seconds}))
+    _report(summary, seconds)
+
+
+def _solver(config: Inference, pool: VerifierPool) -> Solver:
+    from spark_rl.infer import Judge, Solver
+
+    model = open_model(config)
+    judge = Judge(model, config.judge, seed=config.seed)
+    return Solver(model, pool, config.solve, judge=judge, seed=config.seed)
+
+
+def _columns(solution: Solution, trace: bool) -> Row:
+    columns = {
+        "answer": solution.answer,
+        "text": solution.text,
+        "tokens": solution.tokens,
+        "prompt_tokens": solution.prompt_tokens,
+        "generated_tokens": solution.generated_tokens,
+    }
+    return columns | ({"steps": [asdict(step) for step in solution.steps]} if trace else {})
+
+
+def _grade(pool: VerifierPool, examples: Sequence[Example], solutions: Sequence[Solution]) -> list[float | None]:
+    checks = [
+        Check(solution.text, example.answer, example.verifier, example.metadata, example.prompt)
+        for example, solution in zip(examples, solutions, strict=True)
+    ]
+    return [verdict.reward for verdict in pool.stream(checks)]
+
+
+def _one(item: Item[Example], load: Callable[[], Solver], strategy: str, trace: bool, as_json: bool) -> None:
+    """Solve one question and print it: the row, or for people the text and what it took."""
+    (solution,) = load().solve([item.value], strategy)
+    if solution.no_room:
+        raise ValueError(f"the question {NO_ROOM}")
+    if as_json:
+        print(json.dumps(item.row | _columns(solution, trace), ensure_ascii=False))
+        return
+    for step in solution.steps if trace else ():
+        said = ", ".join(filter(None, [step.answer, step.verdict]))
+        print(f"[{step.kind}{': ' * bool(said)}{said}]\n{step.text.strip()}\n")
+    print(solution.text.strip())
+    answer = "no answer" if solution.answer is None else f"answer: {solution.answer}"
+    say(f"{answer}; {solution.prompt_tokens:,} tokens read, {solution.generated_tokens:,} written")
+
+
+def _count(counts: Counter[str], row: Row) -> None:
+    counts.update(
+        rows=1,
+        answered=row["answer"] is not None,
+        prompt_tokens=row["prompt_tokens"],
+        generated_tokens=row["generated_tokens"],
+    )
+    if row.get("reward") is not None:
+        counts.update(graded=1, reward=row["reward"])
+
+
+def _summary(counts: Counter[str], check: bool) -> dict[str, Any]:
+    totals = {key: counts[key] for key in ("rows", "answered", "prompt_tokens", "generated_tokens")}
+    mean = counts["reward"] / counts["graded"] if counts["graded"] else None
+    return totals | ({"graded": counts["graded"], "mean_reward": mean} if check else {})
+
+
+def _report(summary: Mapping[str, Any], seconds: float) -> None:
+    bad = f", and {summary['bad_rows']:,} bad ones left out" if summary["bad_rows"] else ""
+    before = f" ({summary['rows_before']:,} of them before)" if summary["rows_before"] else ""
+    reward = "" if summary.get("mean_reward") is None else f"; mean reward {summary['mean_reward']:.3f}"
+    tokens = f"{summary['prompt_tokens']:,} tokens read, {summary['generated_tokens']:,} written"
+    say(f"{summary['rows']:,} rows{before}{bad}: {summary['answered']:,} answered{reward}; {tokens}; {seconds:,.1f} s")

@@ -1,0 +1,214 @@
+"""Rows through a model, chunk by chunk, into a file that a call that was stopped can go on with."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+from spark_rl.cli.rows import Input, Output, Row, progress
+
+T = TypeVar("T")
+NO_ROOM = "leaves no room for a reply in the model's context; shorten it"
+Tell = Callable[[int, int], None]
+"""Told (ended, all) items of a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Generic[T]):
+    """A row of the input, and what was read of it."""
+
+    number: int
+    row: Row
+    """As it is written again."""
+    value: T
+
+
+class Journal(Output):
+    """Rows appended to a file as they come. Each says by whom it was made, so that a later call may go on.
+
+    What is no regular file, and standard output, gets the rows alone.
+
+    Args:
+        added: the keys that a row gains; those that it had of these names are lost.
+        by: who makes the rows; see `signature`.
+        count: told of each row, also those that the file holds already.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        source: Input,
+        *,
+        added: Sequence[str],
+        by: str,
+        resume: bool,
+        count: Callable[[Row], None],
+    ) -> None:
+        super().__init__(path, source)
+        self.source, self.by, self.added, self.count = source, by, {*added, "by"}, count
+        self.num_done = 0
+        """Rows that the file held already."""
+        if resume and path is None:
+            raise ValueError("--resume goes on with a file; name it with --out")
+        self.is_file = path is not None and (path.is_file() or not path.exists())
+        self.is_resumed = self.is_file and resume and bool(path and path.exists())
+        if self.is_file and path and path.exists() and not resume:
+            raise ValueError(f"{self.name}: is there already; go on with it with --resume, or name another file")
+
+    def __enter__(self) -> Self:
+        if not self.is_file:
+            return super().__enter__()
+        assert self.path
+        with self._named():
+            self._file = self.path.open("ab")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.name}: another process is writing it; wait for its end") from None
+            if self.is_resumed:
+                self._file.truncate(_end_of_lines(self.path))
+        return self
+
+    def rest(self, items: Iterator[Item[T]]) -> Iterator[Item[T]]:
+        """The items that the file does not hold yet. Rows that were left out as bad are missing in it, too.
+
+        Raises:
+            ValueError: it holds rows of something else.
+        """
+        held = self._held() if self.is_resumed else iter(())
+        awaited = next(held, None)
+        for item in items:
+            if awaited is None:
+                yield item
+            elif self._bare(awaited) == self._bare(item.row):
+                self.num_done += 1
+                self.count(awaited)
+                awaited = next(held, None)
+            elif self.source.skip_bad:
+                self.source.num_bad += 1
+            else:
+                raise ValueError(self._foreign(f"row {item.number} of {self.source.name}"))
+        if awaited is not None:
+            raise ValueError(self._foreign(f"any row of {self.source.name} that is left"))
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Write a chunk, and see it off."""
+        for row in rows:
+            self.write(row | {"by": self.by} if self.is_file else row)
+            self.count(row)
+        with self._named():
+            self._file.flush()
+
+    def _held(self) -> Iterator[Row]:
+        assert self.path
+        with self._named(), self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict) or "by" not in row:
+                    raise ValueError(f"{self.name}, row {number}: was not written by this command; name another file")
+                if row["by"] != self.by:
+                    raise ValueError(
+                        f"{self.name}, row {number}: was made by {row['by']!r}, not by {self.by!r}; name another file"
+                    )
+                yield row
+
+    def _bare(self, row: Row) -> Row:
+        return {key: value for key, value in row.items() if key not in self.added}
+
+    def _foreign(self, what: str) -> str:
+        return f"{self.name}: its row {self.num_done + 1} was not made of {what}; name another file"
+
+    def _abandon(self) -> None:
+        """Keep what is there; of a file that nothing was written to, leave nothing."""
+        super()._abandon()
+        if self.is_file and not self.is_resumed and self.path and not self.path.stat().st_size:
+            self.path.unlink()
+
+
+def through(
+    what: str,
+    journal: Journal,
+    read: Callable[[Row, int], Item[T]],
+    prepare: Callable[[], Callable[[Sequence[T], Tell], Sequence[Row | None]]],
+    chunk: int,
+) -> None:
+    """Carry the rows of the journal's source through a model, in order, `chunk` at a time.
+
+    Args:
+        what: the verb, for the display of progress.
+        prepare: loads the model, when something is found to do; gives what makes the columns to add, of the items of a
+            chunk. None: the item does not fit the model's context.
+
+    Raises:
+        ValueError: there are no rows, or (unless they are skipped) a row is bad or does not fit.
+    """
+    if chunk < 1:
+        raise ValueError("--chunk must be at least 1")
+    source = journal.source
+    total = _checked(source, read)
+    with journal:
+        items = journal.rest(source.read(read))
+        todo = list(itertools.islice(items, chunk))
+        if not todo and not journal.num_done and not source.num_bad:
+            raise ValueError(f"{source.name}: has no rows; give at least one")
+        carry = prepare() if todo else None
+        with progress(what, journal.path is not None, total) as advance:
+            advance(journal.num_done)
+            while todo and carry:
+                _carry(todo, carry, journal, advance)
+                todo = list(itertools.islice(items, chunk))
+
+
+def _carry(
+    todo: Sequence[Item[T]],
+    carry: Callable[[Sequence[T], Tell], Sequence[Row | None]],
+    journal: Journal,
+    advance: Callable[[int], None],
+) -> None:
+    shown = 0
+
+    def tell(ended: int, _: int) -> None:
+        nonlocal shown
+        advance(ended - shown)
+        shown = ended
+
+    made, rows = carry([item.value for item in todo], tell), list[Row]()
+    try:
+        for item, columns in zip(todo, made, strict=True):
+            if columns is None:
+                journal.source.refuse(item.number, NO_ROOM)
+            else:
+                rows.append(item.row | columns)
+    finally:
+        journal.append(rows)
+
+
+def _checked(source: Input, read: Callable[[Row, int], Any]) -> int | None:
+    """The number of rows of a file, all of which are looked at before anything is loaded; None for a stream."""
+    if source.path is None or not source.path.is_file():
+        return None
+    total = sum(1 for _ in source.read(read))
+    source.num_bad = 0
+    return total
+
+
+def _end_of_lines(path: Path) -> int:
+    """The length of a file without a half-written last line, bytes."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 2**16)
+            file.seek(start)
+            if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + found + 1
+            end = start
+    return 0

@@ -1,0 +1,129 @@
+"""`results.json` as a page to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def markdown(results: Result) -> str:
+    """The report: strategies, reflection, judge, probes, comparison; each only where it was measured."""
+    models = results["models_measured"]
+    lines = [f"# Evaluation on `{results['suite']}`", ""]
+    lines += [f"- {label}: `{path}`" for label, path in results["models"].items()]
+    lines += ["", "Intervals are 95 %. Tokens are those read (each prompt once) and written, a question.", ""]
+    lines += _comparison(results["comparison"]) if results["comparison"] else []
+    for label, measured in models.items():
+        lines += [f"## {label}", ""]
+        lines += _strategies(measured["strategies"]) if measured["strategies"] else []
+        lines += _reflection(measured["strategies"].get("reflect"))
+        lines += _judge(measured)
+        lines += _probes(measured["probes"]) if "probes" in measured else []
+        lines += _sources(measured["by_source"]) if measured["by_source"] else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _comparison(comparison: Result) -> Iterator[str]:
+    yield from ["## model - baseline", ""]
+    if cells := comparison["cells"]:
+        yield from _table(["", "accuracy"], [[name, _rate(cell)] for name, cell in cells.items()])
+    rows = [[name, _points(each), _p(each["p_value"])] for name, each in comparison["differences"].items()]
+    if rows:
+        yield from _table(["strategy", "difference, same questions", "p"], rows)
+
+
+def _strategies(strategies: Result) -> Iterator[str]:
+    rows = []
+    for name, each in strategies.items():
+        equal = each.get("majority_at_equal_tokens")
+        versus = f"{_points(equal['difference'])} to majority@{equal['k']}" if equal else ""
+        rows.append([name, _rate(each["accuracy"]), f"{each['tokens']:.0f}", f"{each['generated_tokens']:.0f}", versus])
+    yield from _table(["strategy", "accuracy", "tokens", "of them written", "against the vote at equal tokens"], rows)
+
+
+def _reflection(reflect: Result | None) -> Iterator[str]:
+    if reflect is None:
+        return
+    flips = reflect["flips"]
+    yield (
+        f"Reflection revised {flips['revised']} of {flips['n']} answers: {flips['wrong_to_right']} from wrong to "
+        f"right, {flips['right_to_wrong']} from right to wrong. Measured gain {_signed(reflect['measured_gain'])}; "
+        "the verifier's gain (precision of its \"right\" minus the solver's accuracy) "
+        f"{_signed(reflect['predicted_gain'])}."
+    )
+    yield ""
+
+
+def _judge(measured: Result) -> Iterator[str]:
+    rows = []
+    for part, title in (("pointwise", "others' responses"), ("own", "own responses")):
+        if each := measured.get(part):
+            rows.append(
+                [
+                    title,
+                    str(each["n"]),
+                    _rate(each["accuracy"]),
+                    _share(each["balanced_accuracy"]),
+                    " / ".join(_share(each[name]) for name in ("precision", "recall", "f1")),
+                    _share(each["yes_rate"]),
+                    f"{_number(each['ece'])} / {_number(each['brier'])}",
+                    _share(each["parse_rate"]),
+                ]
+            )
+    if rows:
+        head = ["judges one", "n", "accuracy", "balanced", "precision / recall / F1", "says right", "ECE / Brier"]
+        yield from _table([*head, "parsed"], rows)
+    if pairs := measured.get("pairwise"):
+        row = [pairs["n"], _rate(pairs["accuracy"]), _share(pairs["order_consistency"]), _share(pairs["parse_rate"])]
+        yield from _table(["pairs", "accuracy", "same in both orders", "parsed"], [list(map(str, row))])
+
+
+def _probes(probes: Result) -> Iterator[str]:
+    every = {"all": probes, **probes["by_kind"]}
+    rows = [
+        [kind, *(_rate(each[name]) if name in each else "" for name in ("false_accept", "true_accept"))]
+        for kind, each in every.items()
+    ]
+    yield from _table(["probe", "false accept", "true accept"], rows)
+
+
+def _sources(sources: Result) -> Iterator[str]:
+    rows = [[source, str(each["n"]), _rate(each)] for source, each in sources.items()]
+    yield from _table(["source (greedy)", "n", "accuracy"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _rate(interval: Result) -> str:
+    value, low, high = (interval[key] for key in ("value", "low", "high"))
+    return "" if value is None else f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _points(interval: Result) -> str:
+    value, low, high = (interval[key] for key in ("value", "low", "high"))
+    return "" if value is None else f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _share(value: Any) -> str:
+    value = value["value"] if isinstance(value, Mapping) else value
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _signed(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:+.1f} points"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}" if value >= 1e-4 else "< 0.0001"

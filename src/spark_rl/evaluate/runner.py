@@ -1,0 +1,187 @@
+"""Asks a model everything of a suite, and writes each answer down as it comes.
+
+A row of `samples.jsonl` is one finished item; its key is (model, part, strategy, seed, id). What stands there is not
+asked again, so that an evaluation that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spark_rl.config import Inference
+from spark_rl.evaluate.suites import PairItem, PointItem, Suite
+from spark_rl.infer.chat import ChatModel
+from spark_rl.infer.judge import Judge
+from spark_rl.infer.solver import Solution, Solver
+from spark_rl.infer.strategies import Step
+from spark_rl.jsonl import read_row
+from spark_rl.types import Example
+from spark_rl.verify import Check, VerifierPool
+
+CHUNK = 128
+"""Items that are asked together and written down together."""
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+T = TypeVar("T")
+KEYS = ("model", "part", "strategy", "seed", "id")
+SEEDLESS = ("greedy", "reflect")
+"""Strategies that sample nothing while the judge does not."""
+
+
+class Samples:
+    """`samples.jsonl`: the rows so far, and more as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        if path.exists():
+            whole = path.read_bytes()
+            kept = whole[: whole.rfind(b"\n") + 1]
+            if len(kept) < len(whole):
+                path.write_bytes(kept)  # the last line was being written
+            self.rows = [read_row(line) for line in kept.splitlines()]
+        self._known = {_key(row) for row in self.rows}
+
+    def __contains__(self, row: Row) -> bool:
+        return _key(row) in self._known
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append finished rows."""
+        with self.path.open("ab") as file:
+            file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        self.rows += rows
+        self._known |= {_key(row) for row in rows}
+
+
+class Runner:
+    """Evaluates one model.
+
+    Args:
+        label: the model's name in the rows, `model` or `baseline`.
+        progress: told (what is being done, items done, items in all).
+    """
+
+    def __init__(
+        self,
+        label: str,
+        model: ChatModel,
+        settings: Inference,
+        pool: VerifierPool,
+        samples: Samples,
+        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ) -> None:
+        self.label, self.model, self.settings, self.pool = label, model, settings, pool
+        self.samples, self.progress = samples, progress
+        self.judge = Judge(model, settings.judge, seed=settings.seed)
+
+    def run(self, suite: Suite, strategies: Sequence[str], seeds: int) -> None:
+        """Everything that is not known yet."""
+        for strategy in strategies:
+            alone = strategy in SEEDLESS and self.settings.judge.samples == 1
+            for seed in range(1 if alone else seeds):
+                self._solve("answer", suite.questions, strategy, seed)
+        if suite.further:
+            self._solve("further", suite.further, "greedy", 0)
+        self._points("pointwise", suite.points)
+        self._pairs("pairwise", suite.pairs)
+        probes = {probe.id: probe.kind for probe in suite.probes}
+        self._points("probe", [PointItem(p.id, p.question, p.response, p.right) for p in suite.probes], probes)
+        if suite.points or suite.pairs:
+            self._own(suite.questions)
+
+    def _own(self, questions: Sequence[Example]) -> None:
+        """The judge on the model's own answers: a sampled one to each question."""
+        self._solve("own answer", questions, "sample", 0)
+        rows = {row["id"]: row for row in self.samples.rows if row["part"] == "own answer" and self._is_mine(row)}
+        own = [(q, rows[q.id]) for q in questions if q.id in rows and rows[q.id]["reward"] is not None]
+        self._points("own", [PointItem(q.id, q.question, row["text"], row["reward"] == 1) for q, row in own])
+
+    def _is_mine(self, row: Row) -> bool:
+        return bool(row["model"] == self.label)
+
+    def _solve(self, part: str, examples: Sequence[Example], strategy: str, seed: int) -> None:
+        base = {"model": self.label, "part": part, "strategy": strategy, "seed": seed}
+        solver = Solver(
+            self.model, self.pool, self.settings.solve, judge=self.judge, seed=self.settings.seed + 1_000_003 * seed
+        )
+        for chunk in self._open(f"{part}, {strategy}, seed {seed}", examples, base):
+            solutions = solver.solve(chunk, strategy)
+            self.samples.add([{**base, **row} for row in self._graded(chunk, solutions)])
+
+    def _graded(self, examples: Sequence[Example], solutions: Sequence[Solution]) -> Iterator[Row]:
+        for example, solution in zip(examples, solutions, strict=True):
+            stages = [*solution.steps, Step("answer", solution.text)]
+            answers = [step for step in stages if step.kind in ("answer", "revise")]
+            checks = [
+                Check(step.text, example.answer, example.verifier, example.metadata, example.prompt) for step in answers
+            ]
+            rewards = [verdict.reward for verdict in self.pool.verify(checks)]
+            graded = dict(zip(map(id, answers), rewards, strict=True))
+            yield {
+                "id": example.id,
+                "source": example.source,
+                "gold": example.answer,
+                "answer": solution.answer,
+                "reward": rewards[-1],
+                "prompt_tokens": solution.prompt_tokens,
+                "generated_tokens": solution.generated_tokens,
+                "text": solution.text,
+                "steps": [{**asdict(step), "reward": graded.get(id(step))} for step in solution.steps],
+            }
+
+    def _points(self, part: str, items: Sequence[PointItem], kinds: dict[str, str] | None = None) -> None:
+        base = {"model": self.label, "part": part, "strategy": "judge", "seed": 0}
+        for chunk in self._open(f"judging, {part}", items, base):
+            verdicts = self.judge.score_all([(item.question, item.response) for item in chunk])
+            self.samples.add(
+                [
+                    {
+                        **base,
+                        "id": item.id,
+                        **({"kind": kinds[item.id]} if kinds else {}),
+                        "label": "right" if item.right else "wrong",
+                        "verdict": verdict.verdict,
+                        "probability": verdict.probability,
+                        "response": item.response,
+                        "text": verdict.text,
+                    }
+                    for item, verdict in zip(chunk, verdicts, strict=True)
+                ]
+            )
+
+    def _pairs(self, part: str, items: Sequence[PairItem]) -> None:
+        base = {"model": self.label, "part": part, "strategy": "judge", "seed": 0}
+        for chunk in self._open(f"judging, {part}", items, base):
+            preferences = self.judge.compare_all([(item.question, item.right, item.wrong) for item in chunk])
+            self.samples.add(
+                [
+                    {
+                        **base,
+                        "id": item.id,
+                        "prefers_right": None if p.preferred is None else p.preferred == "a",
+                        "probability": p.probability,
+                        "consistent": p.consistent,
+                        "texts": p.texts,
+                    }
+                    for item, p in zip(chunk, preferences, strict=True)
+                ]
+            )
+
+    def _open(self, what: str, items: Sequence[T], base: Row) -> Iterator[list[T]]:
+        """Chunks of the items that are not known yet."""
+        fresh = [item for item in items if {**base, "id": item.id} not in self.samples]  # type: ignore[attr-defined]
+        done = len(items) - len(fresh)
+        self.progress(what, done, len(items))
+        for start in range(0, len(fresh), CHUNK):
+            chunk = fresh[start : start + CHUNK]
+            yield chunk
+            done += len(chunk)
+            self.progress(what, done, len(items))
+
+
+def _key(row: Row) -> Key:
+    return tuple(row[key] for key in KEYS)

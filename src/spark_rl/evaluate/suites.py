@@ -1,0 +1,146 @@
+"""What is measured: questions to answer, responses and pairs to judge, probes. A suite is fixed: same name, same items.
+
+    embedded         the embedded questions of the validation split (what settings may be chosen on)
+    embedded:test    those of the test split (what is reported)
+    FILE.jsonl       yours: rows to answer (`prompt`, `answer`), to judge (`question`, `response`, `right`: true or
+                     false) and to compare (`question`, `right`, `wrong`: responses)
+
+The embedded judge sets are `embedded/judged/*.jsonl`: rollouts of models that are not under test, recorded once by
+`python -m spark_rl.evaluate.record`.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from spark_rl.config import DataConfig, SourceConfig
+from spark_rl.data.rows import RowReader
+from spark_rl.data.sources import open_sources
+from spark_rl.evaluate.probes import Probe, probes_of
+from spark_rl.jsonl import read_row
+from spark_rl.types import Example
+from spark_rl.verify import Check, VerifierPool, box, gold_problem
+
+SUITES = ("embedded", "embedded:validation", "embedded:test")
+
+
+@dataclass(frozen=True, slots=True)
+class PointItem:
+    """A response to judge."""
+
+    id: str
+    question: str
+    response: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairItem:
+    """Two responses to compare."""
+
+    id: str
+    question: str
+    right: str
+    wrong: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Everything that is asked of a model."""
+
+    name: str
+    questions: list[Example]
+    further: list[Example] = field(default_factory=list)
+    """Questions that are only reported by source: transfer, retention."""
+    points: list[PointItem] = field(default_factory=list)
+    pairs: list[PairItem] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+
+
+def open_suite(name: str, pool: VerifierPool, limit: int | None = None) -> Suite:
+    """The suite of that name, each part cut to its first `limit` items.
+
+    Raises:
+        ValueError: there is none, or a row of a file is wrong; the sentence names row and field.
+    """
+    if name in SUITES:
+        return _embedded(name, limit)
+    if name.endswith(".jsonl") or Path(name).is_file():
+        return _file(Path(name), pool, limit)
+    near = get_close_matches(name, SUITES, 1)
+    hint = f"did you mean {near[0]!r}? Known" if near else "known"
+    raise ValueError(f"unknown suite {name!r}; {hint} are {', '.join(SUITES)}, and any .jsonl file of yours")
+
+
+def _embedded(name: str, limit: int | None) -> Suite:
+    split = name.partition(":")[2] or "validation"
+    judged = importlib.resources.files("spark_rl.embedded") / "judged" / f"{split}.jsonl"
+    rows = [read_row(line.encode()) for line in judged.read_text(encoding="utf-8").splitlines()][:limit]
+    return Suite(
+        name=f"embedded:{split}",
+        questions=embedded_examples(f"embedded:{split}")[: limit or 500],
+        further=[e for part in ("transfer", "retention") for e in embedded_examples(f"embedded:{part}")[:limit]],
+        points=[
+            PointItem(f"{row['id']}/{key}", row["question"], row[key], key == "right")
+            for row in rows
+            for key in ("right", "wrong")
+        ],
+        pairs=[PairItem(row["id"], row["question"], row["right"], row["wrong"]) for row in rows],
+        probes=[
+            probe
+            for number, row in enumerate(rows[:100])
+            for probe in probes_of(row["id"], row["question"], row["right"], row["wrong"], number)
+        ],
+    )
+
+
+def embedded_examples(path: str) -> list[Example]:
+    """All questions of an embedded set."""
+    (source,) = open_sources([SourceConfig(path=path)], DataConfig(), set(), held_out=True)
+    return [source.task(i).example for i in range(source.num_rows)]
+
+
+def _file(path: Path, pool: VerifierPool, limit: int | None) -> Suite:
+    suite = Suite(path.name, [])
+    reader = RowReader(SourceConfig(path=path.stem), DataConfig(), path.stem)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"suite: {path} cannot be read ({error.strerror}); name a suite or a JSONL file") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                _add(suite, read_row(line), number, reader, pool)
+            except ValueError as error:
+                raise ValueError(f"{path}, row {number}: {error}") from None
+    if not (suite.questions or suite.points or suite.pairs):
+        raise ValueError(f"suite: {path} has no rows; write one JSON object a line")
+    return Suite(suite.name, suite.questions[:limit], [], suite.points[:limit], suite.pairs[:limit])
+
+
+def _add(suite: Suite, row: Any, number: int, reader: RowReader, pool: VerifierPool) -> None:
+    if isinstance(row, Mapping) and "response" in row:
+        if not isinstance(row.get("right"), bool):
+            raise ValueError("'right' must be true or false: whether the response is right")
+        question, response = _texts(row, ("question", "response"))
+        suite.points.append(PointItem(str(row.get("id", number)), question, response, row["right"]))
+    elif isinstance(row, Mapping) and "wrong" in row:
+        suite.pairs.append(PairItem(str(row.get("id", number)), *_texts(row, ("question", "right", "wrong"))))
+    else:
+        example = reader.task(row, number - 1).example
+        check = Check(box(example.answer), example.answer, example.verifier, example.metadata, example.prompt)
+        if problem := gold_problem(pool.verify([check])[0], example.verifier):
+            raise ValueError(f"'answer': {problem}")
+        suite.questions.append(example)
+
+
+def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    for key in keys:
+        if not isinstance(row.get(key), str):
+            raise ValueError(f"{key!r} must be text" if key in row else f"has no {key!r}; add it")
+    return [row[key] for key in keys]

@@ -1,0 +1,195 @@
+"""From the rows of `samples.jsonl` to `results.json`: pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from spark_rl.evaluate.judging import (
+    PairwiseJudgement,
+    PointwiseJudgement,
+    pairwise_metrics,
+    pointwise_metrics,
+    verifier_gain,
+)
+from spark_rl.evaluate.statistics import mean_interval, p_value, paired_difference
+
+Row = Mapping[str, Any]
+Result = dict[str, Any]
+
+
+def summarise(rows: Sequence[Row]) -> Result:
+    """The results of every model, and what compares the model with the baseline."""
+    models: Result = {}
+    for label in dict.fromkeys(row["model"] for row in rows):
+        models[label] = _model([row for row in rows if row["model"] == label])
+    return {"models_measured": models, "comparison": _comparison(rows) if "baseline" in models else None}
+
+
+def _model(rows: Sequence[Row]) -> Result:
+    parts: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        parts[row["part"]].append(row)
+    by_strategy: dict[str, list[Row]] = defaultdict(list)
+    for row in parts["answer"]:
+        by_strategy[row["strategy"]].append(row)
+    result: Result = {
+        "strategies": {name: _strategy(of, by_strategy) for name, of in by_strategy.items()},
+        "by_source": _by_source([*by_strategy.get("greedy", []), *parts["further"]]),
+    }
+    for part in ("pointwise", "own"):
+        if parts[part]:
+            result[part] = pointwise_metrics(list(map(_point, parts[part])))
+    if parts["pairwise"]:
+        result["pairwise"] = pairwise_metrics(
+            [
+                PairwiseJudgement(r["prefers_right"], r["probability"], r["consistent"], r["id"])
+                for r in parts["pairwise"]
+            ]
+        )
+    if parts["probe"]:
+        result["probes"] = _probes(parts["probe"])
+    return result
+
+
+def _strategy(rows: Sequence[Row], by_strategy: Mapping[str, Sequence[Row]]) -> Result:
+    result: Result = {
+        "accuracy": asdict(mean_interval(_rewards(rows))),
+        "seeds": len({row["seed"] for row in rows}),
+        "ungraded": sum(row["reward"] is None for row in rows),
+        "tokens": fmean(_tokens(row) for row in rows),
+        "prompt_tokens": fmean(row["prompt_tokens"] for row in rows),
+        "generated_tokens": fmean(row["generated_tokens"] for row in rows),
+    }
+    if rows[0]["strategy"] == "reflect":
+        result |= _reflection(rows)
+    if (votes := _majority_at(result["tokens"], by_strategy)) and not rows[0]["strategy"].startswith("majority"):
+        k, tokens, rewards = votes
+        result["majority_at_equal_tokens"] = {
+            "k": k,
+            "tokens": tokens,
+            "accuracy": asdict(mean_interval(rewards)),
+            "difference": asdict(paired_difference(_rewards(rows), rewards)),
+        }
+    return result
+
+
+def _reflection(rows: Sequence[Row]) -> Result:
+    """What the judge and the revisions did to the first answers."""
+    pairs = [(row["steps"][0]["reward"], row["reward"]) for row in rows if row["steps"]]
+    judged = [
+        (row["steps"][0]["reward"], row["steps"][1]["verdict"])
+        for row in rows
+        if len(row["steps"]) > 1 and row["steps"][1]["kind"] == "judge"
+    ]
+    called_right = [first for first, verdict in judged if verdict == "right" and first is not None]
+    precision = fmean(called_right) if called_right else None
+    solver = fmean(first for first, _ in pairs if first is not None) if pairs else None
+    return {
+        "flips": {
+            "wrong_to_right": sum(first == 0 and last == 1 for first, last in pairs),
+            "right_to_wrong": sum(first == 1 and last == 0 for first, last in pairs),
+            "revised": sum(any(step["kind"] == "revise" for step in row["steps"]) for row in rows),
+            "n": len(rows),
+        },
+        "judge_precision": precision,
+        "solver_accuracy": solver,
+        "predicted_gain": None if precision is None or solver is None else verifier_gain(precision, solver),
+        "measured_gain": fmean(last - first for first, last in pairs if None not in (first, last)) if pairs else None,
+    }
+
+
+def _majority_at(
+    tokens: float, by_strategy: Mapping[str, Sequence[Row]]
+) -> tuple[int, float, dict[str, list[float]]] | None:
+    """The vote of as many samples as cost at least `tokens` a question, of the largest `majority@k` that was run:
+    (samples, tokens, rewards by question). None if that is more than there are."""
+    runs = {int(name.partition("@")[2]): rows for name, rows in by_strategy.items() if name.startswith("majority@")}
+    if not runs:
+        return None
+    largest = max(runs)
+    rows = runs[largest]
+    prompt = fmean(row["prompt_tokens"] for row in rows)
+    a_sample = fmean(row["generated_tokens"] / max(1, len(row["steps"])) for row in rows)
+    k = next((k for k in range(1, largest + 1) if prompt + k * a_sample >= tokens - 1e-9), None)
+    if k is None:
+        return None
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        rewards[row["id"]].append(_vote(row["steps"][:k]))
+    return k, prompt + k * a_sample, dict(rewards)
+
+
+def _vote(steps: Sequence[Row]) -> float:
+    """The reward of the answer that most of these samples give, the earliest of equals; answers are told apart by
+    their spelling."""
+    camps: dict[str, list[Row]] = defaultdict(list)
+    for step in steps:
+        if step["answer"] is not None:
+            camps[step["answer"]].append(step)
+    return float(max(camps.values(), key=len)[0]["reward"] or 0) if camps else 0.0
+
+
+def _by_source(rows: Sequence[Row]) -> Result:
+    sources: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        sources[row["source"]].append(row)
+    return {source: asdict(mean_interval(_rewards(of))) for source, of in sources.items()}
+
+
+def _probes(rows: Sequence[Row]) -> Result:
+    def rates(of: Iterable[Row]) -> Result:
+        accepts: dict[str, list[float]] = {"right": [], "wrong": []}
+        for row in of:
+            accepts[row["label"]].append(float(row["verdict"] == "right"))
+        named = {"false_accept": accepts["wrong"], "true_accept": accepts["right"]}
+        return {
+            name: asdict(mean_interval({str(i): [value] for i, value in enumerate(values)}))
+            for name, values in named.items()
+            if values
+        }
+
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    return {**rates(rows), "by_kind": {kind: rates(row for row in rows if row["kind"] == kind) for kind in kinds}}
+
+
+def _comparison(rows: Sequence[Row]) -> Result:
+    """The model minus the baseline, strategy by strategy, on the same questions; and the four cells."""
+    answers: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["part"] == "answer":
+            answers[row["model"], row["strategy"]].append(row)
+    differences = {}
+    for model, strategy in answers:
+        if model == "model" and ("baseline", strategy) in answers:
+            ours, theirs = _rewards(answers[model, strategy]), _rewards(answers["baseline", strategy])
+            difference = asdict(paired_difference(ours, theirs))
+            differences[strategy] = {**difference, "p_value": p_value(ours, theirs)}
+    cells = {
+        f"{model}, {name}": asdict(mean_interval(_rewards(answers[model, strategy])))
+        for model in ("baseline", "model")
+        for strategy, name in (("greedy", "without reflection"), ("reflect", "with reflection"))
+        if (model, strategy) in answers
+    }
+    return {"differences": differences, "cells": cells}
+
+
+def _rewards(rows: Iterable[Row]) -> dict[str, list[float]]:
+    """By question; what could not be graded is left out."""
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["reward"] is not None:
+            rewards[row["id"]].append(float(row["reward"]))
+    return dict(rewards)
+
+
+def _point(row: Row) -> PointwiseJudgement:
+    verdict = None if row["verdict"] is None else row["verdict"] == "right"
+    return PointwiseJudgement(row["label"] == "right", verdict, row["probability"], row["id"].rpartition("/")[0])
+
+
+def _tokens(row: Row) -> int:
+    return int(row["prompt_tokens"] + row["generated_tokens"])

@@ -1,0 +1,94 @@
+"""Suites are fixed, graded, and refuse what is wrong in a file with row and field."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spark_rl.evaluate.suites import open_suite
+from spark_rl.verify import VerifierPool, extract_answer
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with VerifierPool() as pool:
+        yield pool
+
+
+def written(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_the_embedded_suite_has_every_part(pool, split):
+    suite = open_suite(f"embedded:{split}", pool)
+    assert len(suite.questions) == 500
+    assert {e.source for e in suite.further} == {"mixed", "product-minus", "retention"}
+    assert len(suite.pairs) == 250
+    assert len(suite.points) == 500
+    assert len(suite.probes) > 1000
+    assert {item.right for item in suite.points} == {True, False}
+
+
+def test_the_splits_share_no_question(pool):
+    validation, test = (open_suite(f"embedded:{split}", pool) for split in ("validation", "test"))
+    for part in ("questions", "pairs"):
+        asked = [{item.question for item in getattr(suite, part)} for suite in (validation, test)]
+        assert not asked[0] & asked[1]
+
+
+def test_the_labels_of_the_judge_sets_are_true(pool):
+    gold = {e.question: e.answer for s in ("validation", "test") for e in _all(f"embedded:{s}")}
+    for split in ("validation", "test"):
+        for pair in open_suite(f"embedded:{split}", pool).pairs:
+            assert extract_answer(pair.right) == gold[pair.question]
+            assert extract_answer(pair.wrong) not in (None, gold[pair.question])
+
+
+def _all(path):
+    from spark_rl.evaluate.suites import embedded_examples
+
+    return embedded_examples(path)
+
+
+def test_the_same_name_is_the_same_suite(pool):
+    assert open_suite("embedded", pool) == open_suite("embedded:validation", pool)
+
+
+def test_a_file_of_yours_is_a_suite(pool, tmp_path):
+    name = written(
+        tmp_path / "mine.jsonl",
+        {"prompt": "What is 2+2?", "answer": "4"},
+        {"question": "What is 2+2?", "response": r"\boxed{5}", "right": False},
+        {"question": "What is 2+2?", "right": r"\boxed{4}", "wrong": r"\boxed{5}"},
+    )
+    suite = open_suite(name, pool)
+    assert [e.answer for e in suite.questions] == ["4"]
+    assert [(item.response, item.right) for item in suite.points] == [(r"\boxed{5}", False)]
+    assert [item.wrong for item in suite.pairs] == [r"\boxed{5}"]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"prompt": "What is 2+2?"}, "row 2: has no 'answer'"),
+        ({"prompt": "What is 2+2?", "answer": "4", "verifier": "nope"}, "row 2: unknown verifier"),
+        ({"prompt": "What is 2+2?", "answer": "four!?", "verifier": "numeric"}, "row 2: 'answer'"),
+        ({"question": "q", "response": "r"}, "row 2: 'right' must be true or false"),
+        ({"question": "q", "wrong": "r"}, "row 2: has no 'right'"),
+        ({"question": 3, "right": "r", "wrong": "w"}, "row 2: 'question' must be text"),
+    ],
+)
+def test_a_wrong_row_is_named(pool, tmp_path, row, sentence):
+    name = written(tmp_path / "mine.jsonl", {"prompt": "What is 2+2?", "answer": "4"}, row)
+    with pytest.raises(ValueError, match=sentence):
+        open_suite(name, pool)
+
+
+def test_unknown_and_missing_suites(pool, tmp_path):
+    with pytest.raises(ValueError, match="unknown suite 'embeded'"):
+        open_suite("embeded", pool)
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_suite(str(tmp_path / "none.jsonl"), pool)
