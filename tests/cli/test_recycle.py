@@ -75,7 +75,7 @@ def test_it_makes_what_a_run_makes_of_the_same_rollouts() -> None:
     groups = [question_group(number, (number + 1, number, None, number + 1)) for number in range(70)]
     rows = [row(number, (number + 1, number, None, number + 1)) for number in range(70)]
     done = run("recycle.reasoning_view=0", "--verifier", "numeric", "--seed", 3, rows=lines(*rows))
-    config = RecycleConfig(reasoning_view=0)
+    config = load_config(overrides=["preset=spark", "recycle.reasoning_view=0"]).recycle
     made = [
         task
         for step, start in enumerate(range(0, 70, GROUPS_PER_STEP), start=1)

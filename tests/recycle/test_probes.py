@@ -79,7 +79,7 @@ def test_a_claim_changes_no_answer():
 def test_hollow_responses_are_wrong_and_hold_no_usual_answer():
     rng = random.Random(0)
     for _ in range(50):
-        response = hollow(RIGHT, rng)
+        response = hollow(WRONG, rng)
         assert response.text in HOLLOW
         assert response.reward == 0.0
     assert all((extract_answer(text) or "?") in ("?", "the result") for text in HOLLOW)

@@ -54,13 +54,13 @@ def claim(rng: random.Random) -> str:
     return f"{opening}{' ' * middle[0].isalnum()}{middle}{' ' * end[:1].isalnum()}{end}"
 
 
-def hollow(right: Response, rng: random.Random) -> Response:
-    """A response without content beside a right one."""
+def hollow(wrong: Response, rng: random.Random) -> Response:
+    """A response without content, in the place of a wrong one."""
     text = rng.choice(HOLLOW)
-    return Response(f"{right.id}:hollow", text, extract_answer(text), 0.0, disturbed=True)
+    return replace(wrong, text=text, extracted=extract_answer(text), disturbed=True)
 
 
 def claimed(response: Response, claim: str, first: bool) -> Response:
     """The response with a claim before or after it."""
     text = f"{claim}\n{response.text}" if first else f"{response.text}\n{claim}"
-    return replace(response, id=f"{response.id}:claimed", text=text, disturbed=True)
+    return replace(response, text=text, disturbed=True)

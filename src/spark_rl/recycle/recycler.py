@@ -115,7 +115,7 @@ class _Maker:
         if self.config.probe_rate == 0 or rng.random() >= self.config.probe_rate:
             return couple
         if rng.random() < 0.3:
-            return right, hollow(right, rng)
+            return right, hollow(wrong, rng)
         line, first = claim(rng), rng.random() < 0.5
         which = rng.choice((0, 1))
         if alike or which == 0:
