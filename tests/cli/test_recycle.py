@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spark_rl.cli.recycle import GROUPS_PER_STEP, _group
-from spark_rl.config import DataConfig, RecycleConfig, SourceConfig
+from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
 from spark_rl.data import question_task
 from spark_rl.data.rows import RowReader
 from spark_rl.recycle import recycle
