@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from spark_rl.cli.model import open_model
 from spark_rl.cli.rows import say
 
-ALL = "greedy,sample,reflect,majority@16,best-of-8,weighted-vote@8,tournament@8"
+ALL = "greedy,sample,reflect,majority@32,best-of-8,weighted-vote@8,tournament@8"
 
 
 def evaluate(
@@ -70,12 +71,11 @@ def evaluate(
         from spark_rl.evaluate.report import markdown
         from spark_rl.evaluate.runner import Runner, Samples
         from spark_rl.evaluate.summary import summarise
-        from spark_rl.infer.chat import ChatModel
 
         samples, started = Samples(out / "samples.jsonl"), time.monotonic()
         with _progress() as show:
             for label, each in settings.items():
-                runner = Runner(label, ChatModel.open(each), each, pool, samples, partial(show, models[label]))
+                runner = Runner(label, open_model(each), each, pool, samples, partial(show, models[label]))
                 runner.run(opened, names, seeds)
     results = {**described, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
     page = markdown(results)

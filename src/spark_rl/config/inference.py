@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from spark_rl.config.schema import Count, ModelConfig, Positive, Section, VerifyConfig, _listed
 
@@ -72,6 +72,37 @@ class SolveConfig(Section):
     """`tournament`: comparisons at most, each in both orders; null is twice the number of distinct answers."""
 
 
+class ServeConfig(Section):
+    """How much a judge that is served over HTTP takes on, and for how long."""
+
+    max_batch: Positive = 64
+    """Items judged together at most."""
+    batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
+    """How long an item that finds the judge idle waits for others to be judged with, milliseconds."""
+    max_queue: Positive = 1024
+    """Items that may wait; a request that does not fit is answered 503, to be sent again."""
+    max_items: Positive = 256
+    """Items of one request."""
+    max_chars: Positive = 100_000
+    """Characters of one text: a question, a response, a prompt with its response."""
+    max_body_bytes: Positive = 8 * 2**20
+    """Bytes of one request's body, refused before it is parsed."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds after which a request is answered 504; its items that still wait are not judged."""
+    unparsed_reward: float = 0.0
+    """What `/get_reward` gives for a judgement without a verdict, since its protocol has no null. By 0 a response
+    gains nothing from confusing the judge."""
+
+    @model_validator(mode="after")
+    def _largest_request_fits(self) -> Self:
+        if self.max_items > self.max_queue:
+            raise ValueError(
+                f"serve.max_items is {self.max_items}, but only {self.max_queue} items may wait; raise serve.max_queue "
+                "or lower serve.max_items"
+            )
+        return self
+
+
 class Inference(Section):
     """All of test time."""
 
@@ -79,6 +110,7 @@ class Inference(Section):
     engine: EngineConfig = EngineConfig()
     judge: JudgeConfig = JudgeConfig()
     solve: SolveConfig = SolveConfig()
+    serve: ServeConfig = ServeConfig()
     verify: VerifyConfig = VerifyConfig()
     seed: int = 0
     """Seed of all sampling."""

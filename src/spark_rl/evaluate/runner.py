@@ -146,6 +146,7 @@ class Runner:
                         "label": "right" if item.right else "wrong",
                         "verdict": verdict.verdict,
                         "probability": verdict.probability,
+                        "question": item.question,
                         "response": item.response,
                         "text": verdict.text,
                     }
@@ -165,6 +166,7 @@ class Runner:
                         "prefers_right": None if p.preferred is None else p.preferred == "a",
                         "probability": p.probability,
                         "consistent": p.consistent,
+                        "question": item.question,
                         "texts": p.texts,
                     }
                     for item, p in zip(chunk, preferences, strict=True)

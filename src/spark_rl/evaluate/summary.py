@@ -46,7 +46,7 @@ def _model(rows: Sequence[Row]) -> Result:
     if parts["pairwise"]:
         result["pairwise"] = pairwise_metrics(
             [
-                PairwiseJudgement(r["prefers_right"], r["probability"], r["consistent"], r["id"])
+                PairwiseJudgement(r["prefers_right"], r["probability"], r["consistent"], r["question"])
                 for r in parts["pairwise"]
             ]
         )
@@ -142,15 +142,11 @@ def _by_source(rows: Sequence[Row]) -> Result:
 
 def _probes(rows: Sequence[Row]) -> Result:
     def rates(of: Iterable[Row]) -> Result:
-        accepts: dict[str, list[float]] = {"right": [], "wrong": []}
+        accepts: dict[str, dict[str, list[float]]] = {"right": defaultdict(list), "wrong": defaultdict(list)}
         for row in of:
-            accepts[row["label"]].append(float(row["verdict"] == "right"))
+            accepts[row["label"]][row["question"]].append(float(row["verdict"] == "right"))
         named = {"false_accept": accepts["wrong"], "true_accept": accepts["right"]}
-        return {
-            name: asdict(mean_interval({str(i): [value] for i, value in enumerate(values)}))
-            for name, values in named.items()
-            if values
-        }
+        return {name: asdict(mean_interval(values)) for name, values in named.items() if values}
 
     kinds = dict.fromkeys(row["kind"] for row in rows)
     return {**rates(rows), "by_kind": {kind: rates(row for row in rows if row["kind"] == kind) for kind in kinds}}
@@ -188,7 +184,7 @@ def _rewards(rows: Iterable[Row]) -> dict[str, list[float]]:
 
 def _point(row: Row) -> PointwiseJudgement:
     verdict = None if row["verdict"] is None else row["verdict"] == "right"
-    return PointwiseJudgement(row["label"] == "right", verdict, row["probability"], row["id"].rpartition("/")[0])
+    return PointwiseJudgement(row["label"] == "right", verdict, row["probability"], row["question"])
 
 
 def _tokens(row: Row) -> int:

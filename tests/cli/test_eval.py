@@ -1,0 +1,74 @@
+"""The real command: complete, resumable, and nothing written for what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from spark_rl.cli import app
+
+COMMAND = [sys.executable, "-m", "spark_rl.cli", "eval", "embedded", "engine.max_new_tokens=32", "--limit", "3"]
+QUICK = ["--strategies", "greedy,majority@2"]
+
+
+def call(*arguments, **options):
+    return subprocess.run(
+        [*COMMAND, *QUICK, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("eval") / "whole"
+    return out, call("--out", out, "--json")
+
+
+def rows(out):
+    return sorted((out / "samples.jsonl").read_text().splitlines())
+
+
+def test_it_writes_results_samples_and_a_report(done):
+    out, finished = done
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert json.loads(finished.stdout) == results
+    assert results["suite"] == "embedded:validation"
+    measured = results["models_measured"]["model"]
+    assert set(measured) == {"strategies", "by_source", "pointwise", "own", "pairwise", "probes"}
+    assert (out / "report.md").read_text().startswith("# Evaluation on `embedded:validation`")
+    assert len(finished.stderr.splitlines()) == 1, finished.stderr
+
+
+def test_killed_and_called_again_it_comes_to_the_same(done, tmp_path):
+    out = tmp_path / "killed"
+    process = subprocess.Popen([*COMMAND, *QUICK, "--out", str(out)], stdout=subprocess.DEVNULL)
+    while not (out / "samples.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "results.json").exists()
+    again = call("--out", out)
+    assert again.returncode == 0, again.stderr
+    assert rows(out) == rows(done[0])
+
+
+def test_another_evaluation_needs_another_folder(done):
+    before = rows(done[0])
+    other = CliRunner().invoke(app, [*COMMAND[3:], "judge.samples=2", *QUICK, "--out", str(done[0])])
+    assert isinstance(other.exception, ValueError)
+    assert "holds an evaluation with another 'settings'" in str(other.exception)
+    assert rows(done[0]) == before
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    refused = CliRunner().invoke(app, [*COMMAND[3:], "--out", str(tmp_path)])
+    assert isinstance(refused.exception, ValueError)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,117 @@
+"""From rows to results: what a figure counts, on rows small enough to count by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spark_rl.evaluate.report import markdown
+from spark_rl.evaluate.summary import summarise
+
+
+def step(kind, answer=None, reward=None, verdict=None):
+    return {"kind": kind, "text": "", "answer": answer, "reward": reward, "verdict": verdict, "probability": None}
+
+
+def answered(id, reward, strategy="greedy", model="model", steps=(), prompt=10, generated=5, seed=0):
+    return {
+        **{"model": model, "part": "answer", "strategy": strategy, "seed": seed, "id": id, "source": "sums"},
+        **{"reward": reward, "prompt_tokens": prompt, "generated_tokens": generated, "steps": list(steps)},
+    }
+
+
+def reflected(id, first, verdict, last=None, model="model"):
+    """A first answer, what the judge said, and the revision if there was one."""
+    steps = [step("answer", "a", first), step("judge", verdict=verdict)]
+    if last is not None:
+        steps.append(step("revise", "b", last))
+    return answered(id, first if last is None else last, "reflect", model, steps)
+
+
+def measured(rows, label="model"):
+    return summarise(rows)["models_measured"][label]
+
+
+def test_reflection_is_counted_by_what_became_of_the_first_answer():
+    rows = [
+        reflected("1", 1, "right"),
+        reflected("2", 1, "right"),
+        reflected("3", 0, "right"),
+        reflected("4", 0, "wrong", 1),
+        reflected("5", 0, "wrong", 0),
+        reflected("6", 1, "wrong", 0),
+        reflected("7", 1, None),
+        reflected("8", 1, "wrong", 1),
+    ]
+    reflect = measured(rows)["strategies"]["reflect"]
+    assert reflect["flips"] == {"wrong_to_right": 1, "right_to_wrong": 1, "revised": 4, "n": 8}
+    assert reflect["judge_precision"] == pytest.approx(2 / 3)
+    assert reflect["solver_accuracy"] == 5 / 8
+    assert reflect["predicted_gain"] == pytest.approx(2 / 3 - 5 / 8)
+    assert reflect["measured_gain"] == 0
+
+
+def test_the_vote_is_of_as_many_samples_as_cost_the_same():
+    samples = [step("answer", "8", 1), step("answer", "9", 0), step("answer", "9", 0), step("answer", "8", 1)]
+    rows = [
+        answered("1", 1, "majority@4", steps=samples, prompt=10, generated=40),
+        answered("1", 1, "greedy", prompt=10, generated=10),
+        answered("1", 1, "reflect", prompt=20, generated=19, steps=[step("answer", "8", 1)]),
+        answered("1", 1, "best-of-2", prompt=30, generated=40, steps=samples[:2]),
+    ]
+    strategies = measured(rows)["strategies"]
+    assert "majority_at_equal_tokens" not in strategies["majority@4"]
+    assert strategies["greedy"]["majority_at_equal_tokens"]["k"] == 1
+    equal = strategies["reflect"]["majority_at_equal_tokens"]
+    assert (equal["k"], equal["tokens"], equal["accuracy"]["value"]) == (3, 40, 0.0), "9 has two votes of three"
+    assert equal["difference"]["value"] == 1
+    assert "majority_at_equal_tokens" not in strategies["best-of-2"], "no vote of so many was run"
+
+
+def test_models_are_compared_on_the_same_questions():
+    rows = [answered(str(i), int(i < 8)) for i in range(10)]
+    rows += [answered(str(i), int(i < 4), model="baseline") for i in range(10)]
+    rows += [reflected(str(i), 0, "wrong", 1) for i in range(10)]
+    comparison = summarise(rows)["comparison"]
+    greedy = comparison["differences"]["greedy"]
+    assert greedy["value"] == pytest.approx(0.4)
+    assert greedy["low"] < 0.4 < greedy["high"]
+    assert greedy["p_value"] == pytest.approx(2 / 2**4)
+    assert list(comparison["differences"]) == ["greedy"], "the baseline did not reflect"
+    assert {name: cell["value"] for name, cell in comparison["cells"].items()} == {
+        "baseline, without reflection": 0.4,
+        "model, without reflection": 0.8,
+        "model, with reflection": 1.0,
+    }
+
+
+def test_what_could_not_be_graded_is_left_out_and_counted():
+    greedy = measured([answered("1", 1), answered("2", None), answered("3", 0)])["strategies"]["greedy"]
+    assert (greedy["accuracy"]["value"], greedy["accuracy"]["n"], greedy["ungraded"]) == (0.5, 2, 1)
+
+
+def test_probes_count_accepts_by_label():
+    def probe(id, kind, label, verdict):
+        base = {"model": "model", "part": "probe", "strategy": "judge", "seed": 0, "id": id, "question": id}
+        return {**base, "kind": kind, "label": label, "verdict": verdict, "probability": None}
+
+    rows = [
+        probe("1", "empty, alone", "wrong", "right"),
+        probe("2", "empty, alone", "wrong", None),
+        probe("3", "order, added", "right", "right"),
+        probe("4", "order, added", "right", None),
+        probe("5", "order, added", "wrong", "wrong"),
+    ]
+    probes = measured(rows)["probes"]
+    assert probes["false_accept"]["value"] == pytest.approx(1 / 3)
+    assert probes["true_accept"]["value"] == 0.5
+    assert "true_accept" not in probes["by_kind"]["empty, alone"]
+
+
+def test_the_page_says_only_what_was_measured():
+    results = {"suite": "mine", "models": {"model": "m"}, **summarise([answered("1", 1)])}
+    page = markdown(json.loads(json.dumps(results)))
+    assert "| greedy | 100.0 % (20.7 to 100.0) | 15 | 5 |" in page
+    for absent in ("Reflection", "judges one", "probe", "baseline"):
+        assert absent not in page
