@@ -70,7 +70,8 @@ def judge(
         return _one(item, load, as_json)
     check_summary(as_json, out)
     source = Input(file, skip_bad)
-    counts, judges, start = Counter[str](), list[Judge](), time.monotonic()
+    counts, start = Counter[str](), time.monotonic()
+    judges: list[Judge] = []
 
     def count(row: Row) -> None:
         counts[_word(row)] += 1

@@ -11,6 +11,7 @@ import annotated_types
 import yaml
 from pydantic.fields import FieldInfo
 
+from spark_rl.config.inference import Inference
 from spark_rl.config.load import flat, load_config
 from spark_rl.config.schema import Config, Section
 
@@ -21,13 +22,19 @@ A run is one YAML file. `preset: paper`, `spark` or `grpo` names the values it s
 them, and `section.key=value` arguments of the command line replace those. An unknown key is an error that names the
 nearest known one.
 
-This page is made of the schema ([`config/schema.py`](../src/spark_rl/config/schema.py)) by `make docs`.
+This page is made of the schema ([`config/schema.py`](../src/spark_rl/config/schema.py),
+[`config/inference.py`](../src/spark_rl/config/inference.py)) by `make docs`.
+"""
+_TEST_TIME = """# Settings of judge, solve, eval and serve
+
+These verbs take the model as an argument, these keys as `section.key=value` after it, and those of `model` and
+`verify` above.
 """
 
 
 def markdown() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *_presets(), *_sections(Config, "")]) + "\n"
+    return "\n".join([_HEAD, *_presets(), *_sections(Config, ""), _TEST_TIME, *_test_time()]) + "\n"
 
 
 def _presets() -> Iterator[str]:
@@ -41,6 +48,13 @@ def _presets() -> Iterator[str]:
         if len(set(shown)) > 1 and key != "preset":
             yield f"| `{key}` | {' | '.join(shown)} |"
     yield ""
+
+
+def _test_time() -> Iterator[str]:
+    """The sections that a run does not have."""
+    for name, field in Inference.model_fields.items():
+        if _is_section(field.annotation) and name not in Config.model_fields:
+            yield from _sections(field.annotation, f"{name}.", field.description)  # type: ignore[arg-type]
 
 
 def _sections(section: type[Section], path: str, about: str | None = None) -> Iterator[str]:
