@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,6 +79,7 @@ def a_run(folder: Path) -> None:
 
 
 Q = {"prompt": "What is 1+1?", "answer": "2"}
+SELF_REWARD = ["self_reward.enabled=true", "validation.every=1", "data.validation=embedded:validation"]
 CONFIG = [
     Case("no config", ["train", "nowhere.yaml"], ["nowhere.yaml", "cannot be read", "give the path"]),
     Case("config is a folder", ["train", "model"], ["model", "cannot be read"]),
@@ -224,6 +226,36 @@ DATA = [
         "data.answer_pattern='### (.)'",
         words=["data.jsonl, row 1", "data.answer_pattern"],
     ),
+    train("self-reward unmeasured", "self_reward.enabled=true", words=["self_reward.enabled", "set data.validation"]),
+    train(
+        "self-reward measured but once",
+        "self_reward.enabled=true",
+        "data.validation=embedded:validation",
+        words=["self_reward.enabled", "set validation.every"],
+    ),
+    train(
+        "row without an answer while self-reward is off",
+        words=["data.jsonl, row 2", "'self'", "self_reward.enabled=true"],
+        spoil=rows(Q, {"prompt": "Why?", "verifier": "self"}),
+    ),
+    train(
+        "held-out row without an answer",
+        "data.validation=held.jsonl",
+        words=["held.jsonl, row 1", "'self'", "move it to data.train"],
+        spoil=rows({"prompt": "Why?", "verifier": "self"}, name="held.jsonl"),
+    ),
+    train(
+        "no row with a rule",
+        *SELF_REWARD,
+        words=["data.train", "every row", "'self'", "add some"],
+        spoil=rows({"prompt": "Why?", "verifier": "self"}),
+    ),
+    train(
+        "judge row without a rule",
+        *SELF_REWARD,
+        words=["data.jsonl, row 2", "pointwise", "'self'", "name a rule"],
+        spoil=rows(Q, {**Q, "answer": "Yes", "role": "pointwise", "verifier": "self"}),
+    ),
 ]
 MODEL = [
     train("no model folder", "model.path=./nowhere", words=["model.path", "nowhere"]),
@@ -341,7 +373,22 @@ VERBS = [
         write("data.jsonl", b'{"id": "\xe9"}\n'),
     ),
 ]
-CASES = [*CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS]
+TAKEN = socket.create_server(("127.0.0.1", 0))
+PORT = str(TAKEN.getsockname()[1])
+SERVE = [
+    Case("serve: port taken", ["serve", "embedded", "--port", PORT], [f"--port {PORT}", "in use", "choose another"]),
+    Case("serve: public without a token", ["serve", "embedded", "--host", "0.0.0.0"], ["0.0.0.0", "--token-env"]),
+    Case("serve: unknown host", ["serve", "embedded", "--host", "no.invalid"], ["no.invalid", "choose another"]),
+    Case("serve: token not set", ["serve", "embedded", "--token-env", "NO_SUCH"], ["NO_SUCH is not set", "export"]),
+    Case("serve: no model", ["serve", "./nowhere", "--port", "0"], ["./nowhere"]),
+    Case("serve: unknown setting", ["serve", "embedded", "serve.max_bath=1"], ["serve.max_bath", "'max_batch'"]),
+    Case(
+        "serve: requests that never fit",
+        ["serve", "embedded", "serve.max_queue=8"],
+        ["serve.max_items is 256", "raise serve.max_queue"],
+    ),
+]
+CASES = [*CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS, *SERVE]
 
 
 @pytest.fixture

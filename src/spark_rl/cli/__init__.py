@@ -12,6 +12,7 @@ from spark_rl.cli.doctor import doctor
 from spark_rl.cli.eval import evaluate
 from spark_rl.cli.judge import judge
 from spark_rl.cli.recycle import recycle
+from spark_rl.cli.serve import serve
 from spark_rl.cli.solve import solve
 from spark_rl.cli.train import train
 from spark_rl.cli.verify import verify
@@ -30,6 +31,7 @@ app.command()(recycle)
 app.command("eval")(evaluate)
 app.command()(judge)
 app.command()(solve)
+app.command()(serve)
 app.command()(doctor)
 
 

@@ -12,7 +12,11 @@ from spark_rl.config import Inference, load_inference
 if TYPE_CHECKING:
     from spark_rl.infer import ChatModel
 
-_PACE = {"engine": {"max_batch_tokens", "concurrency", "timeout_seconds", "retries", "api_key_env"}, "verify": True}
+_PACE = {
+    "engine": {"max_batch_tokens", "concurrency", "timeout_seconds", "retries", "api_key_env"},
+    "verify": True,
+    "serve": True,
+}
 """Settings that change no result."""
 
 

@@ -40,8 +40,9 @@ class JudgeConfig(Section):
     """Judgements of each prompt: 1 is greedy; more are sampled, and their probabilities averaged."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of sampled judgements."""
-    view: Literal["answer", "reasoning"] = "reasoning"
-    """What the judge sees of a response: its final answer alone, where it has one, or all of it."""
+    view: Literal["answer", "reasoning"] = "answer"
+    """What the judge sees of a response: its final answer alone, where it has one, or all of it. Words beside an answer
+    cannot win over who does not read them; where the verdict is to be on the reasoning too, show it."""
     max_response_chars: Positive = 8000
     """A shown response is cut in its middle to this many characters, visibly."""
     pointwise_template: Literal["pointwise-1", "pointwise-2", "pointwise-3"] = "pointwise-1"

@@ -1,0 +1,70 @@
+"""A question and its response, found again in what other trainers pass on: text with chat tags, or messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_USER_TURNS = (
+    ("<|im_start|>user\n", "<|im_end|>"),
+    ("<|start_header_id|>user<|end_header_id|>", "<|eot_id|>"),
+    ("<start_of_turn>user\n", "<end_of_turn>"),
+    ("<|user|>\n", "<|end|>"),
+    ("[INST]", "[/INST]"),
+)
+"""ChatML (Qwen), Llama 3, Gemma, Phi, Mistral."""
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+
+
+def question_of(prompt: str) -> str:
+    """The one user turn of a prompt; the whole prompt where it has no chat tags that we know, or several turns.
+
+    >>> question_of("<|im_start|>user\\nWhat is 2+2?<|im_end|>\\n<|im_start|>assistant\\n")
+    'What is 2+2?'
+    """
+    turns = [
+        turn.partition(closing)[0].strip()
+        for opening, closing in _USER_TURNS
+        for turn in prompt.split(opening)[1:]
+        if closing in turn
+    ]
+    return turns[0] if len(turns) == 1 else prompt
+
+
+def response_of(query: str, prompt: str) -> str:
+    """What follows the prompt in a query, without its end-of-turn token, and with the reasoning tag that the prompt
+    opened: the extractor must see it.
+
+    Raises:
+        ValueError: the query does not begin with the prompt.
+    """
+    if not query.startswith(prompt):
+        raise ValueError("does not begin with its prompt; send the prompt as text, as it stands in the query, uncut")
+    response = query[len(prompt) :].rstrip()
+    end = next((tag for tag in _ENDS if response.endswith(tag)), "")
+    opening = "<think>" if prompt.rstrip().endswith("<think>") else ""
+    return opening + response.removesuffix(end).rstrip()
+
+
+def asked(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """The question of a prompt, text or messages; several user turns come with their roles."""
+    if isinstance(prompt, str):
+        return question_of(prompt)
+    users = [text(message) for message in prompt if message["role"] == "user"]
+    if len(users) == 1:
+        return users[0]
+    return "\n\n".join(f"{message['role']}: {text(message)}" for message in prompt)
+
+
+def answered(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """The response of a completion, text or messages: the last of the assistant's, after any calls of tools."""
+    if isinstance(completion, str):
+        return completion
+    spoken = [text(message) for message in completion if message["role"] == "assistant"]
+    return spoken[-1] if spoken else ""
+
+
+def text(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content may come in parts; images are left out."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)

