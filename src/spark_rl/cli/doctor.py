@@ -29,6 +29,8 @@ _OPTIONAL = (
     ("wandb", "train.trackers: [wandb]", "pip install wandb"),
     ("trackio", "train.trackers: [trackio]", "pip install trackio"),
     ("tensorboard", "train.trackers: [tensorboard]", "pip install tensorboard"),
+    ("vllm", "engine.kind=vllm", "pip install 'spark-rl[vllm]'"),
+    ("fastapi", "spark-rl serve", "pip install 'spark-rl[serve]'"),
 )
 """Package, what it is for, how to install it."""
 _LITTLE_DISK = 5 * 2**30
