@@ -43,8 +43,9 @@ bench: setup  ## one JSON line a benchmark, also in benchmarks/results.jsonl (ab
 soak: setup  ## the long versions of the fault tests
 	OMP_NUM_THREADS=1 SPARK_RL_SOAK=1 $(BIN)/python -m pytest -n 2 tests
 
-docs: setup  ## the page of all settings, made of the schema
+docs: setup  ## the pages of all settings and of published sets
 	$(BIN)/python -m spark_rl.config.reference > docs/config.md
+	$(BIN)/python -m spark_rl.evaluate.reference > docs/suites.md
 
 base: setup  ## rebuild the embedded base from nothing (about half an hour on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.build src/spark_rl/embedded/base

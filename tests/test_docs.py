@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from spark_rl.config import load_config, reference
+from spark_rl.evaluate import reference as suites
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
@@ -54,6 +55,10 @@ def test_code_blocks_run(page: str, tmp_path: Path) -> None:
 
 def test_the_page_of_settings_is_current() -> None:
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == reference.markdown(), "run `make docs`"
+
+
+def test_the_page_of_published_sets_is_current() -> None:
+    assert (ROOT / "docs" / "suites.md").read_text(encoding="utf-8") == suites.markdown(), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", [*PAGES, "../README.md"])

@@ -16,6 +16,7 @@ import pytest
 from spark_rl.evaluate.published import in_suite, load
 from spark_rl.evaluate.published_rows import IN_THE_IMAGE, LETTER, BestOfItem, ImagePair
 from spark_rl.evaluate.published_sets import PUBLISHED
+from spark_rl.evaluate.suites import open_suite
 from spark_rl.types import Example
 from spark_rl.verify import VerifierPool, check_gold, grade
 from spark_rl.verify.pool import Check
@@ -762,7 +763,6 @@ def test_reward_bench_2(tmp_path):
         BestOfItem("Factuality/17", "Who wrote it?", ("Ada.", "Bob.", "Cy.", "Di."), 1, "Factuality"),
         BestOfItem("Ties/tied:3", "Name a colour of the rainbow.", ("Red", "Blue", "Brown"), 2, "Ties"),
     ]
-    assert [item.has_ties for item in items] == [False, True]
 
 
 def test_vl_reward_bench(tmp_path):
@@ -877,3 +877,55 @@ def test_entries_say_where_they_come_from(name):
     assert all((published.rule, published.licence, published.citation, published.schema_source, published.unverified))
     assert published.rule.endswith(".") and published.unverified.endswith(".")
     assert not published.files or len(published.files) == len(published.splits)
+
+
+# ------------------------------------------------------------------------------------------------ as suites
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with VerifierPool() as pool:
+        yield pool
+
+
+def test_a_collection_is_all_its_sets(tmp_path, pool):
+    names = [each.name for each in in_suite("paper-text")]
+    local = {name: write(name, tmp_path / name) for name in names}
+    suite = open_suite("paper-text", pool, None, local)
+    assert list(dict.fromkeys(question.source for question in suite.questions)) == names
+    assert len({question.id for question in suite.questions}) == len(suite.questions)
+    limited = open_suite("paper-text", pool, 1, local)
+    assert [question.source for question in limited.questions] == names, "the limit is of each set"
+    assert not (suite.points or suite.pairs or suite.probes or suite.best_of)
+
+
+def test_a_set_is_a_suite_too(tmp_path, pool):
+    path = write_jsonl(tmp_path / "test.jsonl", [BEST_OF, TIES])
+    suite = open_suite("reward-bench-2", pool, None, {"reward-bench-2": path})
+    assert [len(item.responses) for item in suite.best_of] == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("suite", "reason"),
+    [
+        ("paper-vision", "mathvista, .* asks about images, .* choose paper-text"),
+        ("pope", "pope asks about images"),
+        ("paper-reward", "vl-reward-bench asks about images, .* name reward-bench-2 alone"),
+        ("gsm9k", "unknown suite 'gsm9k'; did you mean 'gsm8k'"),
+    ],
+)
+def test_suites_that_cannot_be_opened(suite, reason, pool):
+    with pytest.raises(ValueError, match=reason):
+        open_suite(suite, pool)
+
+
+def test_a_copy_of_something_else(tmp_path, pool):
+    with pytest.raises(ValueError, match="--local pope: gsm8k holds no such set; it holds gsm8k"):
+        open_suite("gsm8k", pool, None, {"pope": tmp_path})
+    with pytest.raises(ValueError, match="--local gsm8k: embedded holds no such set; it is no published set"):
+        open_suite("embedded", pool, None, {"gsm8k": tmp_path})
+
+
+def test_a_set_that_cannot_be_reached_says_how_to_give_a_copy(pool):
+    with pytest.raises(ValueError, match=r"openai/gsm8k.*--local gsm8k="):
+        open_suite("gsm8k", pool)

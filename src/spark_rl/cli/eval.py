@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ ALL = "greedy,sample,reflect,majority@32,best-of-8,weighted-vote@8,tournament@8"
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run's final/, a model folder, a Hub id, embedded, or http://...")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value of engine, judge, solve.")] = None,
-    suite: Annotated[str, typer.Option(help="embedded, embedded:test, or a JSONL file of yours.")] = "embedded",
+    suite: Annotated[str, typer.Option(help="embedded, embedded:test, paper-text, a set, or your JSONL.")] = "embedded",
+    local: Annotated[list[str] | None, typer.Option(help="NAME=PATH: your copy of a published set.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results.json, samples.jsonl and report.md.")] = Path("eval"),
     baseline: Annotated[str | None, typer.Option(help="A second model, to compare with on the same items.")] = None,
     strategies: Annotated[str, typer.Option(help="Separated by commas; all takes every one.")] = "greedy,reflect",
@@ -43,6 +44,8 @@ def evaluate(
 
         spark-rl eval runs/quickstart/final --suite embedded:test --strategies all --seeds 3
 
+        spark-rl eval Qwen/Qwen2.5-7B-Instruct --suite paper-text --local gsm8k=data/gsm8k
+
         spark-rl eval http://127.0.0.1:8000/v1 --suite held_out.jsonl engine.max_new_tokens=2048
     """
     from spark_rl.config import load_inference
@@ -60,11 +63,12 @@ def evaluate(
         if not each.model.path.startswith(("http://", "https://")):
             check_folder(each.model)
     with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
-        opened = open_suite(suite, pool, limit)
+        opened = open_suite(suite, pool, limit, _copies(local or []))
         described = {
             "models": models,
             "suite": opened.name,
             "limit": limit,
+            "local": local or [],
             "settings": settings["model"].model_dump(mode="json", exclude={"model": {"path"}}),
         }
         _claim(out, described)
@@ -83,6 +87,17 @@ def evaluate(
     _write(out / "report.md", page)
     print(json.dumps(results) if as_json else page)
     say(f"{len(samples.rows):,} items in {out / 'samples.jsonl'}")
+
+
+def _copies(local: Sequence[str]) -> dict[str, Path]:
+    """Of `NAME=PATH` options."""
+    copies = {}
+    for option in local:
+        name, equals, path = option.partition("=")
+        if not equals or not Path(path).exists():
+            raise ValueError(f"--local {option}: " + (f"there is no {path}" if equals else "must be NAME=PATH"))
+        copies[name] = Path(path)
+    return copies
 
 
 def _claim(out: Path, described: dict[str, Any]) -> None:

@@ -79,7 +79,10 @@ def _tables(published: PublishedSet, path: Path | None) -> list[Table]:
     tables: list[Table] = []
     if path is None:
         for split in published.splits:
-            tables += open_tables(published.hub_id, split=split, subset=published.subset)
+            try:
+                tables += open_tables(published.hub_id, split=split, subset=published.subset)
+            except ValueError as error:
+                raise ValueError(f"{error}, or give a copy: --local {published.name}=PATH") from None
     else:
         for file in _files(published, path) if path.is_dir() else [path]:
             tables += open_tables(str(file.absolute()), split="", subset=None)

@@ -33,11 +33,6 @@ class BestOfItem:
     num_right: int
     subset: str
 
-    @property
-    def has_ties(self) -> bool:
-        """Whether right responses are compared by their margins too, not only with the wrong ones."""
-        return self.subset == "Ties"
-
 
 @dataclass(frozen=True, slots=True)
 class ImagePair:

@@ -20,8 +20,9 @@ def markdown(results: Result) -> str:
         lines += _strategies(measured["strategies"]) if measured["strategies"] else []
         lines += _reflection(measured["strategies"].get("reflect"))
         lines += _judge(measured)
+        lines += _best_of(measured["best_of"]) if "best_of" in measured else []
         lines += _probes(measured["probes"]) if "probes" in measured else []
-        lines += _sources(measured["by_source"]) if measured["by_source"] else []
+        lines += _sources(measured) if measured["by_source"] else []
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -89,8 +90,15 @@ def _probes(probes: Result) -> Iterator[str]:
     yield from _table(["probe", "false accept", "true accept"], rows)
 
 
-def _sources(sources: Result) -> Iterator[str]:
-    rows = [[source, str(each["n"]), _rate(each)] for source, each in sources.items()]
+def _best_of(best_of: Result) -> Iterator[str]:
+    rows = [[name, str(each["n"]), _share(each["score"])] for name, each in best_of["by_subset"].items()]
+    yield from _table(["chooses the right response", "n", "score"], [*rows, ["mean", "", _share(best_of["mean"])]])
+
+
+def _sources(measured: Result) -> Iterator[str]:
+    rows = [[source, str(each["n"]), _rate(each)] for source, each in measured["by_source"].items()]
+    if greedy := measured["strategies"].get("greedy"):
+        rows.append(["mean over the sources of the suite", "", _share(greedy["mean_over_sources"])])
     yield from _table(["source (greedy)", "n", "accuracy"], rows)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spark_rl.config import Inference
+from spark_rl.evaluate.published_rows import BestOfItem
 from spark_rl.evaluate.suites import PairItem, PointItem, Suite
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.judge import Judge
@@ -88,6 +89,7 @@ class Runner:
             self._solve("further", suite.further, "greedy", 0)
         self._points("pointwise", suite.points)
         self._pairs("pairwise", suite.pairs)
+        self._best_of(suite.best_of)
         probes = {probe.id: probe.kind for probe in suite.probes}
         self._points("probe", [PointItem(p.id, p.question, p.response, p.right) for p in suite.probes], probes)
         if suite.points or suite.pairs:
@@ -170,6 +172,24 @@ class Runner:
                         "texts": p.texts,
                     }
                     for item, p in zip(chunk, preferences, strict=True)
+                ]
+            )
+
+    def _best_of(self, items: Sequence[BestOfItem]) -> None:
+        base = {"model": self.label, "part": "best_of", "strategy": "judge", "seed": 0}
+        for chunk in self._open("judging, best of several", items, base):
+            shown = [(item.question, response) for item in chunk for response in item.responses]
+            verdicts = iter(self.judge.score_all(shown))
+            self.samples.add(
+                [
+                    {
+                        **base,
+                        "id": item.id,
+                        "subset": item.subset,
+                        "num_right": item.num_right,
+                        "scores": [next(verdicts).probability for _ in item.responses],
+                    }
+                    for item in chunk
                 ]
             )
 

@@ -2,6 +2,8 @@
 
     embedded         the embedded questions of the validation split (what settings may be chosen on)
     embedded:test    those of the test split (what is reported)
+    paper-text       published sets, all or one by name (`published_sets.py`): gsm8k, math-500, aime24, ...
+    reward-bench-2   responses to choose among, scored by its own rule
     FILE.jsonl       yours: rows to answer (`prompt`, `answer`), to judge (`question`, `response`, `right`: true or
                      false) and to compare (`question`, `right`, `wrong`: responses)
 
@@ -12,7 +14,7 @@ The embedded judge sets are `embedded/judged/*.jsonl`: rollouts of models that a
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,11 +24,15 @@ from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import open_sources
 from spark_rl.evaluate.probes import Probe, probes_of
+from spark_rl.evaluate.published import in_suite, load
+from spark_rl.evaluate.published_rows import BestOfItem
+from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.jsonl import read_row
 from spark_rl.types import Example
 from spark_rl.verify import Check, VerifierPool, box, gold_problem
 
-SUITES = ("embedded", "embedded:validation", "embedded:test")
+EMBEDDED = ("embedded", "embedded:validation", "embedded:test")
+COLLECTIONS = tuple(dict.fromkeys(each.suite for each in PUBLISHED.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +65,54 @@ class Suite:
     """Questions that are only reported by source: transfer, retention."""
     points: list[PointItem] = field(default_factory=list)
     pairs: list[PairItem] = field(default_factory=list)
+    best_of: list[BestOfItem] = field(default_factory=list)
+    """Of several responses, which are right? Scored as RewardBench 2."""
     probes: list[Probe] = field(default_factory=list)
 
 
-def open_suite(name: str, pool: VerifierPool, limit: int | None = None) -> Suite:
-    """The suite of that name, each part cut to its first `limit` items.
+def open_suite(
+    name: str, pool: VerifierPool, limit: int | None = None, local: Mapping[str, Path] | None = None
+) -> Suite:
+    """The suite of that name, each part cut to its first `limit` items, of published sets each set.
+
+    Args:
+        local: copies of published sets, by name; the others come from the Hub.
 
     Raises:
         ValueError: there is none, or a row of a file is wrong; the sentence names row and field.
     """
-    if name in SUITES:
+    published = in_suite(name) or ([PUBLISHED[name]] if name in PUBLISHED else [])
+    if unused := set(local or {}) - {each.name for each in published}:
+        raise ValueError(f"--local {min(unused)}: {name} holds no such set; {_known_sets(published)}")
+    if published:
+        return _published(name, published, limit, local or {})
+    if name in EMBEDDED:
         return _embedded(name, limit)
     if name.endswith(".jsonl") or Path(name).is_file():
         return _file(Path(name), pool, limit)
-    near = get_close_matches(name, SUITES, 1)
+    near = get_close_matches(name, [*EMBEDDED, *COLLECTIONS, *PUBLISHED], 1)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"
-    raise ValueError(f"unknown suite {name!r}; {hint} are {', '.join(SUITES)}, and any .jsonl file of yours")
+    known = ", ".join((*EMBEDDED, *COLLECTIONS))
+    raise ValueError(f"unknown suite {name!r}; {hint} are {known}, each published set, and any .jsonl file of yours")
+
+
+def _known_sets(published: Sequence[PublishedSet]) -> str:
+    return f"it holds {', '.join(each.name for each in published)}" if published else "it is no published set"
+
+
+def _published(name: str, published: Sequence[PublishedSet], limit: int | None, local: Mapping[str, Path]) -> Suite:
+    if seen := [each.name for each in published if each.has_images]:
+        others = [each.name for each in published if not each.has_images]
+        instead = f"name {' or '.join(others)} alone" if others else "choose paper-text"
+        raise ValueError(
+            f"suite: {', '.join(seen)} asks about images, and models that see are not supported yet; {instead}"
+        )
+    suite = Suite(name, [])
+    for each in published:
+        items = load(each.name, local.get(each.name))[:limit]
+        suite.questions.extend(item for item in items if isinstance(item, Example))
+        suite.best_of.extend(item for item in items if isinstance(item, BestOfItem))
+    return suite
 
 
 def _embedded(name: str, limit: int | None) -> Suite:

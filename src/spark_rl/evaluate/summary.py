@@ -15,6 +15,7 @@ from spark_rl.evaluate.judging import (
     pointwise_metrics,
     verifier_gain,
 )
+from spark_rl.evaluate.reward_bench import reward_bench_2, scored
 from spark_rl.evaluate.statistics import mean_interval, p_value, paired_difference
 
 Row = Mapping[str, Any]
@@ -50,6 +51,8 @@ def _model(rows: Sequence[Row]) -> Result:
                 for r in parts["pairwise"]
             ]
         )
+    if parts["best_of"]:
+        result["best_of"] = reward_bench_2([scored(row) for row in parts["best_of"]])
     if parts["probe"]:
         result["probes"] = _probes(parts["probe"])
     return result
@@ -58,6 +61,7 @@ def _model(rows: Sequence[Row]) -> Result:
 def _strategy(rows: Sequence[Row], by_strategy: Mapping[str, Sequence[Row]]) -> Result:
     result: Result = {
         "accuracy": asdict(mean_interval(_rewards(rows))),
+        "mean_over_sources": _mean_over_sources(rows),
         "seeds": len({row["seed"] for row in rows}),
         "ungraded": sum(row["reward"] is None for row in rows),
         "tokens": fmean(_tokens(row) for row in rows),
@@ -131,6 +135,12 @@ def _vote(steps: Sequence[Row]) -> float:
         if step["answer"] is not None:
             camps[step["answer"]].append(step)
     return float(max(camps.values(), key=len)[0]["reward"] or 0) if camps else 0.0
+
+
+def _mean_over_sources(rows: Sequence[Row]) -> float | None:
+    """As averages over published sets are printed: each set counts the same, however large."""
+    values = [each["value"] for each in _by_source(rows).values() if each["value"] is not None]
+    return fmean(values) if values else None
 
 
 def _by_source(rows: Sequence[Row]) -> Result:

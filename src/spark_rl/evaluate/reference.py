@@ -1,0 +1,50 @@
+"""The page of published sets, made of their entries: `python -m spark_rl.evaluate.reference > docs/suites.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spark_rl.evaluate.published import in_suite
+from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
+
+_HEAD = """# Published sets
+
+The sets on which the SPARK paper reports. `spark-rl eval MODEL --suite paper-text` takes all of a collection,
+`--suite gsm8k` one of them, from the Hub or, with `--local gsm8k=PATH`, from a copy: a Parquet, JSONL, JSON or CSV
+file, or a folder as a snapshot download leaves it. Answers are boxed in our prompt and graded by rule. Sets with images
+are read and graded, but can only be asked once models that see are supported.
+
+For what [lm-eval](https://github.com/EleutherAI/lm-evaluation-harness) has, its own prompts and scores can be used in
+place of these, with a strategy of ours as the model:
+
+    python -m spark_rl.integrations.lm_eval run --model spark-rl --tasks gsm8k_cot \\
+        --model_args pretrained=runs/mine/final,strategy=reflect
+
+This page is made of [`evaluate/published_sets.py`](../src/spark_rl/evaluate/published_sets.py) by `make docs`.
+"""
+
+
+def markdown() -> str:
+    """The whole page."""
+    return "\n".join([_HEAD, *_collections()])
+
+
+def _collections() -> Iterator[str]:
+    for suite in dict.fromkeys(each.suite for each in PUBLISHED.values()):
+        yield f"## {suite}\n"
+        yield "| set | on the Hub | scored by | licence, source |\n|---|---|---|---|"
+        yield from map(_row, in_suite(suite))
+        yield "\nNot checked against the data:\n"
+        yield from (
+            f"- `{each.name}`: {each.unverified} Schema after {each.schema_source}." for each in in_suite(suite)
+        )
+        yield ""
+
+
+def _row(each: PublishedSet) -> str:
+    images = " (images)" if each.has_images else ""
+    return f"| `{each.name}`{images} | {each.place} | {each.rule} | {each.licence}; {each.citation} |"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
