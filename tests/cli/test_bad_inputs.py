@@ -394,7 +394,37 @@ ENGINES = [
     Case("vllm is not there", ["solve", "./model", "data.jsonl", "engine.kind=vllm"], ["pip install 'spark-rl[vllm]'"]),
     Case("folder for an address", ["eval", "http://127.0.0.1:9", "engine.kind=vllm"], ["give an address to endpoint"]),
 ]
-CASES = [*ENGINES, *CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS, *SERVE]
+QUESTION = {"prompt": "1+1?", "answer": "2"}
+EVAL = [
+    Case("eval: unknown suite", ["eval", "embedded", "--suite", "gsm9k"], ["'gsm9k'", "did you mean 'gsm8k'"]),
+    Case("eval: unknown strategy", ["eval", "embedded", "--strategies", "vote@8"], ["'vote@8'", "majority@8"]),
+    Case("eval: k is missing", ["eval", "embedded", "--strategies", "majority"], ["'majority'", "majority@8"]),
+    Case("eval: no baseline", ["eval", "embedded", "--baseline", "./nowhere"], ["./nowhere"]),
+    Case("eval: images", ["eval", "embedded", "--suite", "pope"], ["pope asks about images"]),
+    Case(
+        "eval: no copy", ["eval", "embedded", "--suite", "gsm8k", "--local", "gsm8k=nowhere"], ["there is no nowhere"]
+    ),
+    Case("eval: copy without a name", ["eval", "embedded", "--suite", "gsm8k", "--local", "x"], ["NAME=PATH"]),
+    Case(
+        "eval: copy of another schema",
+        ["eval", "embedded", "--suite", "gsm8k", "--local", "gsm8k=data.jsonl"],
+        ["gsm8k, row 1", "'answer' must end with"],
+    ),
+    Case(
+        "eval: missing gold",
+        ["eval", "embedded", "--suite", "suite.jsonl"],
+        ["suite.jsonl, row 2", "'answer'"],
+        rows(QUESTION, {"prompt": "2+2?"}, name="suite.jsonl"),
+    ),
+    Case(
+        "eval: a pair without its wrong half",
+        ["eval", "embedded", "--suite", "suite.jsonl"],
+        ["suite.jsonl, row 1", "'right' must be text"],
+        rows({"question": "1+1?", "right": 3, "wrong": "3"}, name="suite.jsonl"),
+    ),
+    Case("eval: folder in use", ["eval", "embedded", "--out", "."], ["--out .", "name another"]),
+]
+CASES = [*EVAL, *ENGINES, *CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS, *SERVE]
 
 
 @pytest.fixture
