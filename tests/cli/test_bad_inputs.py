@@ -424,7 +424,47 @@ EVAL = [
     ),
     Case("eval: folder in use", ["eval", "embedded", "--out", "."], ["--out .", "name another"]),
 ]
-CASES = [*EVAL, *ENGINES, *CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS, *SERVE]
+ITEM = {"question": "What is 1+1?", "response": r"\boxed{2}"}
+JUDGE = ["judge", "model", "data.jsonl", "--out", "judged.jsonl"]
+INFER = [
+    Case("judge: missing field", JUDGE, ["data.jsonl, row 2", "'response'"], rows(ITEM, {"question": "What is 1+1?"})),
+    Case("judge: unknown setting", [*JUDGE, "judge.sampels=2"], ["judge.sampels", "'samples'"], rows(ITEM)),
+    Case(
+        "judge: output is there",
+        JUDGE,
+        ["judged.jsonl", "is there already", "--resume"],
+        lambda folder: [rows(ITEM)(folder), write("judged.jsonl", "mine\n")(folder)],
+    ),
+    Case(
+        "judge: resume of another model",
+        [*JUDGE, "--resume"],
+        ["judged.jsonl, row 1", "'other judge 0'", "name another file"],
+        lambda folder: [rows(ITEM)(folder), rows({**ITEM, "by": "other judge 0"}, name="judged.jsonl")(folder)],
+    ),
+    Case(
+        "judge: row longer than the context",
+        [*JUDGE, "judge.view=reasoning"],
+        ["data.jsonl, row 1", "no room", "shorten"],
+        rows({**ITEM, "response": "1+1=2. " * 1000}),
+    ),
+    Case(
+        "solve: unknown strategy",
+        ["solve", "model", "data.jsonl", "--strategy", "majorty@8"],
+        ["'majorty@8'", "did you mean 'majority@8'"],
+    ),
+    Case(
+        "solve: missing field",
+        ["solve", "model", "data.jsonl", "--out", "solved.jsonl"],
+        ["data.jsonl, row 2", "'prompt'"],
+        rows(Q, {"question": "What is 1+1?"}),
+    ),
+    Case(
+        "solve: replies longer than the context",
+        ["solve", "model", "data.jsonl", "--max-new-tokens", "2000"],
+        ["engine.max_new_tokens is 2000", "1024", "lower"],
+    ),
+]
+CASES = [*EVAL, *ENGINES, *CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS, *SERVE, *INFER]
 
 
 @pytest.fixture

@@ -26,10 +26,13 @@ def pieces(text: str) -> list[str]:
 class ScriptedEngine:
     script: Script
     calls: list[list[Request]] = field(default_factory=list)
+    replies: list[list[Completion]] = field(default_factory=list)
 
     def generate(self, requests: Sequence[Request], progress: Any = None) -> list[list[Completion]]:
         self.calls.append(list(requests))
-        return [[self._reply(request, i) for i in range(request.n)] for request in requests]
+        replies = [[self._reply(request, i) for i in range(request.n)] for request in requests]
+        self.replies += replies
+        return replies
 
     def _reply(self, request: Request, i: int) -> Completion:
         said = self.script(request.messages[-1]["content"], i, request)
@@ -45,6 +48,12 @@ class ScriptedEngine:
     def prompts(self) -> list[str]:
         """The last turns of all requests, in order."""
         return [request.messages[-1]["content"] for call in self.calls for request in call]
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Tokens read, each prompt once, and written."""
+        read = sum(len(pieces(prompt)) for prompt in self.prompts)
+        return read, sum(len(reply.tokens) for replies in self.replies for reply in replies)
 
 
 def scripted(script: Script, max_new_tokens: int = 50) -> tuple[ChatModel, ScriptedEngine]:

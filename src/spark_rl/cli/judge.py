@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spark_rl.cli.model import open_model, settings_for, signature
-from spark_rl.cli.rows import Input, Row, check_summary, file_and_settings, say, take
-from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, through
+from spark_rl.cli.rows import Input, Row, check_summary, file_and_settings, take
+from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, sum_up, through
 
 if TYPE_CHECKING:
     from spark_rl.infer import Judge, Preference, Verdict
@@ -100,7 +100,8 @@ def judge(
     }
     if as_json:
         print(json.dumps(summary))
-    _report(summary)
+    said = ", ".join(f"{count:,} {word}" for word, count in summary["verdicts"].items())
+    sum_up(summary, said or "nothing judged")
 
 
 def _shown(row: Row) -> Shown:
@@ -154,11 +155,3 @@ def _one(row: Row, load: Callable[[], Judge], as_json: bool) -> None:
     orders = {None: "", True: "; the same in both orders", False: "; the orders disagree"}[columns.get("consistent")]
     certainty = "" if judgement.probability is None else f" (probability {about}: {judgement.probability:.3f}{orders})"
     print(_word(row | columns) + certainty)
-
-
-def _report(summary: Mapping[str, Any]) -> None:
-    bad = f", and {summary['bad_rows']:,} bad ones left out" if summary["bad_rows"] else ""
-    before = f" ({summary['rows_before']:,} of them before)" if summary["rows_before"] else ""
-    counts = ", ".join(f"{count:,} {word}" for word, count in summary["verdicts"].items()) or "nothing judged"
-    tokens = f"{summary['prompt_tokens']:,} tokens read, {summary['generated_tokens']:,} written"
-    say(f"{summary['rows']:,} rows{before}{bad}: {counts}; {tokens}; {summary['seconds']:,.1f} s")

@@ -18,6 +18,8 @@ _PACE = {
     "serve": True,
 }
 """Settings that change no result."""
+_HINTS = ("clean_up_tokenization_spaces", "sequence length is longer than")
+"""Words of warnings that tell a user nothing: what does not fit the context we refuse or cut ourselves."""
 
 
 def settings_for(model: str, overrides: Sequence[str], seed: int, max_new_tokens: int | None) -> Inference:
@@ -65,5 +67,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)  # we do not generate by it
-    tokenizers = logging.getLogger("transformers.tokenization_utils_tokenizers")  # its other warnings matter
-    tokenizers.addFilter(lambda record: "clean_up_tokenization_spaces" not in record.getMessage())
+    for module in ("tokenization_utils_base", "tokenization_utils_tokenizers"):  # their other warnings matter
+        logging.getLogger(f"transformers.{module}").addFilter(
+            lambda record: not any(words in record.getMessage() for words in _HINTS)
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import typer
 
 from spark_rl.cli.model import open_model, settings_for, signature
 from spark_rl.cli.rows import Input, Row, check_summary, file_and_settings, say, take, take_verifier
-from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, through
+from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, sum_up, through
 from spark_rl.config import DataConfig, Inference, SourceConfig
 from spark_rl.types import Example
 from spark_rl.verify import Check, VerifierPool
@@ -89,17 +89,18 @@ def solve(
         name = take_verifier(row, verifier)
         return Item(number, kept, reader.task(columns | {"answer": gold, "verifier": name}, number - 1).example)
 
+    pool = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
     if question is not None:
         if file or out or resume or check:
             raise ValueError("--question solves one; leave out the file, --out, --resume and --check")
-        with VerifierPool() as pool:
+        with pool:
             return _one(read({"prompt": question}, 1), lambda: _solver(config, pool), strategy, trace, as_json)
     check_summary(as_json, out)
     source = Input(file, skip_bad)
     by = signature(config, strategy, *["--trace"] * trace, *["--check"] * check)
     counts, start = Counter[str](), time.monotonic()
     journal = Journal(out, source, added=_ADDED, by=by, resume=resume, count=partial(_count, counts))
-    with VerifierPool(config.verify.workers, config.verify.cpu_seconds) as pool:
+    with pool:
 
         def prepare() -> Callable[[Sequence[Example], Tell], list[Row | None]]:
             solver = _solver(config, pool)
@@ -115,11 +116,17 @@ def solve(
             return carry
 
         through("solve", journal, read, prepare, chunk)
-    seconds = round(time.monotonic() - start, 2)
-    summary = _summary(counts, check) | {"rows_before": journal.num_done, "bad_rows": source.num_bad}
+    summary = {
+        **_summary(counts, check),
+        "rows_before": journal.num_done,
+        "bad_rows": source.num_bad,
+        "strategy": strategy,
+        "seconds": round(time.monotonic() - start, 2),
+    }
     if as_json:
-        print(json.dumps(summary | {"strategy": strategy, "seconds": seconds}))
-    _report(summary, seconds)
+        print(json.dumps(summary))
+    reward = "" if summary.get("mean_reward") is None else f"; mean reward {summary['mean_reward']:.3f}"
+    sum_up(summary, f"{summary['answered']:,} answered{reward}")
 
 
 def _solver(config: Inference, pool: VerifierPool) -> Solver:
@@ -180,11 +187,3 @@ def _summary(counts: Counter[str], check: bool) -> dict[str, Any]:
     totals = {key: counts[key] for key in ("rows", "answered", "prompt_tokens", "generated_tokens")}
     mean = counts["reward"] / counts["graded"] if counts["graded"] else None
     return totals | ({"graded": counts["graded"], "mean_reward": mean} if check else {})
-
-
-def _report(summary: Mapping[str, Any], seconds: float) -> None:
-    bad = f", and {summary['bad_rows']:,} bad ones left out" if summary["bad_rows"] else ""
-    before = f" ({summary['rows_before']:,} of them before)" if summary["rows_before"] else ""
-    reward = "" if summary.get("mean_reward") is None else f"; mean reward {summary['mean_reward']:.3f}"
-    tokens = f"{summary['prompt_tokens']:,} tokens read, {summary['generated_tokens']:,} written"
-    say(f"{summary['rows']:,} rows{before}{bad}: {summary['answered']:,} answered{reward}; {tokens}; {seconds:,.1f} s")

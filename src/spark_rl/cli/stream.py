@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
-from spark_rl.cli.rows import Input, Output, Row, progress
+from spark_rl.cli.rows import Input, Output, Row, progress, say
 
 T = TypeVar("T")
 NO_ROOM = "leaves no room for a reply in the model's context; shorten it"
@@ -71,12 +70,12 @@ class Journal(Output):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{self.name}: another process is writing it; wait for its end") from None
-            if self.is_resumed:
-                self._file.truncate(_end_of_lines(self.path))
         return self
 
     def rest(self, items: Iterator[Item[T]]) -> Iterator[Item[T]]:
         """The items that the file does not hold yet. Rows that were left out as bad are missing in it, too.
+
+        A half-written last line is cut off, once all before it is known to be ours.
 
         Raises:
             ValueError: it holds rows of something else.
@@ -107,19 +106,27 @@ class Journal(Output):
 
     def _held(self) -> Iterator[Row]:
         assert self.path
+        end = 0
         with self._named(), self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     row = json.loads(line)
                 except ValueError:
                     row = None
+                is_half = not line.endswith(b"\n")
+                if is_half and row is None and b'{"'.startswith(line[:2]):
+                    break
                 if not isinstance(row, dict) or "by" not in row:
                     raise ValueError(f"{self.name}, row {number}: was not written by this command; name another file")
                 if row["by"] != self.by:
                     raise ValueError(
                         f"{self.name}, row {number}: was made by {row['by']!r}, not by {self.by!r}; name another file"
                     )
+                if is_half:
+                    break
+                end += len(line)
                 yield row
+            self._file.truncate(end)
 
     def _bare(self, row: Row) -> Row:
         return {key: value for key, value in row.items() if key not in self.added}
@@ -168,6 +175,14 @@ def through(
                 todo = list(itertools.islice(items, chunk))
 
 
+def sum_up(summary: Mapping[str, Any], came: str) -> None:
+    """Say in a line what came of a call's rows, and what it took."""
+    bad = f", and {summary['bad_rows']:,} bad ones left out" if summary["bad_rows"] else ""
+    before = f" ({summary['rows_before']:,} of them before)" if summary["rows_before"] else ""
+    tokens = f"{summary['prompt_tokens']:,} tokens read, {summary['generated_tokens']:,} written"
+    say(f"{summary['rows']:,} rows{before}{bad}: {came}; {tokens}; {summary['seconds']:,.1f} s")
+
+
 def _carry(
     todo: Sequence[Item[T]],
     carry: Callable[[Sequence[T], Tell], Sequence[Row | None]],
@@ -199,16 +214,3 @@ def _checked(source: Input, read: Callable[[Row, int], Any]) -> int | None:
     total = sum(1 for _ in source.read(read))
     source.num_bad = 0
     return total
-
-
-def _end_of_lines(path: Path) -> int:
-    """The length of a file without a half-written last line, bytes."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 2**16)
-            file.seek(start)
-            if (found := file.read(end - start).rfind(b"\n")) >= 0:
-                return start + found + 1
-            end = start
-    return 0

@@ -63,15 +63,15 @@ class ChatModel:
                 f"engine.max_new_tokens is {engine.max_new_tokens}, but the model {path} has a context of {context} "
                 "tokens; lower it"
             )
+        if kind == "vllm":
+            from spark_rl.rollout.vllm_engine import VLLMEngine
+
+            local: Engine = VLLMEngine(resolve_path(path), dtype=settings.model.dtype)
         from spark_rl.models.load import load_for_inference, load_tokenizer
 
         tokenizer = load_tokenizer(settings.model)
         renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs)
-        if kind == "vllm":
-            from spark_rl.rollout.vllm_engine import VLLMEngine
-
-            local: Engine = VLLMEngine(resolve_path(path), engine, dtype=settings.model.dtype)
-        else:
+        if kind == "transformers":
             from spark_rl.rollout.transformers_engine import TransformersEngine
 
             model = load_for_inference(settings.model)
@@ -114,10 +114,11 @@ class ChatModel:
         tokenizer: Any = self.renderer.tokenizer
         return [tokenizer.decode([i]) for i in reply.token_ids]
 
-    def logp_of_box(self, reply: Completion, content: str) -> float | None:
-        r"""Log-probability of what stands in the last `\boxed{content}` of a reply, its tokens together, nats.
+    def logp_of_box(self, reply: Completion, content: str, word: str) -> float | None:
+        r"""Log-probability of `word` in the last `\boxed{content}` of a reply, its tokens together, nats.
 
-        None where the engine tells no log-probabilities.
+        What it is wrapped in (`\text{Yes}`) does not count, nor do upper and lower case; if it is not to be found, all
+        of the content counts. None where the engine tells no log-probabilities.
         """
         tokens = self.tokens(reply)
         if not tokens or len(tokens) != len(reply.logps):
@@ -126,7 +127,10 @@ class ChatModel:
         matches = list(pattern.finditer("".join(tokens)))
         if not matches:
             return None
-        (start, end), at, total = matches[-1].span(1), 0, 0.0
+        start, end = matches[-1].span(1)
+        if (before := content.lower().rfind(word.lower())) >= 0:
+            start, end = start + before, start + before + len(word)
+        at, total = 0, 0.0
         for token, logp in zip(tokens, reply.logps, strict=True):
             if at < end and at + len(token) > start:
                 total += logp

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +29,7 @@ class Verdict:
     """On one response."""
 
     verdict: Literal["right", "wrong"] | None
-    """None: no judgement held a verdict."""
+    """None: no judgement held a verdict. Right takes a probability above one half."""
     probability: float | None
     """That the response is right; None where `verdict` is."""
     text: str
@@ -39,7 +39,7 @@ class Verdict:
 
     def columns(self) -> dict[str, Any]:
         """As a row of JSON holds it."""
-        return {"verdict": self.verdict, "probability": _rounded(self.probability)}
+        return {"verdict": self.verdict, "probability": self.probability}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,16 @@ class Preference:
 
     def columns(self) -> dict[str, Any]:
         """As a row of JSON holds it."""
-        return {
-            "preferred": self.preferred,
-            "probability": _rounded(self.probability),
-            "consistent": self.consistent,
-        }
+        return {"preferred": self.preferred, "probability": self.probability, "consistent": self.consistent}
+
+    def swapped(self) -> Preference:
+        """The same with the names `a` and `b` exchanged."""
+        return replace(
+            self,
+            preferred={"a": "b", "b": "a", None: None}[self.preferred],
+            probability=None if self.probability is None else _rounded(1 - self.probability),
+            texts=self.texts[::-1],
+        )
 
 
 class Judge:
@@ -105,7 +110,8 @@ class Judge:
         def begin(question: str, a: str, b: str) -> Callable[[Spent], Plan[Preference]]:
             return lambda spent: self.pairwise(question, a, b)
 
-        return self._carry_out([(_content_id(item), begin(*item)) for item in items], progress)
+        ids = [_content_id((question, *sorted((a, b)))) for question, a, b in items]
+        return self._carry_out([(i, begin(*item)) for i, item in zip(ids, items, strict=True)], progress)
 
     def _carry_out(
         self, plans: Sequence[tuple[str, Callable[[Spent], Plan[T]]]], progress: Callable[[int, int], None] | None
@@ -124,7 +130,9 @@ class Judge:
         return Verdict(verdict, probability, replies[0].text, no_room)  # type: ignore[arg-type]
 
     def pairwise(self, question: str, a: str, b: str) -> Plan[Preference]:
-        """`compare` as a plan."""
+        """`compare` as a plan. That of (b, a) is the same one, down to its sampling noise."""
+        if b < a:
+            return (yield from self.pairwise(question, b, a)).swapped()
         name = self.settings.pairwise_template
         forward, backward = yield [
             self._ask(name, question=question, first=a, second=b),
@@ -133,10 +141,9 @@ class Judge:
         a_first = self._probability(forward, "A", "B")
         b_first = self._probability(backward, "B", "A")
         parsed = [p for p in (a_first, b_first) if p is not None]
-        probability = fmean(parsed) if parsed else None
-        undecided = probability is None or math.isclose(probability, 0.5, abs_tol=1e-9)
+        probability = _rounded(fmean(parsed)) if parsed else None
         return Preference(
-            preferred=None if undecided else "a" if probability > 0.5 else "b",  # type: ignore[operator]
+            preferred=None if probability in (None, 0.5) else "a" if probability > 0.5 else "b",
             probability=probability,
             consistent=(parsed[0] - 0.5) * (parsed[1] - 0.5) > 0 if len(parsed) == 2 else None,
             texts=(forward[0].text, backward[0].text),
@@ -144,21 +151,26 @@ class Judge:
         )
 
     def _ask(self, template: str, question: str, **responses: str) -> Ask:
-        quoted = {name: self.view(response) for name, response in responses.items()}
+        quoted = dict(zip(responses, self._views(*responses.values()), strict=True))
         messages: tuple[Message, ...] = fill(_TEMPLATES[template], question=question, **quoted)
         n = self.settings.samples
         return Ask(messages, n, self.settings.temperature if n > 1 else 0.0)
 
     def view(self, response: str) -> str:
-        """As the recycler shows it: the whole response where there is no answer to show alone, even if it is empty."""
-        extracted = extract_answer(response)
-        view = View.REASONING if extracted is None else View(self.settings.view)
-        return shown(response, extracted, view, self.settings.max_response_chars) or ""
+        """What is shown of a response: all of it where there is no answer to show alone, even if it is empty."""
+        return self._views(response)[0]
+
+    def _views(self, *responses: str) -> list[str]:
+        """As the recycler shows them: both of a pair by one view."""
+        extracted = [extract_answer(response) for response in responses]
+        view = View.REASONING if None in extracted else View(self.settings.view)
+        limit = self.settings.max_response_chars
+        return [shown(*each, view, limit) or "" for each in zip(responses, extracted, strict=True)]
 
     def _probability(self, replies: Sequence[Reply], yes: str, no: str) -> float | None:
         """Mean probability of the verdict `yes` over the replies that hold a verdict; None if none does."""
         found = [p for reply in replies if (p := self._probability_of(reply, yes, no)) is not None]
-        return fmean(found) if found else None
+        return _rounded(fmean(found)) if found else None
 
     def _probability_of(self, reply: Reply, yes: str, no: str) -> float | None:
         content = extract_answer(reply.text)
@@ -167,8 +179,9 @@ class Judge:
         says_yes, says_no = (resolve("choice").score(content, word, {}) == 1 for word in (yes, no))
         if not (says_yes or says_no):
             return None
-        logp = self.model.logp_of_box(reply, content)
-        # The verdict that was given keeps at least one half: it was given, whatever else could have stood there.
+        logp = self.model.logp_of_box(reply, content, yes if says_yes else no)
+        # What else could have stood there is not known: the other verdict, or the same one spelled otherwise. So the
+        # verdict that was given keeps at least one half.
         certainty = 1.0 if logp is None else max(0.5 + 1e-6, math.exp(min(0.0, logp)))
         return certainty if says_yes else 1 - certainty
 
@@ -177,6 +190,6 @@ def _content_id(item: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(item).encode()).hexdigest()[:16]
 
 
-def _rounded(probability: float | None) -> float | None:
-    """To what does not depend on the batch."""
-    return None if probability is None else round(probability, 6)
+def _rounded(probability: float) -> float:
+    """To what does not depend on the batch, so that nothing that is chosen by it does."""
+    return round(probability, 6)

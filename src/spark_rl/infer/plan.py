@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from spark_rl.infer.chat import ChatModel
@@ -61,19 +62,25 @@ def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
     """One plan that carries out several in step."""
     results: dict[int, T] = {}
     replies: dict[int, list[list[Reply]]] = {}
-    while True:
-        asked: dict[int, Sequence[Ask]] = {}
-        for i, plan in enumerate(plans):
-            if i in results:
-                continue
-            try:
-                asked[i] = plan.send(replies[i]) if i in replies else next(plan)
-            except StopIteration as end:
-                results[i] = end.value
-        if not asked:
-            return [results[i] for i in range(len(plans))]
+    while asked := _advance(plans, replies, results):
         answered = iter((yield [ask for asks in asked.values() for ask in asks]))
         replies = {i: [next(answered) for _ in asks] for i, asks in asked.items()}
+    return [results[i] for i in range(len(plans))]
+
+
+def _advance(
+    plans: Sequence[Plan[T]], replies: dict[int, list[list[Reply]]], results: dict[int, T]
+) -> dict[int, Sequence[Ask]]:
+    """Begin the plans, or send them their replies. Returns what they ask; the results of ended ones join `results`."""
+    asked: dict[int, Sequence[Ask]] = {}
+    for i, plan in enumerate(plans):
+        if i in results:
+            continue
+        try:
+            asked[i] = plan.send(replies[i]) if i in replies else next(plan)
+        except StopIteration as end:
+            results[i] = end.value
+    return asked
 
 
 @dataclass(slots=True)
@@ -81,7 +88,7 @@ class Done(Generic[T]):
     """A plan's result and cost."""
 
     value: T
-    spent: Spent = field(default_factory=Spent)
+    spent: Spent
 
 
 def run(
@@ -100,26 +107,19 @@ def run(
         progress: told (ended, all) plans after each round.
     """
     meters = [Spent(limit) for _ in plans]
-    running = {i: begin(meters[i]) for i, (_, begin) in enumerate(plans)}
-    replies: dict[int, list[list[Reply]] | None] = dict.fromkeys(running)
+    running = [begin(meter) for (_, begin), meter in zip(plans, meters, strict=True)]
+    replies: dict[int, list[list[Reply]]] = {}
     results: dict[int, T] = {}
-    for number in range(1_000_000):
-        asked: dict[int, Sequence[Ask]] = {}
-        for i, plan in list(running.items()):
-            try:
-                given = replies[i]
-                asked[i] = next(plan) if given is None else plan.send(given)
-            except StopIteration as end:
-                results[i] = end.value
-                del running[i]
+    for number in itertools.count():
+        asked = _advance(running, replies, results)
         if progress:
             progress(len(results), len(plans))
         if not asked:
             break
         answered = _round(asked, meters, plans, model, f"{seed}/{number}")
-        for i, asks in asked.items():
-            replies[i] = [next(answered) for _ in asks]
-            _count(meters[i], replies[i] or [])
+        replies = {i: [next(answered) for _ in asks] for i, asks in asked.items()}
+        for i, given in replies.items():
+            _count(meters[i], given)
     return [Done(results[i], meters[i]) for i in range(len(plans))]
 
 

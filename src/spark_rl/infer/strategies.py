@@ -10,7 +10,8 @@
     tournament@k     the answers of k samples meet in pairs, each in both orders, where the outcome is least certain
                      (after V1, arXiv 2603.04304)
 
-Answers are equal when the question's verifier says so, not when they are spelled alike.
+Answers are equal when the question's verifier says so, not when they are spelled alike. A response without an answer is
+wrong, whatever a judge would say of it, and is not shown to one.
 """
 
 from __future__ import annotations
@@ -71,21 +72,25 @@ class Attempt:
 
 
 def greedy(attempt: Attempt) -> Plan[Outcome]:
+    """The most likely answer."""
     ((reply,),) = yield [Ask(attempt.example.prompt)]
     return _outcome(reply, [_answer(reply)])
 
 
 def sample(attempt: Attempt) -> Plan[Outcome]:
+    """One sampled answer."""
     ((reply,),) = yield [Ask(attempt.example.prompt, temperature=attempt.settings.temperature)]
     return _outcome(reply, [_answer(reply)])
 
 
 def reflect(attempt: Attempt) -> Plan[Outcome]:
+    """The greedy answer, revised until it is accepted, stays the same or cannot be read, or `rounds` are over."""
     settings, question = attempt.settings, attempt.example.question
     ((reply,),) = yield [Ask(attempt.example.prompt)]
     steps = [_answer(reply)]
     for _ in range(settings.rounds):
-        if settings.revise == "wrong":
+        before = extract_answer(reply.text)
+        if settings.revise == "wrong" and before is not None:
             verdict = yield from attempt.judge.pointwise(question, reply.text)
             steps.append(_judged(verdict))
             if verdict.verdict != "wrong":
@@ -95,48 +100,48 @@ def reflect(attempt: Attempt) -> Plan[Outcome]:
         )
         ((revision,),) = yield [Ask(prompt)]
         steps.append(_answer(revision, "revise"))
-        before, after = extract_answer(reply.text), extract_answer(revision.text)
+        after = extract_answer(revision.text)
         if after is None:
             break
-        if settings.accept == "preferred":
+        is_same = before is not None and attempt.same(before, after)
+        if settings.accept == "preferred" and before is not None and not is_same:
             preference = yield from attempt.judge.pairwise(question, reply.text, revision.text)
             steps.append(Step("compare", preference.texts[0], None, preference.preferred, preference.probability))
             if preference.preferred != "b":
                 break
         reply = revision
-        if before is not None and attempt.same(before, after):
+        if is_same:
             break
     return _outcome(reply, steps)
 
 
 def majority(attempt: Attempt) -> Plan[Outcome]:
+    """Of equally frequent answers the one that came first."""
     replies = yield from _samples(attempt)
-    camps = _camps(attempt, replies)
-    best = max(camps, key=len)[0] if camps else replies[0]
-    return _outcome(best, map(_answer, replies))
+    camp = max(_camps(attempt, replies), key=len, default=replies)
+    return _outcome(camp[0], [*map(_answer, replies)])
 
 
 def best_of(attempt: Attempt) -> Plan[Outcome]:
-    replies, verdicts = yield from _judged_samples(attempt)
-    sizes = {id(reply): len(camp) for camp in _camps(attempt, replies) for reply in camp}
-    best = max(replies, key=lambda reply: (_probability(verdicts[reply.text]), sizes.get(id(reply), 0)))
-    return _outcome(best, [*map(_answer, replies), *map(_judged, verdicts.values())])
+    """Of equally probable answers the more frequent one."""
+    replies, steps, chance = yield from _judged_samples(attempt)
+    camps = _camps(attempt, replies)
+    camp = max(camps, key=lambda camp: (max(map(chance, camp)), len(camp)), default=replies)
+    return _outcome(max(camp, key=chance), steps)
 
 
 def weighted_vote(attempt: Attempt) -> Plan[Outcome]:
-    replies, verdicts = yield from _judged_samples(attempt)
-
-    def weight(camp: Sequence[Reply]) -> tuple[float, int]:
-        return sum(_probability(verdicts[reply.text]) for reply in camp), len(camp)
-
+    """The answer of the largest sum of probabilities; one half stands in where there is no verdict."""
+    replies, steps, chance = yield from _judged_samples(attempt)
     camps = _camps(attempt, replies)
-    best = max(camps, key=weight)[0] if camps else replies[0]
-    return _outcome(best, [*map(_answer, replies), *map(_judged, verdicts.values())])
+    camp = max(camps, key=lambda camp: (sum(map(chance, camp)), len(camp)), default=replies)
+    return _outcome(camp[0], steps)
 
 
 def tournament(attempt: Attempt) -> Plan[Outcome]:
-    """The answers' scores are their mean probability of winning, their share of the votes counting as `prior` games.
+    """The answers' scores are their mean probability of winning, their votes counting as `prior` games.
 
+    Of these an answer has won the share that its votes have of their own and an average other answer's.
     Each round pairs neighbours in the table (Swiss system) of which the outcome is least certain: the smaller the
     difference of scores, the fewer games played, the sooner. No two answers meet twice.
     """
@@ -148,16 +153,15 @@ def tournament(attempt: Attempt) -> Plan[Outcome]:
         return _outcome(camps[0][0] if camps else replies[0], steps)
     total = sum(map(len, camps))
     games = [0] * len(camps)
-    points = [settings.prior * len(camp) / total * len(camps) / 2 for camp in camps]  # an average camp: one half a game
+    votes = [len(camp) / (len(camp) + (total - len(camp)) / (len(camps) - 1)) for camp in camps]
+    points = [settings.prior * share for share in votes]
     left, met = settings.comparisons or 2 * len(camps), set[tuple[int, int]]()
 
     def score(i: int) -> float:
         return points[i] / max(1e-9, games[i] + settings.prior)
 
     while left > 0 and attempt.spent.left > 0:
-        pairs = [
-            (i, j) for i, j in _closest(len(camps), lambda i, j: (games[i] + games[j], abs(score(i) - score(j))), met)
-        ][:left]
+        pairs = _closest(len(camps), lambda i, j: (games[i] + games[j], abs(score(i) - score(j))), met)[:left]
         if not pairs:
             break
         question = attempt.example.question
@@ -208,8 +212,12 @@ def _samples(attempt: Attempt, share: float = 1.0) -> Plan[list[Reply]]:
     spent, replies = attempt.spent, list[Reply]()
     reserve = 0 if spent.limit is None else spent.limit * (1 - share)
     while (n := attempt.k - len(replies)) > 0:
-        if spent.limit is not None:
-            n = min(n, int((spent.left - reserve) / max(1, spent.total / len(replies)))) if replies else 1
+        if spent.limit is not None and replies:
+            room = spent.left - reserve - replies[0].num_prompt_tokens
+            affordable = int(room * len(replies) / max(1, spent.generated_tokens))
+            n = min(n, affordable - affordable // 2)  # the others later, so that longer ones are not cut
+        elif spent.limit is not None:
+            n = 1
         if n < 1:
             break
         (more,) = yield [Ask(attempt.example.prompt, n, attempt.settings.temperature)]
@@ -219,12 +227,20 @@ def _samples(attempt: Attempt, share: float = 1.0) -> Plan[list[Reply]]:
     return replies
 
 
-def _judged_samples(attempt: Attempt) -> Plan[tuple[list[Reply], dict[str, Verdict]]]:
-    """Samples, and the verdicts on their different texts."""
+def _judged_samples(attempt: Attempt) -> Plan[tuple[list[Reply], list[Step], Callable[[Reply], float]]]:
+    """Samples, the steps so far, and how probably each sample is right. Those that look the same are judged once."""
+    judge, question = attempt.judge, attempt.example.question
     replies = yield from _samples(attempt, share=0.5)
-    texts = list(dict.fromkeys(reply.text for reply in replies))
-    verdicts = yield from together([attempt.judge.pointwise(attempt.example.question, text) for text in texts])
-    return replies, dict(zip(texts, verdicts, strict=True))
+    answered = [reply.text for reply in replies if extract_answer(reply.text) is not None]
+    seen = {judge.view(text): text for text in reversed(answered)}
+    judged = yield from together([judge.pointwise(question, text) for text in seen.values()])
+    verdicts = dict(zip(seen, judged, strict=True))
+
+    def chance(reply: Reply) -> float:
+        verdict = verdicts.get(judge.view(reply.text))
+        return 0.5 if verdict is None or verdict.probability is None else verdict.probability
+
+    return replies, [*map(_answer, replies), *map(_judged, judged)], chance
 
 
 def _camps(attempt: Attempt, replies: Sequence[Reply]) -> list[list[Reply]]:
@@ -253,11 +269,6 @@ def _closest(count: int, key: Callable[[int, int], Any], met: set[tuple[int, int
     return chosen
 
 
-def _probability(verdict: Verdict) -> float:
-    """An unparsed verdict says nothing either way."""
-    return 0.5 if verdict.probability is None else verdict.probability
-
-
 def _answer(reply: Reply, kind: str = "answer") -> Step:
     return Step(kind, reply.text, extract_answer(reply.text))
 
@@ -266,5 +277,5 @@ def _judged(verdict: Verdict) -> Step:
     return Step("judge", verdict.text, None, verdict.verdict, verdict.probability)
 
 
-def _outcome(reply: Reply, steps: Any) -> Outcome:
+def _outcome(reply: Reply, steps: Sequence[Step]) -> Outcome:
     return Outcome(reply.text, extract_answer(reply.text), tuple(steps))
