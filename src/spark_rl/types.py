@@ -122,6 +122,8 @@ class Group:
     task: Task
     prompt_ids: list[int]
     rollouts: list[Rollout]
+    weight: float = 1.0
+    """Factor on its advantages: below 1 where the model's own verdicts are trusted by degrees."""
 
     @property
     def rewards(self) -> list[float]:

@@ -116,7 +116,8 @@ class DataConfig(Section):
     GSM8K: `'####\\s*(.+)'`."""
     verifier: str = "math"
     """The verifier of rows that name none: `math`, `numeric`, `choice`, `exact`, `reasoning_gym`, a function of yours
-    as `module:function`, or a reward function in TRL's signature as `trl:module:function`."""
+    as `module:function`, a reward function in TRL's signature as `trl:module:function`, or `self`, no rule but the
+    model's own verdict (see `self_reward`)."""
     system: str | None = None
     """System message put before questions that are given as plain strings."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
@@ -237,6 +238,41 @@ class RecycleConfig(Section):
     """Steps after which a waiting prompt is dropped: recycling is meant to be nearly on-policy."""
 
 
+class SelfRewardConfig(Section):
+    """The model's own verdicts as the reward of questions that no rule can verify: rows with `verifier: self`, which
+    need no answer (after URPO, arXiv 2507.17515). They are asked only once the judge is good at held-out questions."""
+
+    enabled: bool = False
+    """Train on such rows; otherwise they are refused (paper: all questions are verified)."""
+    kind: Literal["pointwise", "pairwise"] = "pointwise"
+    """The reward of a response: the judge's probability that it is right, or its rate of wins over the other responses
+    to the question, each pair shown in both orders (up to 7 judgements a rollout in groups of 8)."""
+    threshold: Probability = 0.75
+    """Held-out accuracy (balanced pointwise, or pairwise) from which on the verdicts count. It is measured before the
+    first step and every `validation.every` steps; 0.5 is guessing, and 0 switches on at once."""
+    hysteresis: Probability = 0.05
+    """Verdicts no longer count when that accuracy is more than this below the threshold."""
+    ramp_steps: Count = 10
+    """Steps in which the weight rises linearly to `weight` once verdicts count."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the advantages of these groups, beside `roles.answer.weight`. They are divided by one half, not by
+    their group's standard deviation, so that verdicts that hardly differ teach hardly anything."""
+    view: Literal["answer", "reasoning"] = "answer"
+    """What the judge sees of a response: its final answer alone, or all of it. Words beside an answer cannot win over
+    who does not read them, and equal answers are judged once."""
+    samples: Positive = 1
+    """Judgements of each prompt: 1 is greedy; more are sampled at the judge role's temperature, and averaged."""
+    max_new_tokens: Positive | None = None
+    """Length limit of a judgement, tokens; null is that of the judge's role."""
+    saturated_at: Probability = 0.95
+    """Collapse: verdicts stop counting for good if their mean since the last evaluation is above this, or they differ
+    too little (`min_std`), while held-out answers get worse (`max_drop`)."""
+    min_std: Probability = 0.01
+    """Collapse: the mean standard deviation of a group's rewards below which they say nothing."""
+    max_drop: Probability = 0.03
+    """Collapse: the fall of held-out answer accuracy, below its best since verdicts count, that is no chance."""
+
+
 class LossConfig(Section):
     """The GRPO family of losses."""
 
@@ -348,6 +384,7 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     roles: RolesConfig = RolesConfig()
     recycle: RecycleConfig = RecycleConfig()
+    self_reward: SelfRewardConfig = SelfRewardConfig()
     verify: VerifyConfig = VerifyConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
@@ -401,6 +438,7 @@ class Config(Section):
         for says_no in (
             _thresholds,
             _needs_held_out,
+            _needs_evaluations,
             _alternates_nothing,
             _trains_nothing,
             _probes_alone,
@@ -426,12 +464,19 @@ def _thresholds(config: Config) -> str | None:
 def _needs_held_out(config: Config) -> str | None:
     wanted = {
         "validation.every": config.validation.every > 0,
+        "self_reward.enabled": config.self_reward.enabled,
         "checkpoint.final: best": config.checkpoint.final == "best",
     }
     asked = [name for name, is_set in wanted.items() if is_set]
     if not asked or config.data.validation:
         return None
     return f"{asked[0]} needs held-out questions; set data.validation"
+
+
+def _needs_evaluations(config: Config) -> str | None:
+    if config.validation.every > 0 or not config.self_reward.enabled:
+        return None
+    return "self_reward.enabled needs the judge measured again and again; set validation.every, for example to 10"
 
 
 def _alternates_nothing(config: Config) -> str | None:

@@ -14,7 +14,7 @@ from spark_rl.config import DataConfig
 from spark_rl.data.sources import Source
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Task
-from spark_rl.verify import Check, VerifierPool, box, gold_problem
+from spark_rl.verify import SELF, Check, VerifierPool, box, gold_problem
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
@@ -49,12 +49,22 @@ class Checker:
     Args:
         part: what the sources are for (`training`, ...), for messages.
         held_out: keys of the questions that must not be among them.
+        refuse_self: what to do about a row whose verifier is the model itself; None if such may be among them.
     """
 
     def __init__(
-        self, sources: Sequence[Source], config: DataConfig, part: str, held_out: Collection[int], track: Track[Any]
+        self,
+        sources: Sequence[Source],
+        config: DataConfig,
+        part: str,
+        held_out: Collection[int],
+        track: Track[Any],
+        refuse_self: str | None = None,
     ) -> None:
         self.sources, self.config, self.part, self.held_out, self.track = sources, config, part, held_out, track
+        self.refuse_self = refuse_self
+        self.has_rule = any(source.generator for source in sources)
+        """Whether some row is verified by a rule."""
         self.first_reason: dict[Source, str] = {}
         self._digests: list[hashlib.blake2b] = []
 
@@ -70,6 +80,11 @@ class Checker:
         for source in self.sources:
             if len(source.left_out) == source.num_rows:
                 raise ValueError(f"{source.path}: no row is usable; the first one: {self.first_reason[source]}")
+        if self.sources and not self.has_rule:
+            raise ValueError(
+                f"data.train: every row has the verifier {SELF!r}, but the judge is trained on questions that a "
+                "rule verifies; add some"
+            )
 
     def report(self) -> list[dict[str, Any]]:
         """On each source as it stands: `source`, `rows`, `skipped` (reason to count), `fingerprint`.
@@ -110,7 +125,11 @@ class Checker:
                 else:
                     key = _key(task.example.id)
                     digest.update(_content(task))
-                    if self.held_out and question_key(task) in self.held_out:
+                    self.has_rule = self.has_rule or task.verifier != SELF
+                    if self.refuse_self and task.verifier == SELF:
+                        reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"
+                        self._leave_out(source, index, "unverified", reason)
+                    elif self.held_out and question_key(task) in self.held_out:
                         self._leave_out(source, index, "held_out", "the question is held out", refuse=False)
                 ids.append(key or 1)
             self._digests.append(digest)

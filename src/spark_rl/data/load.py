@@ -13,6 +13,9 @@ from spark_rl.data.sources import Source, open_sources
 from spark_rl.types import Task
 from spark_rl.verify import VerifierPool
 
+_SELF_REWARD_OFF = "give it an answer and a rule, or set self_reward.enabled=true"
+_HELD_OUT_UNVERIFIED = "held-out questions need an answer and a rule, so move it to data.train"
+
 
 @dataclass(slots=True)
 class Data:
@@ -40,16 +43,19 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     messages: list[str] = []
     with VerifierPool(config.verify.workers, config.verify.cpu_seconds) as verifiers:
 
-        def checked(sources: Sequence[Source], part: str, held_out: Collection[int] = ()) -> Checker:
-            checker = Checker(sources, config.data, part, held_out, track)
+        def checked(
+            sources: Sequence[Source], part: str, held_out: Collection[int] = (), refuse_self: str | None = None
+        ) -> Checker:
+            checker = Checker(sources, config.data, part, held_out, track, refuse_self)
             checker.run(verifiers)
             messages.extend(checker.messages())
             return checker
 
-        checker = checked([*validation, *monitor], "the held-out questions")
+        checker = checked([*validation, *monitor], "the held-out questions", refuse_self=_HELD_OUT_UNVERIFIED)
         tasks = _held_out(validation, track), _held_out(monitor, track)
         held_out = frozenset(question_key(task) for part in tasks for task in part)
-        report = {"train": checked(train, "training", held_out).report()}
+        refuse_self = None if config.self_reward.enabled else _SELF_REWARD_OFF
+        report = {"train": checked(train, "training", held_out, refuse_self).report()}
     reports = checker.report()  # with repeated questions, which are found last
     report |= {"validation": reports[: len(validation)], "monitor": reports[len(validation) :]}
     return Data(Questions(train, config.train.seed, held_out), *tasks, report, messages)

@@ -13,7 +13,7 @@ from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.tables import lookup
 from spark_rl.prompts import answer_prompt, verdict
 from spark_rl.types import Example, Message, Role, Task
-from spark_rl.verify import box, resolve
+from spark_rl.verify import SELF, box, resolve
 
 MAX_PROMPT_CHARS = 1_000_000
 """Longer prompts are refused before anyone tries to tokenise them."""
@@ -72,7 +72,7 @@ class RowReader:
         self._check(values, row)
         role = _role(values["role"])
         verifier = self._verifier(values["verifier"], role)
-        label = _verdict(role, str(values["answer"])) if role.is_judge else self._answer(str(values["answer"]))
+        label = self._label(values["answer"], role, verifier)
         messages, question = _prompt(values["prompt"], role, values["system"] or self.system)
         if (length := sum(len(m["content"]) for m in messages)) > MAX_PROMPT_CHARS:
             raise ValueError(f"'prompt' has {length} characters, more than {MAX_PROMPT_CHARS}; shorten it")
@@ -88,7 +88,8 @@ class RowReader:
         return question_task(example, role)
 
     def _check(self, values: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-        for field in ("prompt", "answer"):
+        is_self = (values["verifier"] or self.verifier) == SELF and values["role"] in (None, "", Role.ANSWER)
+        for field in ("prompt",) if is_self else ("prompt", "answer"):
             value = values[field]
             if value in (None, []) or (isinstance(value, str) and not value.strip()):
                 raise ValueError(self._missing(field, row))
@@ -115,7 +116,10 @@ class RowReader:
         used = {self.columns[field].split(".")[0] for field in ("prompt", "answer")}
         others = ", ".join([key for key in row if key not in used][:8])
         found = f", but {others}" if others else ""
-        return f"has no {column!r}{found}; add it, or say which column holds it: data.columns.{field}=<name>"
+        hint = (
+            f", or have the model judge it: 'verifier': '{SELF}'" if field == "answer" and not row.get("role") else ""
+        )
+        return f"has no {column!r}{found}; add it, or say which column holds it: data.columns.{field}=<name>{hint}"
 
     def _verifier(self, given: str | None, role: Role) -> str:
         """The verifier of a row. Data from elsewhere must not choose which function of which module is called."""
@@ -128,6 +132,14 @@ class RowReader:
             )
         resolve(given)
         return given
+
+    def _label(self, answer: Any, role: Role, verifier: str) -> str:
+        """What rollouts are graded against: nothing where the model is its own verifier, even if the row has a gold."""
+        if verifier == SELF and role is not Role.ANSWER:
+            raise ValueError(f"a {role} row cannot have the verifier {SELF!r}, which is for questions; name a rule")
+        if role.is_judge:
+            return _verdict(role, str(answer))
+        return "" if verifier == SELF else self._answer(str(answer))
 
     def _answer(self, text: str) -> str:
         if self.pattern is None:

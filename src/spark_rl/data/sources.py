@@ -39,7 +39,8 @@ class Source:
     generator: str = ""
     """What identifies generated rows, which are made when they are drawn; empty for rows that are stored."""
     left_out: dict[int, str] = field(default_factory=dict)
-    """Rows that are not asked, and why: `bad_row`, `duplicate_id`, `bad_gold`, `held_out` or `repeated`."""
+    """Rows that are not asked, and why: `bad_row`, `unverified`, `duplicate_id`, `bad_gold`, `held_out` or
+    `repeated`."""
 
     def task(self, index: int) -> Task:
         """The task of a row that was good before.

@@ -11,11 +11,17 @@ from statistics import fmean, pstdev
 
 from spark_rl.config import Config
 from spark_rl.types import Group, Role
+from spark_rl.verify import SELF
 
 
 def advantages(groups: Sequence[Group], config: Config) -> list[list[float | None]]:
-    """A_i = weight x (r_i - mean r) / (std + eps); see `loss.advantage_scale`. None for ungraded rollouts."""
-    role_std = {role: _role_std([g for g in groups if g.task.role is role]) for role in Role}
+    """A_i = weight x (r_i - mean r) / (std + eps); see `loss.advantage_scale`. None for ungraded rollouts.
+
+    Rewards that are the model's own verdicts are probabilities. Divided by their standard deviation, all but equal ones
+    (0.01 and 0.02 for two wrong answers) would teach as much as 0 and 1; so it counts as one half, the most it can be.
+    """
+    of_rules = [group for group in groups if group.task.verifier != SELF]
+    role_std = {role: _role_std([g for g in of_rules if g.task.role is role]) for role in Role}
     result: list[list[float | None]] = []
     for group in groups:
         rewards = group.rewards or [0.0]
@@ -26,7 +32,9 @@ def advantages(groups: Sequence[Group], config: Config) -> list[list[float | Non
                 scale = role_std[group.task.role] + config.loss.advantage_eps
             case "none":
                 scale = 1.0
-        factor, mean = config.roles[group.task.role].weight / scale, fmean(rewards)
+        if group.task.verifier == SELF:
+            scale = max(scale, 0.5)
+        factor, mean = group.weight * config.roles[group.task.role].weight / scale, fmean(rewards)
         result.append([None if r.reward is None else factor * (r.reward - mean) for r in group.rollouts])
     return result
 

@@ -50,7 +50,7 @@ class Denominators:
 
 def keeps(group: Group, config: Config) -> bool:
     """Whether a group can change the gradient: it has signal that counts, or the KL penalty applies to it."""
-    has_signal = group.has_signal and config.roles[group.task.role].weight > 0
+    has_signal = group.has_signal and group.weight * config.roles[group.task.role].weight > 0
     return has_signal or (config.loss.kl_coef > 0 and bool(group.rewards))
 
 

@@ -78,9 +78,22 @@ def _arithmetic(plan: Plan) -> str:
         f"{config.train.steps} steps ask at least {asked} questions: {asked / plan.num_questions:.2f} passes over the "
         f"{plan.num_questions} of the data (what the pool cannot fill goes to further questions)",
     ]
+    if config.self_reward.enabled:
+        lines += [_judgements(config)]
     if config.recycle.schedule == "alternating":
         lines += ["alternating: these shares hold over time; a step has questions only, or recycled prompts only"]
     return "\n".join(lines) + "\n"
+
+
+def _judgements(config: Config) -> str:
+    """What self-reward adds, if every question of a step had to be judged and all of its rollouts differed."""
+    settings, n = config.self_reward, config.num_generations(Role.ANSWER)
+    a_group = settings.samples * (n if settings.kind == "pointwise" else n * (n - 1))
+    limit = settings.max_new_tokens or config.max_new_tokens(Role(settings.kind))
+    return (
+        f"self_reward: once it is on, up to {config.slots()[Role.ANSWER] * a_group} judgements a step, of at most "
+        f"{limit} tokens each, in a generation call of their own (not counted below)"
+    )
 
 
 def _tokens_text(plan: Plan) -> str:

@@ -42,13 +42,14 @@ from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
 from spark_rl.train.preflight import check_processes
 from spark_rl.train.records import Changes, environment, refuse_other_data, resumption, rollout_record
 from spark_rl.train.selection import Selection
+from spark_rl.train.self_reward import SelfRewardScorer, Switch
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
 from spark_rl.train.update import Updater
 from spark_rl.train.validation import HeldOut, score_of
 from spark_rl.types import Group, Role, Task
-from spark_rl.verify import VerifierPool
+from spark_rl.verify import SELF, VerifierPool
 
 _PATIENCE = 3
 """Steps without signal before a role is warned about."""
@@ -96,7 +97,10 @@ class Trainer:
         self.tokenizer = load_tokenizer(config.model)
         self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs)
         model = load_model(config.model)  # before anything is written: it may not exist
-        self.selection = Selection(config, self.data.train, self.renderer, max_prompt_tokens(config, model))
+        self.switch = Switch(config.self_reward)
+        self.selection = Selection(
+            config, self.data.train, self.renderer, max_prompt_tokens(config, model), lambda: self.switch.is_on
+        )
         self.selection.require_one()
 
         timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
@@ -125,7 +129,9 @@ class Trainer:
         self.model = self.updater.model
         self.engine = TransformersEngine(self.model, self.tokenizer, max_batch_tokens=config.rollout.max_batch_tokens)
         self.verifiers = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
-        self.scorer: Scorer = RuleScorer(self.verifiers, config.loss.truncated)
+        rules = RuleScorer(self.verifiers, config.loss.truncated)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.scorer: Scorer = SelfRewardScorer(config, rules, self.switch, self.renderer, context)
         self.grader = RuleScorer(self.verifiers)
         """Grades held-out items, whatever training makes of truncated rollouts."""
         self.state = State()
@@ -159,6 +165,7 @@ class Trainer:
         before = self._before()
         if self.state.step == 0:
             self._track_held_out(before, 0)
+            self._set_switch(before)
         while self.state.step < self.config.train.steps and not self._is_stopped():
             self.step()
             is_best = self.state.best_step == self.state.step
@@ -193,13 +200,14 @@ class Trainer:
         with clock("update"):
             self.display.stage("updating")
             losses = self.updater.update(trained)
+        watched = self.switch.watch(groups)
         self.state.step = step
         with clock("validate"):
             validated = self._validate_if_due()
         with clock("log"):
             if self.accelerator.is_main_process:
                 self.run_directory.write_rollouts(step, map(rollout_record, groups))
-        metrics = {**self._metrics(groups, losses, counts, clock), **validated}
+        metrics = {**self._metrics(groups, losses, counts, clock), **watched, **validated}
         self.state.wall_seconds += metrics["time/step"]
         if self.accelerator.is_main_process:
             self.run_directory.append_metrics({"step": step, **metrics})
@@ -215,7 +223,7 @@ class Trainer:
         """The tasks rolled out and scored: the groups of all ranks."""
         with clock("generate"):
             mine = self._roll_out(tasks, training_sampling(self.config), seed=self.config.train.seed, step=step)
-        with clock("score"):
+        with clock("score"), self.accelerator.autocast():
             self.scorer.score(mine, self.engine)
             return self._gather(mine)
 
@@ -247,7 +255,7 @@ class Trainer:
     def _metrics(self, groups: list[Group], losses: Metrics, counts: Counter[str], clock: _Clock) -> Metrics:
         num_tokens, pool = sum(len(r.token_ids) for g in groups for r in g.rollouts), self.selection.pool
         return {
-            **role_metrics(groups, self.config.recycle.right_at),
+            **role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at),
             **losses,
             **{name: float(count) for name, count in sorted(counts.items())},
             **{f"pool/{role}": float(pool.num_waiting(role)) for role in Role if role.is_recycled},
@@ -291,10 +299,16 @@ class Trainer:
         result = self.held_out.measure()
         shown = "  ".join(f"{name} {value:.1%}" for name, value in result.items() if name.endswith("accuracy"))
         self.display.say(f"held-out after step {step}:  {shown}")
+        self._set_switch(result)
         score = score_of(result, self.config.validation.best)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, step
         return _held_out_row(result)
+
+    def _set_switch(self, result: dict[str, Any]) -> None:
+        """Self-reward goes on or off by what a held-out evaluation says of the judge."""
+        if said := self.switch.evaluated(result):
+            self.display.warn(f"after step {self.state.step}, {said}")
 
     def _track_held_out(self, result: dict[str, Any], step: int) -> None:
         """Show the metrics before and after training to the trackers; `summary.json` holds them anyway."""
@@ -333,6 +347,7 @@ class Trainer:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             state = {"state": asdict(self.state), **self.selection.state_dict()}
+            state["self_reward"] = self.switch.state_dict()
             with directory.writing():
                 write_atomically(folder / "trainer.json", json.dumps(state))
                 write_atomically(folder / "config.yaml", self.config.dump())
@@ -361,6 +376,7 @@ class Trainer:
         saved = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
         self.state = State(**saved["state"])
         self.selection.load_state_dict(saved)
+        self.switch.load_state_dict(saved.get("self_reward", {}))
 
     def _finish(self, before: dict[str, Any]) -> dict[str, Any]:
         """Last validation, `final/` and `summary.json`."""

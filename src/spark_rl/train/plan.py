@@ -27,7 +27,7 @@ from spark_rl.train.forward import cheapest
 from spark_rl.train.model import max_prompt_tokens, mixed_precision
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Rollout, Task
-from spark_rl.verify import box
+from spark_rl.verify import SELF, box
 
 _SAMPLE = 200
 """Questions that are tokenised."""
@@ -302,9 +302,10 @@ def _prompts(config: Config, tasks: list[Task]) -> dict[Role, list[Task]]:
     The wrong answer is another question's, or the right one with a digit more. `balanced`, or a role might get none.
     """
     groups = []
-    for i, task in enumerate(tasks[:50]):
+    recycled = [task for task in tasks if task.verifier != SELF]
+    for i, task in enumerate(recycled[:50]):
         right = task.label or "?"  # some generated questions have a scorer and no answer
-        wrong = tasks[i - 1].label
+        wrong = recycled[i - 1].label
         wrong = wrong if wrong not in ("", right) else f"{right}0"
         answers = [(right, config.recycle.right_at), (wrong, config.recycle.wrong_at)]
         rollouts = [

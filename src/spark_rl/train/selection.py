@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,10 @@ from spark_rl.data import Questions
 from spark_rl.prompts import ChatRenderer
 from spark_rl.recycle import Bundle, Pool, recycle
 from spark_rl.types import Group, Role, Task
+from spark_rl.verify import SELF
+
+_PATIENCE = 10
+"""Passes over the data after which a step gives up looking for questions that a rule verifies."""
 
 
 class Selection:
@@ -19,11 +23,19 @@ class Selection:
 
     Args:
         max_prompt_tokens: longer prompts are passed over and counted.
+        asks_unverified: whether, at the time, questions that no rule verifies are asked; else they are passed over.
     """
 
-    def __init__(self, config: Config, questions: Questions, renderer: ChatRenderer, max_prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        questions: Questions,
+        renderer: ChatRenderer,
+        max_prompt_tokens: int,
+        asks_unverified: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.config, self.questions, self.renderer = config, questions, renderer
-        self.max_prompt_tokens = max_prompt_tokens
+        self.max_prompt_tokens, self.asks_unverified = max_prompt_tokens, asks_unverified
         self.pool = Pool(config.recycle.pool_size, config.recycle.max_age)
         self._asked: Counter[str] = Counter()
 
@@ -53,7 +65,11 @@ class Selection:
         return self._with_own_ids([*questions, *recycled]), counts + passed
 
     def recycle(self, groups: Sequence[Group], step: int) -> Counter[str]:
-        """Recycle graded groups into the pool. Returns what was made and what was left out, by reason."""
+        """Recycle groups that a rule has graded into the pool. Returns what was made and what was left out, by reason.
+
+        The model's own verdicts never become labels, or it would learn to agree with itself.
+        """
+        groups = [group for group in groups if group.task.verifier != SELF]
         if all(self.config.roles[role].share == 0 for role in Role if role.is_recycled):
             return Counter()
         made = recycle(groups, self.config.recycle, seed=self.config.train.seed, step=step)
@@ -107,11 +123,21 @@ class Selection:
         return taken, counts + dropped
 
     def _draw(self, count: int) -> tuple[list[Task], Counter[str]]:
-        try:
-            drawn, passed = self.questions.draw(count, self.fits)
-        except LookupError as error:
-            raise self._nothing_fits(error) from None
-        return drawn, _named("questions", passed)
+        tasks: list[Task] = []
+        passed: Counter[str] = Counter()
+        while len(tasks) < count:
+            try:
+                drawn, more = self.questions.draw(count - len(tasks), self.fits)
+            except LookupError as error:
+                raise self._nothing_fits(error) from None
+            asked = [task for task in drawn if task.verifier != SELF or self.asks_unverified()]
+            tasks, passed = tasks + asked, passed + more + Counter(unverified=len(drawn) - len(asked))
+            if passed["unverified"] > count + _PATIENCE * self.questions.num_rows:
+                raise ValueError(
+                    "data.train: hardly any question that can be asked is verified by a rule, which self_reward needs "
+                    "to train its judge; add some, or raise their weight"
+                )
+        return tasks, _named("questions", passed)
 
     def _nothing_fits(self, source: LookupError) -> ValueError:
         return ValueError(

@@ -2,10 +2,11 @@
 
 from spark_rl.verify.extract import ANSWER_TAG, box, extract_answer, visible
 from spark_rl.verify.pool import Check, VerifierPool
-from spark_rl.verify.verifiers import VERIFIERS, Verdict, Verifier, check_gold, gold_problem, grade, resolve
+from spark_rl.verify.verifiers import SELF, VERIFIERS, Verdict, Verifier, check_gold, gold_problem, grade, resolve
 
 __all__ = [
     "ANSWER_TAG",
+    "SELF",
     "VERIFIERS",
     "Check",
     "Verdict",

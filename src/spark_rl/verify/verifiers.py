@@ -203,12 +203,22 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+SELF = "self"
+"""Names no rule: the model's own verdicts are the reward; see the section `self_reward` of a run."""
+
+
+def score_self(answer: str, gold: str, metadata: Metadata) -> float | None:
+    """None: there is no gold, so a rule has nothing to say."""
+    return None
+
+
 VERIFIERS: dict[str, Verifier] = {
     "math": Verifier(score_math, isolated=True, imports=("math_verify",)),
     "choice": Verifier(score_choice),
     "numeric": Verifier(score_numeric),
     "exact": Verifier(score_exact),
     "reasoning_gym": Verifier(score_reasoning_gym, isolated=True, imports=("reasoning_gym",)),
+    SELF: Verifier(score_self),
 }
 
 
