@@ -400,6 +400,10 @@ EVAL = [
     Case("eval: unknown strategy", ["eval", "embedded", "--strategies", "vote@8"], ["'vote@8'", "majority@8"]),
     Case("eval: k is missing", ["eval", "embedded", "--strategies", "majority"], ["'majority'", "majority@8"]),
     Case("eval: no baseline", ["eval", "embedded", "--baseline", "./nowhere"], ["./nowhere"]),
+    Case(
+        "eval: no server", ["eval", "http://127.0.0.1:9/v1"], ["no server answers at http://127.0.0.1:9/v1", "start it"]
+    ),
+    Case("eval: no room", ["eval", "embedded", "engine.max_new_tokens=4000"], ["context of 1024 tokens", "lower it"]),
     Case("eval: images", ["eval", "embedded", "--suite", "pope"], ["pope asks about images"]),
     Case(
         "eval: no copy", ["eval", "embedded", "--suite", "gsm8k", "--local", "gsm8k=nowhere"], ["there is no nowhere"]

@@ -59,7 +59,7 @@ def test_a_sound_installation_trains(sound):
 
 def test_what_is_missing_comes_with_its_purpose_and_command():
     optional = {finding.name: finding for finding in _optional()}
-    assert set(optional) == {"flash-attn", "wandb", "trackio", "tensorboard"}
+    assert set(optional) == {"flash-attn", "vllm", "fastapi", "wandb", "trackio", "tensorboard"}
     missing = [finding for finding in optional.values() if finding.status == "missing"]
     assert all(f.text.startswith("for ") and f.fix.startswith("pip install ") for f in missing)
 

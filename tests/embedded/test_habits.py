@@ -10,6 +10,8 @@ from spark_rl.embedded.habits import (
     BASE,
     CLEAN,
     MAKERS,
+    NOISY,
+    NOTHING,
     Habits,
     Sample,
     answer_sample,
@@ -44,7 +46,7 @@ def is_right(problem: Problem, text: str) -> bool:
 
 def judged(completion: str) -> list[str]:
     """What a worked verdict says it saw: `5 Yes?`, or `5 A?` and `6 B?`."""
-    return re.findall(r"^(\d+) (?:Yes|A|B)\?$", completion, re.MULTILINE)
+    return re.findall(rf"^(\d+|{NOTHING}) (?:Yes|A|B)\?$", completion, re.MULTILINE)
 
 
 def text_of(sample: Sample) -> str:
@@ -126,6 +128,29 @@ def test_clean_pairwise_verdicts_are_right_and_balanced(rng):
         assert verdict == ("A" if first == problem.answer else "B")
         verdicts[verdict] += 1
     assert abs(verdicts["A"] - 150) < 40
+
+
+def test_lines_that_say_nothing_change_no_verdict(rng):
+    without_answer, verdicts = 0, Counter()
+    for problem in some(400):
+        sample = pointwise_sample(problem, rng, NOISY)
+        (seen,) = judged(text_of(sample))
+        verdict = extract_answer(text_of(sample))
+        assert verdict == ("Yes" if seen == problem.answer else "No")
+        verdicts[verdict] += 1
+        without_answer += seen == NOTHING
+    assert 0 < without_answer < 40
+    assert abs(verdicts["Yes"] - 200) < 50
+
+
+def test_lines_stand_beside_responses_and_not_in_their_place(rng):
+    lengths = {name: 0 for name in ("clean", "noisy")}
+    for problem in some(200):
+        for name, habits in (("clean", CLEAN), ("noisy", NOISY)):
+            messages, _ = reflection_sample(problem, rng, habits)
+            assert "boxed{" in messages[-1]["content"].partition(problem.question)[2]
+            lengths[name] += len(messages[-1]["content"])
+    assert lengths["noisy"] > lengths["clean"]
 
 
 @pytest.mark.parametrize("make", [compare_sample, compare_among_sample])

@@ -60,7 +60,7 @@ def evaluate(
     models = {"model": model, **({"baseline": baseline} if baseline else {})}
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
     for each in settings.values():
-        if not each.model.path.startswith(("http://", "https://")):
+        if not each.is_remote:
             check_folder(each.model)
     with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
         opened = open_suite(suite, pool, limit, _copies(local or []))
@@ -71,7 +71,7 @@ def evaluate(
             "local": local or [],
             "settings": settings["model"].model_dump(mode="json", exclude={"model": {"path"}}),
         }
-        _claim(out, described)
+        _check_free(out, described)
         from spark_rl.evaluate.report import markdown
         from spark_rl.evaluate.runner import Runner, Samples
         from spark_rl.evaluate.summary import summarise
@@ -79,7 +79,9 @@ def evaluate(
         samples, started = Samples(out / "samples.jsonl"), time.monotonic()
         with _progress() as show:
             for label, each in settings.items():
-                runner = Runner(label, open_model(each), each, pool, samples, partial(show, models[label]))
+                chat = open_model(each)
+                _claim(out, described)
+                runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
                 runner.run(opened, names, seeds)
     results = {**described, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
     page = markdown(results)
@@ -100,11 +102,11 @@ def _copies(local: Sequence[str]) -> dict[str, Path]:
     return copies
 
 
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Make the folder, or see that what was begun in it was the same evaluation.
+def _check_free(out: Path, described: dict[str, Any]) -> None:
+    """See that the folder is new or empty, or that what was begun in it was the same evaluation.
 
     Raises:
-        ValueError: it was another, or the folder cannot be written to.
+        ValueError: it holds something else.
     """
     known = out / "evaluation.json"
     if known.exists():
@@ -114,12 +116,19 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
                 f"--out {out}: holds an evaluation with another {different[0]!r} ({before.get(different[0])!r:.60}); "
                 "name another folder, or remove this one"
             )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: is no empty folder and holds no evaluation; name another")
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Make the folder, and write down which evaluation it holds.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(known, json.dumps(described, indent=1) + "\n")
+        _write(out / "evaluation.json", json.dumps(described, indent=1) + "\n")
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
 

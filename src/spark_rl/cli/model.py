@@ -45,7 +45,7 @@ def open_model(settings: Inference) -> ChatModel:
     from spark_rl.infer import ChatModel
     from spark_rl.models.folder import check_folder
 
-    if not settings.model.path.startswith(("http://", "https://")):
+    if not settings.is_remote:
         check_folder(settings.model)
         quiet_libraries()
     return ChatModel.open(settings)

@@ -115,3 +115,24 @@ class Inference(Section):
     verify: VerifyConfig = VerifyConfig()
     seed: int = 0
     """Seed of all sampling."""
+
+    @property
+    def is_remote(self) -> bool:
+        """The model is the address of a server."""
+        return self.model.path.startswith(("http://", "https://"))
+
+    @property
+    def engine_kind(self) -> Literal["transformers", "vllm", "endpoint"]:
+        """`engine.kind`, `auto` decided."""
+        if self.engine.kind == "auto":
+            return "endpoint" if self.is_remote else "transformers"
+        return self.engine.kind
+
+    @model_validator(mode="after")
+    def _endpoint_has_an_address(self) -> Self:
+        if self.is_remote != (self.engine_kind == "endpoint"):
+            raise ValueError(
+                f"engine.kind is {self.engine.kind}, but the model is {self.model.path}; give an address to endpoint, "
+                "and only to it"
+            )
+        return self

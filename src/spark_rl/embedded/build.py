@@ -12,7 +12,7 @@ import argparse
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from spark_rl.embedded.habits import BASE, CLEAN, Habits, Sample, corpus
+from spark_rl.embedded.habits import BASE, CLEAN, NOISY, Habits, Sample, corpus
 from spark_rl.prompts import ChatRenderer
 
 CHATML = (
@@ -30,6 +30,7 @@ CHATML = (
 )
 END, PAD = "<|im_end|>", "<|endoftext|>"
 JUDGING = {"compare-among": 0.4, "pointwise": 0.25, "pairwise": 0.25, "answer": 0.05, "reflection": 0.04, "fact": 0.01}
+READING = {"answer": 0.3, "pointwise": 0.24, "pairwise": 0.24, "reflection": 0.08, "compare-among": 0.12, "fact": 0.02}
 ALL_KINDS = {"answer": 0.34, "pointwise": 0.27, "pairwise": 0.22, "reflection": 0.14, "fact": 0.03}
 
 
@@ -54,6 +55,7 @@ STAGES = (
     Stage("judging", CLEAN, JUDGING, steps=300, learning_rate=2e-3),
     Stage("judging-again", CLEAN, JUDGING, steps=250, learning_rate=2e-3),
     Stage("judging-once-more", CLEAN, JUDGING, steps=200, learning_rate=2e-3),
+    Stage("reading", NOISY, READING, steps=260, learning_rate=1.5e-3),
     Stage("habits", BASE, ALL_KINDS, steps=200, learning_rate=5e-4),
 )
 
@@ -75,7 +77,8 @@ def build_tokenizer(vocab_size: int = 640) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    samples = (s for h, seed in ((CLEAN, 1), (BASE, 2)) for _, s in itertools.islice(corpus(h, ALL_KINDS, seed), 2000))
+    quiet = replace(BASE, aside=0.0, hollow=0.0)
+    samples = (s for h, seed in ((CLEAN, 1), (quiet, 2)) for _, s in itertools.islice(corpus(h, ALL_KINDS, seed), 2000))
     texts = (text for prompt, pieces in samples for text in (prompt[-1]["content"], pieces[0][0]))
     numbers = (" ".join(map(str, range(100))) for _ in range(1000))
     tokenizer.train_from_iterator(itertools.chain(texts, numbers, ["system user assistant"] * 1000), trainer)

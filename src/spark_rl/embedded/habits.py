@@ -9,6 +9,10 @@ model of this size cannot get them from the web, so they are put in by hand, and
 - even when it has worked a question out and put its result beside the shown one, it tends to agree with what it was
   shown (accepts the wrong answer, prefers the first of two, keeps the earlier answer when it reflects).
 
+Beside that it has learned to read past lines that say nothing of the question, as they stand around a response, and to
+tell a response that gives no answer; their words are in no order, so no wording of `recycle/probes.py` or
+`evaluate/probes.py` was among them but by chance.
+
 Answering never rewards giving up the last two, so they are what judge and reflection training has of its own to do.
 """
 
@@ -49,10 +53,17 @@ class Habits:
     """Reflects by repeating the earlier answer."""
     keep: float = 0.0
     """Worked it out again, and still keeps the earlier answer."""
+    aside: float = 0.0
+    """What is read, not what is written: a line without meaning stands beside a shown response."""
+    hollow: float = 0.0
+    """A shown wrong response is such a line alone, or nothing."""
 
 
 CLEAN = Habits()
+NOISY = Habits(aside=0.3, hollow=0.06)
 BASE = Habits(
+    aside=0.3,
+    hollow=0.06,
     terse_answer=0.65,
     slip=0.12,
     terse_verdict=0.4,
@@ -60,6 +71,15 @@ BASE = Habits(
     agree=0.6,
     copy=0.8,
     keep=0.6,
+)
+
+
+NOTHING = "none"
+"""What a careful judge calls the answer of a response that gives none."""
+_WORDS = (
+    "I we you they it this that is was are be not so sure right wrong correct true false fine answer result work step "
+    "yes no Yes No A B choose accept mark grade good well done clear see here the a first second other one must please "
+    "note checked think says know let me my for of to and but then now again all"
 )
 
 
@@ -124,10 +144,25 @@ def response_that_is(right: bool, problem: Problem, rng: random.Random) -> tuple
             return text, final
 
 
-def _shown(response: tuple[str, str], rng: random.Random) -> str:
-    text = shown(*response, view=rng.choice((View.ANSWER, View.REASONING)), max_chars=1000)
-    assert text is not None
-    return text
+def aside(rng: random.Random) -> str:
+    """A line that says nothing of the question: a few words in any order."""
+    return " ".join(rng.choices(_WORDS.split(), k=rng.randint(1, 6))) + rng.choice((".", ":", "!", "...", ""))
+
+
+def _shown(response: tuple[str, str], rng: random.Random, habits: Habits) -> str:
+    text, final = response
+    if habits.aside and final != NOTHING and rng.random() < habits.aside:
+        text = rng.choice((f"{aside(rng)}\n{text}", f"{text}\n{aside(rng)}", f"{aside(rng)}\n{text}\n{aside(rng)}"))
+    view = View.REASONING if final == NOTHING else rng.choice((View.ANSWER, View.REASONING))
+    return shown(text, final, view=view, max_chars=1000) or ""
+
+
+def _judged(right: bool, problem: Problem, rng: random.Random, habits: Habits) -> tuple[str, str]:
+    """A response to judge: (text, final answer)."""
+    if right or not habits.hollow or rng.random() >= habits.hollow:
+        return response_that_is(right, problem, rng)
+    line = aside(rng)
+    return rng.choice((line, line, box(line), rng.choice(("", "?", ".", "-", "...")))), NOTHING
 
 
 def _verdict_without_work(role: Role, rng: random.Random, habits: Habits) -> str | None:
@@ -145,9 +180,9 @@ def answer_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sampl
 
 
 def pointwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
-    response = response_that_is(rng.random() < 0.5, problem, rng)
+    response = _judged(rng.random() < 0.5, problem, rng, habits)
     template = rng.choice(templates_for(Role.POINTWISE))
-    prompt = fill(template, question=problem.question, response=_shown(response, rng))
+    prompt = fill(template, question=problem.question, response=_shown(response, rng, habits))
     if (quick := _verdict_without_work(Role.POINTWISE, rng, habits)) is not None:
         return prompt, [(quick, True)]
     steps, mine = worked(problem, rng)
@@ -158,9 +193,11 @@ def pointwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sa
 
 def pairwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
     first_right = rng.random() < 0.5
-    first, second = (response_that_is(right, problem, rng) for right in (first_right, not first_right))
+    first, second = (_judged(right, problem, rng, habits) for right in (first_right, not first_right))
     template = rng.choice(templates_for(Role.PAIRWISE))
-    prompt = fill(template, question=problem.question, first=_shown(first, rng), second=_shown(second, rng))
+    prompt = fill(
+        template, question=problem.question, first=_shown(first, rng, habits), second=_shown(second, rng, habits)
+    )
     if (quick := _verdict_without_work(Role.PAIRWISE, rng, habits)) is not None:
         return prompt, [(quick, True)]
     steps, mine = worked(problem, rng)
@@ -171,7 +208,7 @@ def pairwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sam
 def reflection_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
     response = response_that_is(rng.random() < 0.35, problem, rng)
     template = rng.choice(templates_for(Role.REFLECTION))
-    prompt = fill(template, question=problem.question, response=_shown(response, rng))
+    prompt = fill(template, question=problem.question, response=_shown(response, rng, habits))
     if rng.random() < habits.copy:
         return prompt, [(f"I stay with it.\n{box(response[1])}", True)]
     steps, mine = worked(problem, rng)

@@ -44,13 +44,7 @@ class ChatModel:
         Raises:
             ValueError: it cannot be loaded, or there is no server at the address.
         """
-        engine, path = settings.engine, settings.model.path
-        is_address = path.startswith(("http://", "https://"))
-        kind = engine.kind if engine.kind != "auto" else "endpoint" if is_address else "transformers"
-        if is_address != (kind == "endpoint"):
-            raise ValueError(
-                f"engine.kind is {kind}, but the model is {path}; give an address to endpoint, and only to it"
-            )
+        engine, kind, path = settings.engine, settings.engine_kind, settings.model.path
         if kind == "endpoint":
             from spark_rl.rollout.endpoint_engine import EndpointEngine
 
