@@ -109,6 +109,28 @@ def test_probes_count_accepts_by_label():
     assert "true_accept" not in probes["by_kind"]["empty, alone"]
 
 
+def test_pairs_are_told_apart_by_source_and_every_source_counts_the_same():
+    pairs = [("a", True, True), ("a", True, False), ("a", False, True), ("a", True, True), ("b", None, None)]
+    rows = [
+        {
+            **{"model": "model", "part": "pairwise", "strategy": "judge", "seed": 0, "id": str(i), "question": str(i)},
+            **{"source": source, "prefers_right": right, "probability": 0.9, "consistent": consistent},
+        }
+        for i, (source, right, consistent) in enumerate(pairs)
+    ]
+    pairwise = measured(rows)["pairwise"]
+    assert pairwise["accuracy"]["value"] == 3 / 5
+    assert pairwise["mean_over_sources"] == (3 / 4 + 0) / 2
+    assert pairwise["order_consistency"]["value"] == 3 / 4
+    assert pairwise["by_source"]["a"]["right_in_both_orders"] == 2 / 4
+    page = markdown({"suite": "s", "models": {"model": "m"}, **summarise(rows)})
+    assert "| all | 5 | 60.0 %" in page and "| a | 4 | 75.0 %" in page and "| mean over the sources |  | 37.5 %" in page
+    (lone,) = [
+        line for line in markdown({"suite": "s", "models": {}, **summarise(rows[:4])}).splitlines() if "75.0" in line
+    ]
+    assert lone.startswith("| all | 4 |")
+
+
 def test_the_page_says_only_what_was_measured():
     results = {"suite": "mine", "models": {"model": "m"}, **summarise([answered("1", 1)])}
     page = markdown(json.loads(json.dumps(results)))

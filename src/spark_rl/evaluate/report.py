@@ -77,8 +77,14 @@ def _judge(measured: Result) -> Iterator[str]:
         head = ["judges one", "n", "accuracy", "balanced", "precision / recall / F1", "says right", "ECE / Brier"]
         yield from _table([*head, "parsed"], rows)
     if pairs := measured.get("pairwise"):
-        row = [pairs["n"], _rate(pairs["accuracy"]), _share(pairs["order_consistency"]), _share(pairs["parse_rate"])]
-        yield from _table(["pairs", "accuracy", "same in both orders", "parsed"], [list(map(str, row))])
+        by_source = pairs["by_source"] if len(pairs["by_source"]) > 1 else {}
+        rows = [
+            [name, str(e["n"]), _rate(e["accuracy"]), _share(e["order_consistency"]), _share(e["parse_rate"])]
+            for name, e in {"all": pairs, **by_source}.items()
+        ]
+        if by_source:
+            rows.append(["mean over the sources", "", _share(pairs["mean_over_sources"]), "", ""])
+        yield from _table(["judges pairs", "n", "accuracy", "same in both orders", "parsed"], rows)
 
 
 def _probes(probes: Result) -> Iterator[str]:

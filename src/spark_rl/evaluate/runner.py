@@ -165,6 +165,7 @@ class Runner:
                     {
                         **base,
                         "id": item.id,
+                        "source": item.source,
                         "prefers_right": None if p.preferred is None else p.preferred == "a",
                         "probability": p.probability,
                         "consistent": p.consistent,

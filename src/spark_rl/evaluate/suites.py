@@ -53,6 +53,8 @@ class PairItem:
     question: str
     right: str
     wrong: str
+    source: str = ""
+    """Reported by it, if there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,9 @@ def _add(suite: Suite, row: Any, number: int, reader: RowReader, pool: VerifierP
         question, response = _texts(row, ("question", "response"))
         suite.points.append(PointItem(str(row.get("id", number)), question, response, row["right"]))
     elif isinstance(row, Mapping) and "wrong" in row:
-        suite.pairs.append(PairItem(str(row.get("id", number)), *_texts(row, ("question", "right", "wrong"))))
+        question, right, wrong = _texts(row, ("question", "right", "wrong"))
+        source = str(row.get("source", ""))
+        suite.pairs.append(PairItem(str(row.get("id", number)), question, right, wrong, source))
     else:
         example = reader.task(row, number - 1).example
         check = Check(box(example.answer), example.answer, example.verifier, example.metadata, example.prompt)

@@ -45,12 +45,7 @@ def _model(rows: Sequence[Row]) -> Result:
         if parts[part]:
             result[part] = pointwise_metrics(list(map(_point, parts[part])))
     if parts["pairwise"]:
-        result["pairwise"] = pairwise_metrics(
-            [
-                PairwiseJudgement(r["prefers_right"], r["probability"], r["consistent"], r["question"])
-                for r in parts["pairwise"]
-            ]
-        )
+        result["pairwise"] = _pairs(parts["pairwise"])
     if parts["best_of"]:
         result["best_of"] = reward_bench_2([scored(row) for row in parts["best_of"]])
     if parts["probe"]:
@@ -148,6 +143,21 @@ def _by_source(rows: Sequence[Row]) -> Result:
     for row in rows:
         sources[row["source"]].append(row)
     return {source: asdict(mean_interval(_rewards(of))) for source, of in sources.items()}
+
+
+def _pairs(rows: Sequence[Row]) -> Result:
+    """Of all pairs, and of those of each source; beside it their mean, as VL-RewardBench has it: a source counts the
+    same, however large."""
+    sources: dict[str, list[PairwiseJudgement]] = defaultdict(list)
+    for row in rows:
+        judgement = PairwiseJudgement(row["prefers_right"], row["probability"], row["consistent"], row["question"])
+        sources[row["source"]].append(judgement)
+    by_source = {source: pairwise_metrics(of) for source, of in sources.items()}
+    return {
+        **pairwise_metrics([each for of in sources.values() for each in of]),
+        "by_source": by_source,
+        "mean_over_sources": fmean(each["accuracy"]["value"] for each in by_source.values()),
+    }
 
 
 def _probes(rows: Sequence[Row]) -> Result:
