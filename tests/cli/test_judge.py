@@ -19,8 +19,7 @@ from factories import read_rows
 from rollout.openai_server import serving
 
 from spark_rl.cli.model import settings_for, signature
-from spark_rl.config import load_inference
-from spark_rl.infer import ChatModel, Judge
+from spark_rl.infer import Judge
 from spark_rl.verify import box
 
 Command = Callable[..., Any]
@@ -48,7 +47,7 @@ def written(folder: Path, rows: Sequence[Any] = ROWS, name: str = "rows.jsonl") 
 
 def judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with what the judge says, one by one."""
-    judge = Judge(ChatModel.open(load_inference(["engine.max_new_tokens=24"], model={"path": "embedded"})))
+    judge = Judge.open("embedded", "engine.max_new_tokens=24")
     columns = [
         (
             judge.compare(row["question"], row["a"], row["b"])

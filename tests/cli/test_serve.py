@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from spark_rl.infer import ChatModel, Judge
+from spark_rl.infer import Judge
 
 COMMAND = [sys.executable, "-m", "spark_rl.cli", "serve", "embedded", "--port", "0", "--token-env", "JUDGE_TOKEN"]
 
@@ -51,9 +51,8 @@ def test_a_served_judge_judges_as_the_judge_does_and_stops_when_told(process, em
 
 @pytest.fixture(scope="module")
 def embedded_judge() -> Judge:
-    from spark_rl.config import load_inference
 
-    return Judge(ChatModel.open(load_inference(["engine.max_new_tokens=40"], model={"path": "embedded"})))
+    return Judge.open("embedded", "engine.max_new_tokens=40")
 
 
 def test_without_fastapi_the_extra_is_named():

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 from infer.scripted import says, scripted
 
-from spark_rl.config import load_inference
-from spark_rl.infer import ChatModel, Judge
+from spark_rl.infer import Judge
 from spark_rl.integrations.trl import reward_function
 from spark_rl.models.folder import resolve_path
 
@@ -58,7 +57,7 @@ def test_two_steps_of_grpo(tmp_path: Path):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    the_judge = Judge(ChatModel.open(load_inference(["engine.max_new_tokens=16"], model={"path": "embedded"})))
+    the_judge = Judge.open("embedded", "engine.max_new_tokens=16")
     folder = resolve_path("embedded")
     model = AutoModelForCausalLM.from_pretrained(folder)
     prompts = [[{"role": "user", "content": f"What is {i}+1?"}] for i in range(4)]

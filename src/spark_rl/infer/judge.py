@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal, TypeVar
 
-from spark_rl.config import JudgeConfig
+from spark_rl.config import JudgeConfig, load_inference
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.plan import Ask, Plan, Reply, Spent, run
 from spark_rl.prompts import TEMPLATES, View, fill, shown
@@ -74,7 +74,7 @@ class Preference:
 class Judge:
     """A model that judges.
 
-    >>> judge = Judge(ChatModel.open(load_inference(model={"path": "runs/quickstart/final"})))  # doctest: +SKIP
+    >>> judge = Judge.open("runs/quickstart/final")  # doctest: +SKIP
     >>> judge.score("What is 2+2?", r"It is \\boxed{5}.").verdict  # doctest: +SKIP
     'wrong'
     """
@@ -83,6 +83,19 @@ class Judge:
         self.model, self.settings, self.seed = model, settings or JudgeConfig(), seed
         self.spent = Spent()
         """What all calls have cost."""
+
+    @classmethod
+    def open(cls, model: str, *overrides: str) -> Judge:
+        """The judge in a local folder, a Hub id, `embedded` or the model at a server's address.
+
+        Args:
+            overrides: settings as `section.key=value`: `Judge.open("embedded", "judge.samples=4")`.
+
+        Raises:
+            ValueError: a setting is wrong, the model cannot be loaded, or there is no server at the address.
+        """
+        settings = load_inference(overrides, model={"path": model})
+        return cls(ChatModel.open(settings), settings.judge, seed=settings.seed)
 
     def score(self, question: str, response: str) -> Verdict:
         """Is the final answer of this response right?"""

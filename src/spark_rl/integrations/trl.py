@@ -1,6 +1,6 @@
 """The judge as a reward function of TRL's trainers (GRPO, RLOO):
 
-    judge = Judge(ChatModel.open(load_inference(model={"path": "runs/quickstart/final"})))
+    judge = Judge.open("runs/quickstart/final")
     trainer = GRPOTrainer(model, reward_funcs=[reward_function(judge)], train_dataset=dataset)
 
 TRL itself is not imported. The signature follows huggingface/trl, `trl/trainer/grpo_trainer.py`
