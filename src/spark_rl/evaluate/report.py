@@ -50,7 +50,8 @@ def _reflection(reflect: Result | None) -> Iterator[str]:
     flips = reflect["flips"]
     yield (
         f"Reflection revised {flips['revised']} of {flips['n']} answers: {flips['wrong_to_right']} from wrong to "
-        f"right, {flips['right_to_wrong']} from right to wrong. Measured gain {_signed(reflect['measured_gain'])}; "
+        f"right, {flips['right_to_wrong']} from right to wrong. "
+        f"Measured gain {_points(reflect['measured_gain'])} points; "
         "the verifier's gain (precision of its \"right\" minus the solver's accuracy) "
         f"{_signed(reflect['predicted_gain'])}."
     )

@@ -78,7 +78,8 @@ def _strategy(rows: Sequence[Row], by_strategy: Mapping[str, Sequence[Row]]) -> 
 
 def _reflection(rows: Sequence[Row]) -> Result:
     """What the judge and the revisions did to the first answers."""
-    pairs = [(row["steps"][0]["reward"], row["reward"]) for row in rows if row["steps"]]
+    firsts = [{"id": row["id"], "reward": row["steps"][0]["reward"]} for row in rows]
+    pairs = [(first["reward"], row["reward"]) for first, row in zip(firsts, rows, strict=True)]
     judged = [
         (row["steps"][0]["reward"], row["steps"][1]["verdict"])
         for row in rows
@@ -97,7 +98,7 @@ def _reflection(rows: Sequence[Row]) -> Result:
         "judge_precision": precision,
         "solver_accuracy": solver,
         "predicted_gain": None if precision is None or solver is None else verifier_gain(precision, solver),
-        "measured_gain": fmean(last - first for first, last in pairs if None not in (first, last)) if pairs else None,
+        "measured_gain": asdict(paired_difference(_rewards(rows), _rewards(firsts))),
     }
 
 
