@@ -1,16 +1,19 @@
-"""Does self-reward help where answers are missing? Four of the embedded families keep their answers; the three on
-which answers stay worst lose them.
+"""Does self-reward work where answers are missing? Half of the embedded questions lose theirs.
 
-    OMP_NUM_THREADS=1 python benchmarks/self_reward.py [--seeds 2] [--arms verified self early] [section.key=value ...]
+    OMP_NUM_THREADS=1 python benchmarks/self_reward.py [--seeds 3] [section.key=value ...]
 
-Arms, all with the same number of groups a step: `verified` trains on the families with answers alone, `self` adds the
-others with the model's own verdicts as reward once the judge passes the threshold, `early` from the first step on
-whatever the judge is worth, `all` with their answers (the ceiling). The judge is measured on held-out questions of the
-families with answers only. Held-out answer accuracy on the families without answers is what self-reward is for.
+The answers of the other half are used in two ways:
 
-Runs are kept in `runs/self-reward/`; one that is there already is not run again. One JSON line: `ratio` is that
-accuracy with self-reward over that without, means over seeds; `agreement` is the rank accuracy of the rewards that the
-model gave itself, read off its rollouts: how often a right response got more than a wrong one of its group.
+    judge, judge+self, judge+early   to label judge items (recorded rollouts of the base, recycled), and for nothing
+                                     else: no answer is ever rewarded by a rule. Beside them `self` trains on the
+                                     questions without answers, rewarded by the model's own verdicts once the judge
+                                     passes the threshold; `early` from the first step on, whatever the judge is worth.
+    verified, verified+self          as usual: answers are verified, and recycled into judge items. Beside them `self`
+                                     trains on the other half as above.
+
+All have the same number of groups a step, and are measured on held-out answers of all families. Runs are kept in
+`runs/self-reward/`; one that is there already is not run again. One JSON line: `ratio` is judge+self over judge, means
+over seeds; `agreement` how often a self-rewarded right response got more than a wrong one of its group (a tie is half).
 """
 
 from __future__ import annotations
@@ -26,75 +29,77 @@ from typing import Any
 
 from spark_rl.config import load_config
 from spark_rl.data import load_data
-from spark_rl.types import Example
 from spark_rl.verify import SELF
 
 ROOT = Path("runs") / "self-reward"
-KEPT = {"sum", "difference", "largest", "smallest"}
-"""The families that keep their answers."""
-ON = ("self_reward.enabled=true", "validation.every=5")
+JUDGED = f"{{path: {ROOT / 'judge.jsonl'}, columns: {{prompt: messages, answer: label}}}}"
+KEPT, LOST = str(ROOT / "kept.jsonl"), str(ROOT / "lost.jsonl")
+SELF_ON = "self_reward.enabled=true"
 ARMS = {
-    "verified": ("data.train=[{kept}]", "validation.every=5"),
-    "self": ("data.train=[{kept},{lost}]", *ON),
-    "early": ("data.train=[{kept},{lost}]", *ON, "self_reward.threshold=0", "self_reward.ramp_steps=0"),
-    "all": ("data.train=[{kept},{golden}]", "validation.every=5"),
+    "judge": (f"data.train=[{JUDGED}]",),
+    "judge+self": (f"data.train=[{JUDGED},{LOST}]", SELF_ON),
+    "judge+early": (f"data.train=[{JUDGED},{LOST}]", SELF_ON, "self_reward.threshold=0", "self_reward.ramp_steps=0"),
+    "verified": (f"data.train=[{KEPT}]",),
+    "verified+self": (f"data.train=[{KEPT},{LOST}]", SELF_ON),
 }
 SETTINGS = (
     "preset=spark",
     "rollout.groups_per_step=32",
     "rollout.max_new_tokens=80",
-    "train.steps=40",
-    "train.learning_rate=2e-4",
-    "train.schedule=constant",
-    "validation.items=100",
+    "train.steps=30",
+    "train.learning_rate=3e-4",
+    "train.schedule=cosine",
+    "data.validation=embedded:validation",
+    "validation.items=500",
+    "validation.every=5",
 )
 
 
-def write(name: str, examples: list[Example], verifier: str) -> Path:
-    rows = [
-        {"id": e.id, "prompt": e.question, "source": e.source, "verifier": verifier}
-        | ({} if verifier == SELF else {"answer": e.answer})
-        for e in examples
-    ]
-    path = ROOT / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def run(arm: str, seed: int, files: dict[str, Path], overrides: list[str]) -> Path:
-    """The directory of a finished run."""
-    output = ROOT / f"{arm}-{seed}"
-    if not (output / "summary.json").exists():
-        settings = [*SETTINGS, *(each.format(**files) for each in ARMS[arm])]
-        settings += [f"data.validation={files['held_out']}", f"data.monitor={files['held_out_lost']}"]
-        settings += [f"train.seed={seed}", f"train.output={output}"]
-        empty = ROOT / "empty.yaml"
-        empty.write_text("{}")
-        command = [sys.executable, "-m", "spark_rl.cli", "train", str(empty), *settings, *overrides]
-        subprocess.run([*command, *(["--resume"] if output.exists() else [])], check=True)
-    return output
-
-
-def accuracies(output: Path) -> dict[str, float]:
-    """After the run: held-out answers of the families that lost and that kept their answers, and the judge."""
-    after = json.loads((output / "summary.json").read_text())["after"]
-    sources = after["by_source"]["answer"]
-    return {
-        "lost": fmean(value for name, value in sources.items() if name not in KEPT),
-        "kept": fmean(value for name, value in sources.items() if name in KEPT),
-        "judge": after["pointwise_balanced_accuracy"],
-    }
+def spark_rl(*arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", "spark_rl.cli", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def agreement(output: Path, golds: dict[str, str]) -> float | None:
-    """Of all pairs of a right and a wrong judged response to one question, the share that the rewards order rightly.
+def write(path: Path | str, many: list[dict[str, Any]]) -> None:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in many))
 
-    A tie counts one half. None without such pairs.
-    """
+
+def prepare() -> dict[str, str]:
+    """Write the two halves and the judge items; the golds of the half that lost them, by id."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    (ROOT / "empty.yaml").write_text("{}")
+    (source,) = load_data(
+        load_config(None, ["data.train=embedded:train", "data.validation=embedded:validation"])
+    ).train.sources
+    every = [source.task(i).example for i in range(source.num_rows) if i not in source.left_out]
+    write(KEPT, [{"id": e.id, "prompt": e.question, "answer": e.answer, "verifier": e.verifier} for e in every[::2]])
+    write(LOST, [{"id": e.id, "prompt": e.question, "verifier": SELF} for e in every[1::2]])
+    if not (ROOT / "judge.jsonl").exists():
+        recorded = ROOT / "recorded"
+        barely = ("preset=grpo", "train.learning_rate=1e-9", "train.steps=8", "rollout.max_new_tokens=80")
+        if not (recorded / "summary.json").exists():
+            spark_rl("train", ROOT / "empty.yaml", *barely, f"data.train={KEPT}", f"train.output={recorded}")
+        write(ROOT / "rollouts.jsonl", list(chain.from_iterable(map(rows, sorted((recorded / "rollouts").iterdir())))))
+        spark_rl("recycle", ROOT / "rollouts.jsonl", "--out", ROOT / "recycled.jsonl")
+        write(ROOT / "judge.jsonl", [row for row in rows(ROOT / "recycled.jsonl") if row["role"] != "reflection"])
+    return {e.id: e.answer for e in every[1::2]}
+
+
+def run(arm: str, seed: int, overrides: list[str]) -> Path:
+    """The directory of a finished run."""
+    output = ROOT / f"{arm}-{seed}"
+    if not (output / "summary.json").exists():
+        resume = ["--resume"] if output.exists() else []
+        where = (f"train.seed={seed}", f"train.output={output}")
+        spark_rl("train", ROOT / "empty.yaml", *SETTINGS, *ARMS[arm], *where, *overrides, *resume)
+    return output
+
+
+def agreement(output: Path, golds: dict[str, str]) -> float | None:
+    """Of all pairs of a right and a wrong judged response to one question, the share that the rewards order rightly."""
     pairs = []
     for group in chain.from_iterable(map(rows, sorted((output / "rollouts").iterdir()))):
         if group["verifier"] == SELF:
@@ -107,40 +112,25 @@ def agreement(output: Path, golds: dict[str, str]) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--arms", nargs="+", default=["verified", "self", "early"], choices=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    ROOT.mkdir(parents=True, exist_ok=True)
-    embedded = load_config(None, ["data.train=embedded:train", "data.validation=embedded:validation"])
-    data = load_data(embedded)
-    (source,) = data.train.sources
-    train = [source.task(i).example for i in range(source.num_rows) if i not in source.left_out]
-    held_out = [task.example for task in data.validation]
-    lost = [e for e in train if e.source not in KEPT]
-    files = {
-        "kept": write("kept", [e for e in train if e.source in KEPT], "numeric"),
-        "lost": write("lost", lost, SELF),
-        "golden": write("golden", lost, "numeric"),
-        "held_out": write("held-out", [e for e in held_out if e.source in KEPT], "numeric"),
-        "held_out_lost": write("held-out-lost", [e for e in held_out if e.source not in KEPT], "numeric"),
-    }
-    golds = {e.id: e.answer for e in lost}
-    found: dict[str, dict[str, list[float]]] = {}
+    golds = prepare()
     line: dict[str, Any] = {}
-    for seed in range(arguments.seeds):
-        for arm in arguments.arms:
-            output = run(arm, seed, files, arguments.overrides)
-            for name, value in accuracies(output).items():
-                found.setdefault(arm, {}).setdefault(name, []).append(round(value, 3))
-            if (rate := agreement(output, golds)) is not None:
-                line.setdefault(f"agreement_{arm}", []).append(rate)
-    means = {arm: fmean(values["lost"]) for arm, values in found.items()}
-    ratio = round(means["self"] / means["verified"], 3) if {"self", "verified"} <= means.keys() else None
-    holds = ratio is None or ratio >= 1
-    print(
-        json.dumps({"name": "self-reward/lost-answers", "ratio": ratio, "target": 1, "holds": holds, **found, **line})
-    )
+    for arm in arguments.arms:
+        outputs = [run(arm, seed, arguments.overrides) for seed in range(arguments.seeds)]
+        after = [json.loads((output / "summary.json").read_text())["after"] for output in outputs]
+        line[arm] = {
+            "answers": [round(each["answer_accuracy"], 3) for each in after],
+            "judge": [round(each["pointwise_balanced_accuracy"], 3) for each in after],
+        }
+        if any(rates := [agreement(output, golds) for output in outputs]):
+            line[arm]["agreement"] = rates
+    means = {arm: fmean(values["answers"]) for arm, values in line.items()}
+    ratio = round(means["judge+self"] / means["judge"], 3) if {"judge", "judge+self"} <= means.keys() else None
+    name = {"name": "self-reward/lost-answers", "ratio": ratio, "target": 1, "holds": ratio is None or ratio >= 1}
+    print(json.dumps({**name, **line}))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_reflect(
         reflection=in_turn(*["?" if each is None else box(each) for each in revisions]),
         pairwise=prefers("3"),
     )
-    solution, engine = solve("reflect", script, pool, **settings)
+    solution, engine = solve("reflect", script, pool, **{"accept": "always", **settings})
     assert (solution.answer, kinds(solution)) == (answer, steps)
     assert (solution.prompt_tokens, solution.generated_tokens) == engine.cost
     shown = [prompt for prompt in engine.prompts if role_of(prompt) is Role.REFLECTION]

@@ -63,8 +63,8 @@ class SolveConfig(Section):
     """`reflect`: how often an answer may be revised."""
     revise: Literal["wrong", "always"] = "wrong"
     """`reflect`: revise what the judge calls wrong (PAG), or everything, unjudged."""
-    accept: Literal["always", "preferred"] = "always"
-    """`reflect`: a revision replaces the answer always, or only if the judge prefers it, shown in both orders."""
+    accept: Literal["always", "preferred"] = "preferred"
+    """`reflect`: a revision replaces the answer always (paper), or only if the judge prefers it, in both orders."""
     reflection_template: Literal["reflection-1", "reflection-2"] = "reflection-1"
     """`reflect`: the wording of its prompt."""
     prior: Annotated[float, Field(ge=0)] = 1.0

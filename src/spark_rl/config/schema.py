@@ -220,7 +220,7 @@ class RecycleConfig(Section):
     """See `balanced` (paper: 0.7)."""
     items_per_group: Positive = 2
     """At most so many couples, pairs and reflection items each are made of one group."""
-    keep_right_share: Probability = 0.3
+    keep_right_share: Probability = 0.5
     """Share of reflection items that show a right response, which is to be kept (paper: 0, only wrong ones)."""
     reasoning_view: Probability = 0.5
     """Share of items that show the whole response; the others show its final answer (paper: both are used)."""

@@ -1,4 +1,5 @@
-"""Builds the embedded base from nothing: tokenizer, clean skills, then habits. Seeded; `make base` runs it.
+"""Builds the embedded base from nothing: tokenizer, clean skills, reading past noise, then habits. Seeded; `make base`
+runs it.
 
     python -m spark_rl.embedded.build OUTPUT [--work runs/base] [--seed 0]
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from spark_rl.embedded.habits import BASE, CLEAN, NOISY, Habits, Sample, corpus
+from spark_rl.embedded.tasks import FAMILIES, Family
 from spark_rl.prompts import ChatRenderer
 
 CHATML = (
@@ -31,6 +33,7 @@ CHATML = (
 END, PAD = "<|im_end|>", "<|endoftext|>"
 JUDGING = {"compare-among": 0.4, "pointwise": 0.25, "pairwise": 0.25, "answer": 0.05, "reflection": 0.04, "fact": 0.01}
 READING = {"answer": 0.3, "pointwise": 0.24, "pairwise": 0.24, "reflection": 0.08, "compare-among": 0.12, "fact": 0.02}
+HARD = tuple(family for family in FAMILIES if family.name in ("product", "above", "middle"))
 ALL_KINDS = {"answer": 0.34, "pointwise": 0.27, "pairwise": 0.22, "reflection": 0.14, "fact": 0.03}
 
 
@@ -44,6 +47,8 @@ class Stage:
     steps: int
     learning_rate: float
     """Peak; warmed up over the first 50 steps and decayed to a tenth of it by a cosine."""
+    families: tuple[Family, ...] = FAMILIES
+    """Drawn from alike; one that is named twice comes twice as often."""
     samples: int = 96
     """Samples a step."""
 
@@ -55,7 +60,9 @@ STAGES = (
     Stage("judging", CLEAN, JUDGING, steps=300, learning_rate=2e-3),
     Stage("judging-again", CLEAN, JUDGING, steps=250, learning_rate=2e-3),
     Stage("judging-once-more", CLEAN, JUDGING, steps=200, learning_rate=2e-3),
-    Stage("reading", NOISY, READING, steps=260, learning_rate=1.5e-3),
+    Stage("reading", NOISY, READING, steps=360, learning_rate=1.5e-3),
+    Stage("reading-again", NOISY, READING, steps=360, learning_rate=1.5e-3),
+    Stage("reading-hard-ones", NOISY, READING, steps=400, learning_rate=1.5e-3, families=FAMILIES + 3 * HARD),
     Stage("habits", BASE, ALL_KINDS, steps=200, learning_rate=5e-4),
 )
 
@@ -129,7 +136,7 @@ def _batches(stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> Ite
             ids, learned = ids + piece, learned + [is_learned] * len(piece)
         return ids, learned
 
-    stream = corpus(stage.habits, stage.shares, seed)
+    stream = corpus(stage.habits, stage.shares, seed, stage.families)
     rng = random.Random(seed)
     while True:
         block = [encode(sample) for _, sample in itertools.islice(stream, stage.samples * 8)]

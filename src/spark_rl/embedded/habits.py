@@ -22,7 +22,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from spark_rl.embedded.tasks import FACTS, FAMILIES, Problem, problems
+from spark_rl.embedded.tasks import FACTS, FAMILIES, Family, Problem, problems
 from spark_rl.prompts import View, answer_prompt, fill, shown, templates_for, verdict
 from spark_rl.types import Message, Role
 from spark_rl.verify.extract import box
@@ -279,10 +279,12 @@ MAKERS: dict[str, Maker] = {
 }
 
 
-def corpus(habits: Habits, shares: dict[str, float], seed: int) -> Iterator[tuple[str, Sample]]:
-    """An endless seeded stream of (kind, sample), the kinds in the given shares."""
+def corpus(
+    habits: Habits, shares: dict[str, float], seed: int, families: tuple[Family, ...] = FAMILIES
+) -> Iterator[tuple[str, Sample]]:
+    """An endless seeded stream of (kind, sample), the kinds in the given shares; a family may be named twice."""
     rng = random.Random(f"corpus-{seed}")
-    stream = problems(FAMILIES, "pretrain", seed)
+    stream = problems(families, "pretrain", seed)
     while True:
         kind = rng.choices(list(shares), weights=list(shares.values()))[0]
         yield kind, MAKERS[kind](next(stream), rng, habits)
