@@ -77,7 +77,7 @@ def main() -> None:
         runs = [trained(preset, seed) for seed in range(arguments.seeds)]
         columns[preset] = [evaluated(run / "final", run.name, strategies) for run in runs]
     figures = dict(FIGURES)
-    for strategy in strategies.split(","):
+    for strategy in sorted(set(strategies.split(",")) - {"greedy", "reflect"}):
         figures.setdefault(strategy, lambda m, strategy=strategy: m["strategies"][strategy]["accuracy"]["value"])
     table = Table("", *columns, title=f"embedded:test, {arguments.seeds} seed(s)")
     for name, figure in figures.items():
