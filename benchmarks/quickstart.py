@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,9 +27,9 @@ OUT = ROOT / "runs" / "compare"
 BASE = ROOT / "src" / "spark_rl" / "embedded" / "base" / "model.safetensors"
 FIGURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "answers": lambda m: m["strategies"]["greedy"]["accuracy"]["value"],
-    "answers, reflecting": lambda m: m["strategies"]["reflect"]["accuracy"]["value"],
     "judges one, balanced": lambda m: m["pointwise"]["balanced_accuracy"],
-    "judges which of two": lambda m: m["pairwise"]["accuracy"]["value"],
+    "judges which of two, both orders averaged": lambda m: m["pairwise"]["accuracy"]["value"],
+    "the same, right in both orders": lambda m: m["pairwise"]["right_in_both_orders"],
     "same in both orders": lambda m: m["pairwise"]["order_consistency"]["value"],
     "judges itself, balanced": lambda m: m["own"]["balanced_accuracy"],
     "probes: false accept": lambda m: m["probes"]["false_accept"]["value"],
@@ -59,10 +60,27 @@ def trained(preset: str, seed: int) -> Path:
 def evaluated(model: str | Path, name: str, strategies: str) -> dict[str, Any]:
     """What the report says of the model."""
     out = OUT / "eval" / f"{name}-{strategies}"
+    made_of = BASE if model == "embedded" else Path(model, "model.safetensors")
+    if out.exists() and out.stat().st_mtime < made_of.stat().st_mtime:
+        shutil.rmtree(out)
     if not (out / "results.json").exists():
         spark_rl("eval", model, "--suite", "embedded:test", "--strategies", strategies, "--out", out)
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
     return {**results["models_measured"]["model"], "seconds": results["wall_seconds"]}
+
+
+def against_the_vote(strategy: dict[str, Any]) -> float | None:
+    """Minus the majority vote that costs the same tokens."""
+    equal = strategy.get("majority_at_equal_tokens")
+    return equal["difference"]["value"] if equal else None
+
+
+def shown(values: list[float | None], are_tokens: bool) -> str:
+    """Mean (lowest to highest)."""
+    known = [value for value in values if value is not None]
+    form = "{:.0f}" if are_tokens else "{:.1%}"
+    mean, low, high = (form.format(f(known)) for f in (fmean, min, max)) if known else ("n/a", "", "")
+    return f"{mean} ({low} to {high})" if len(known) > 1 else mean
 
 
 def main() -> None:
@@ -77,13 +95,15 @@ def main() -> None:
         runs = [trained(preset, seed) for seed in range(arguments.seeds)]
         columns[preset] = [evaluated(run / "final", run.name, strategies) for run in runs]
     figures = dict(FIGURES)
-    for strategy in sorted(set(strategies.split(",")) - {"greedy", "reflect"}):
-        figures.setdefault(strategy, lambda m, strategy=strategy: m["strategies"][strategy]["accuracy"]["value"])
+    for name in columns["base"][0]["strategies"]:
+        figures[f"{name}: accuracy"] = lambda m, name=name: m["strategies"][name]["accuracy"]["value"]
+        figures[f"{name}: tokens"] = lambda m, name=name: m["strategies"][name]["tokens"]
+        figures[f"{name}: against the vote"] = lambda m, name=name: against_the_vote(m["strategies"][name])
     table = Table("", *columns, title=f"embedded:test, {arguments.seeds} seed(s)")
     for name, figure in figures.items():
-        values = {column: [round(figure(m) or 0.0, 4) for m in measured] for column, measured in columns.items()}
+        values = {column: [figure(m) for m in measured] for column, measured in columns.items()}
         print(json.dumps({"name": f"quickstart/{name}", **values}))
-        table.add_row(name, *(f"{fmean(v):.1%} ({min(v):.1%} to {max(v):.1%})" for v in values.values()))
+        table.add_row(name, *(shown(known, "tokens" in name) for known in values.values()))
     seconds = {column: fmean(m["seconds"] for m in measured) for column, measured in columns.items()}
     table.add_row("wall time of the evaluation", *(f"{value:.0f} s" for value in seconds.values()))
     Console(width=140).print(table)

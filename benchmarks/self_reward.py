@@ -90,7 +90,7 @@ def prepare() -> dict[str, str]:
 
 def run(arm: str, seed: int, overrides: list[str]) -> Path:
     """The directory of a finished run."""
-    output = ROOT / f"{arm}-{seed}"
+    output = ROOT / "-".join([arm, str(seed), *(each.replace("/", "_") for each in overrides)])
     if not (output / "summary.json").exists():
         resume = ["--resume"] if output.exists() else []
         where = (f"train.seed={seed}", f"train.output={output}")

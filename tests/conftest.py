@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,11 @@ import pytest
 
 VOCAB_SIZE = 64
 PAD_ID, EOS_ID = 0, 1
+
+
+def pytest_configure() -> None:
+    """Commands that tests interrupt inherit what this process ignores, and a shell's background job ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -426,6 +426,14 @@ EVAL = [
         ["suite.jsonl, row 1", "'right' must be text"],
         rows({"question": "1+1?", "right": 3, "wrong": "3"}, name="suite.jsonl"),
     ),
+    Case(
+        "eval: the same id twice",
+        ["eval", "embedded", "--suite", "suite.jsonl"],
+        ["suite.jsonl, row 2", "'7' was given before, in row 1"],
+        rows(
+            {"prompt": "1+1?", "answer": "2", "id": 7}, {"prompt": "2+2?", "answer": "4", "id": 7}, name="suite.jsonl"
+        ),
+    ),
     Case("eval: folder in use", ["eval", "embedded", "--out", "."], ["--out .", "name another"]),
 ]
 ITEM = {"question": "What is 1+1?", "response": r"\boxed{2}"}

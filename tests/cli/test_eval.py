@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spark_rl.cli import app
+from spark_rl.models.folder import resolve_path
 
 COMMAND = [sys.executable, "-m", "spark_rl.cli", "eval", "embedded", "engine.max_new_tokens=32", "--limit", "3"]
 QUICK = ["--strategies", "greedy,majority@2"]
@@ -72,3 +74,18 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     refused = CliRunner().invoke(app, [*COMMAND[3:], "--out", str(tmp_path)])
     assert isinstance(refused.exception, ValueError)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_was_asked_of_other_weights_or_other_rows_is_not_taken_for_this(tmp_path):
+    model, suite, out = tmp_path / "model", tmp_path / "suite.jsonl", tmp_path / "eval"
+    shutil.copytree(resolve_path("embedded"), model)
+    suite.write_text('{"prompt": "What is 1+1?", "answer": "2"}\n')
+    command = [*COMMAND[:4], str(model), "--suite", str(suite), "--out", str(out), "engine.max_new_tokens=32"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    suite.write_text('{"prompt": "What is 1+2?", "answer": "3"}\n')
+    other_rows = CliRunner().invoke(app, command[3:])
+    assert other_rows.exit_code != 0 and "another 'items'" in str(other_rows.exception)
+    suite.write_text('{"prompt": "What is 1+1?", "answer": "2"}\n')
+    os.utime(model / "model.safetensors", (1, 1))
+    other_weights = CliRunner().invoke(app, command[3:])
+    assert other_weights.exit_code != 0 and "another 'weights'" in str(other_weights.exception)

@@ -70,6 +70,22 @@ def test_the_vote_is_of_as_many_samples_as_cost_the_same():
     assert "majority_at_equal_tokens" not in strategies["best-of-2"], "no vote of so many was run"
 
 
+def test_right_answers_are_one_answer_to_the_vote_however_they_are_spelled():
+    spelled = [("0.5", 1), ("3", 0), ("1/2", 1), ("3", 0), ("\\frac12", 1)]
+    samples = [step("answer", answer, reward) for answer, reward in spelled]
+    rows = [
+        answered("1", 1, "majority@5", steps=samples, prompt=10, generated=50),
+        answered("1", 1, "greedy", prompt=10, generated=50),
+    ]
+    equal = measured(rows)["strategies"]["greedy"]["majority_at_equal_tokens"]
+    assert (equal["k"], equal["difference"]["value"]) == (5, 0)
+
+
+def test_reflections_that_could_not_be_graded_leave_the_report_whole():
+    reflect = measured([reflected("1", None, "right")])["strategies"]["reflect"]
+    assert reflect["solver_accuracy"] is None and reflect["measured_gain"]["value"] is None
+
+
 def test_models_are_compared_on_the_same_questions():
     rows = [answered(str(i), int(i < 8)) for i in range(10)]
     rows += [answered(str(i), int(i < 4), model="baseline") for i in range(10)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,14 +60,16 @@ def evaluate(
         parse_strategy(name)
     models = {"model": model, **({"baseline": baseline} if baseline else {})}
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
-    for each in settings.values():
-        if not each.is_remote:
-            check_folder(each.model)
+    weights = {
+        label: _weights(None if each.is_remote else check_folder(each.model)) for label, each in settings.items()
+    }
     with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
         opened = open_suite(suite, pool, limit, _copies(local or []))
         described = {
             "models": models,
+            "weights": weights,
             "suite": opened.name,
+            "items": hashlib.sha256(repr(opened).encode()).hexdigest()[:16],
             "limit": limit,
             "local": local or [],
             "settings": settings["model"].model_dump(mode="json", exclude={"model": {"path"}}),
@@ -89,6 +92,14 @@ def evaluate(
     _write(out / "report.md", page)
     print(json.dumps(results) if as_json else page)
     say(f"{len(samples.rows):,} items in {out / 'samples.jsonl'}")
+
+
+def _weights(folder: Path | None) -> str | None:
+    """What tells a folder's files from those of another training; None for a server or the Hub."""
+    if folder is None:
+        return None
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def _copies(local: Sequence[str]) -> dict[str, Path]:

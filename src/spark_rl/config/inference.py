@@ -55,7 +55,7 @@ class SolveConfig(Section):
     """How questions are solved; see `infer/strategies.py` for what each strategy does."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of sampled answers and revisions; `greedy` and the first answer of `reflect` are greedy."""
+    """Of sampled answers; `greedy` and all of `reflect` are greedy."""
     max_tokens: Positive | None = None
     """Budget of a question: tokens read (each prompt once) and written, of all roles. Answers are sampled as far as it
     lasts, and what is under way when it ends is cut."""
@@ -64,7 +64,7 @@ class SolveConfig(Section):
     revise: Literal["wrong", "always"] = "wrong"
     """`reflect`: revise what the judge calls wrong (PAG), or everything, unjudged."""
     accept: Literal["always", "preferred"] = "preferred"
-    """`reflect`: a revision replaces the answer always (paper), or only if the judge prefers it, in both orders."""
+    """`reflect`: a revision replaces the answer always (paper), or if the judge prefers it, both orders averaged."""
     reflection_template: Literal["reflection-1", "reflection-2"] = "reflection-1"
     """`reflect`: the wording of its prompt."""
     prior: Annotated[float, Field(ge=0)] = 1.0

@@ -152,33 +152,41 @@ def _file(path: Path, pool: VerifierPool, limit: int | None) -> Suite:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(f"suite: {path} cannot be read ({error.strerror}); name a suite or a JSONL file") from None
+    known: dict[tuple[str, str], int] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                _add(suite, read_row(line), number, reader, pool)
+                key = _add(suite, read_row(line), number, reader, pool)
+                if key in known:
+                    raise ValueError(f"the id {key[1]!r} was given before, in row {known[key]}; give each row its own")
             except ValueError as error:
                 raise ValueError(f"{path}, row {number}: {error}") from None
+            known[key] = number
     if not (suite.questions or suite.points or suite.pairs):
         raise ValueError(f"suite: {path} has no rows; write one JSON object a line")
     return Suite(suite.name, suite.questions[:limit], [], suite.points[:limit], suite.pairs[:limit])
 
 
-def _add(suite: Suite, row: Any, number: int, reader: RowReader, pool: VerifierPool) -> None:
+def _add(suite: Suite, row: Any, number: int, reader: RowReader, pool: VerifierPool) -> tuple[str, str]:
+    """Put a row where it belongs. Returns its kind and id."""
     if isinstance(row, Mapping) and "response" in row:
         if not isinstance(row.get("right"), bool):
             raise ValueError("'right' must be true or false: whether the response is right")
         question, response = _texts(row, ("question", "response"))
-        suite.points.append(PointItem(str(row.get("id", number)), question, response, row["right"]))
-    elif isinstance(row, Mapping) and "wrong" in row:
+        point = PointItem(str(row.get("id", f"row-{number}")), question, response, row["right"])
+        suite.points.append(point)
+        return "response", point.id
+    if isinstance(row, Mapping) and "wrong" in row:
         question, right, wrong = _texts(row, ("question", "right", "wrong"))
-        source = str(row.get("source", ""))
-        suite.pairs.append(PairItem(str(row.get("id", number)), question, right, wrong, source))
-    else:
-        example = reader.task(row, number - 1).example
-        check = Check(box(example.answer), example.answer, example.verifier, example.metadata, example.prompt)
-        if problem := gold_problem(pool.verify([check])[0], example.verifier):
-            raise ValueError(f"'answer': {problem}")
-        suite.questions.append(example)
+        id, source = str(row.get("id", f"row-{number}")), str(row.get("source", ""))
+        suite.pairs.append(PairItem(id, question, right, wrong, source))
+        return "pair", id
+    example = reader.task(row, number - 1).example
+    check = Check(box(example.answer), example.answer, example.verifier, example.metadata, example.prompt)
+    if problem := gold_problem(pool.verify([check])[0], example.verifier):
+        raise ValueError(f"'answer': {problem}")
+    suite.questions.append(example)
+    return "question", example.id
 
 
 def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

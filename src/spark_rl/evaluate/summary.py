@@ -87,7 +87,8 @@ def _reflection(rows: Sequence[Row]) -> Result:
     ]
     called_right = [first for first, verdict in judged if verdict == "right" and first is not None]
     precision = fmean(called_right) if called_right else None
-    solver = fmean(first for first, _ in pairs if first is not None) if pairs else None
+    graded = [first for first, _ in pairs if first is not None]
+    solver = fmean(graded) if graded else None
     return {
         "flips": {
             "wrong_to_right": sum(first == 0 and last == 1 for first, last in pairs),
@@ -119,18 +120,25 @@ def _majority_at(
         return None
     rewards: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        rewards[row["id"]].append(_vote(row["steps"][:k]))
+        if (reward := _vote(row["steps"][:k])) is not None:
+            rewards[row["id"]].append(reward)
     return k, prompt + k * a_sample, dict(rewards)
 
 
-def _vote(steps: Sequence[Row]) -> float:
-    """The reward of the answer that most of these samples give, the earliest of equals; answers are told apart by
-    their spelling."""
-    camps: dict[str, list[Row]] = defaultdict(list)
+def _vote(steps: Sequence[Row]) -> float | None:
+    """The reward of the answer that most of these samples give, the earliest of equals; None if it was not graded.
+
+    Right answers are one answer however they are spelled; wrong ones are told apart by their spelling, in favour of the
+    vote.
+    """
+    camps: dict[str | float, list[Row]] = defaultdict(list)
     for step in steps:
         if step["answer"] is not None:
-            camps[step["answer"]].append(step)
-    return float(max(camps.values(), key=len)[0]["reward"] or 0) if camps else 0.0
+            camps[1.0 if step["reward"] == 1 else step["answer"]].append(step)
+    if not camps:
+        return 0.0
+    reward: float | None = max(camps.values(), key=len)[0]["reward"]
+    return reward
 
 
 def _mean_over_sources(rows: Sequence[Row]) -> float | None:
