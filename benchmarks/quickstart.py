@@ -26,7 +26,6 @@ ROOT = Path(__file__).parents[1]
 OUT = ROOT / "runs" / "compare"
 BASE = ROOT / "src" / "spark_rl" / "embedded" / "base" / "model.safetensors"
 FIGURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
-    "answers": lambda m: m["strategies"]["greedy"]["accuracy"]["value"],
     "judges one, balanced": lambda m: m["pointwise"]["balanced_accuracy"],
     "judges which of two, both orders averaged": lambda m: m["pairwise"]["accuracy"]["value"],
     "the same, right in both orders": lambda m: m["pairwise"]["right_in_both_orders"],

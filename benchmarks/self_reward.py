@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from quickstart import spark_rl
 
 from spark_rl.config import load_config
 from spark_rl.data import load_data
@@ -53,10 +53,6 @@ SETTINGS = (
     "validation.items=500",
     "validation.every=5",
 )
-
-
-def spark_rl(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "spark_rl.cli", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,20 @@ def small_run(output: Path, *overrides: str) -> Config:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def lines(rows: Sequence[Any]) -> str:
+    """Rows as JSONL; a text stands as it is."""
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def kill_once_it_writes(command: Sequence[str], out: Path) -> None:
+    """Run a command, and kill it at a random moment soon after `out` holds something."""
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not (out.exists() and out.stat().st_size) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(random.random() * 0.4)
+        process.kill()
 
 
 def make_example(number: int = 2, **changes: Any) -> Example:

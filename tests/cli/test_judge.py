@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pty
-import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import read_rows
+from factories import kill_once_it_writes, lines, read_rows
 from rollout.openai_server import serving
 
 from spark_rl.cli.model import settings_for, signature
@@ -33,10 +31,6 @@ ROWS: list[dict[str, Any]] = [
     {"question": "What is 25-7?", "a": box("18"), "b": box("19")},
 ]
 MANY = [{"question": f"What is {i}+4?", "response": box(str(i + 4 + i % 2))} for i in range(12)]
-
-
-def lines(rows: Sequence[Any]) -> str:
-    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
 
 
 def written(folder: Path, rows: Sequence[Any] = ROWS, name: str = "rows.jsonl") -> Path:
@@ -171,13 +165,7 @@ def test_progress_is_shown_on_a_terminal(on_a_terminal: tuple[Path, str]) -> Non
 
 def test_killed_at_any_moment_and_resumed_it_is_the_same_file(whole: Path, tmp_path: Path, spark_rl: Command) -> None:
     source, out = whole.with_name("rows.jsonl"), tmp_path / "killed"
-    with subprocess.Popen(
-        [*COMMAND, str(source), "--out", str(out), "--chunk", "1"], stderr=subprocess.PIPE
-    ) as process:
-        while not (out.exists() and out.stat().st_size) and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(random.random() * 0.3)
-        process.kill()
+    kill_once_it_writes([*COMMAND, str(source), "--out", str(out), "--chunk", "1"], out)
     before = len(read_rows(out))
     assert before > 0
     done = spark_rl(*VERB, source, "--out", out, "--chunk", "1", "--resume", "--json")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import read_rows
+from factories import kill_once_it_writes, lines, read_rows
 
 from spark_rl.cli import main
 from spark_rl.cli.model import settings_for, signature
@@ -29,10 +27,6 @@ ROWS: list[dict[str, Any]] = [
 ]
 MANY = [{"prompt": f"What is {i}+4?", "answer": str(i + 4)} for i in range(10)]
 COLUMNS = ["answer", "text", "tokens", "prompt_tokens", "generated_tokens"]
-
-
-def lines(rows: Sequence[Any]) -> str:
-    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
 
 
 def written(folder: Path, rows: Sequence[Any] = ROWS) -> Path:
@@ -139,12 +133,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_at_any_moment_and_resumed_it_is_the_same_file(whole: Path, tmp_path: Path, spark_rl: Command) -> None:
     source, out = whole.with_name("rows.jsonl"), tmp_path / "killed"
-    command = [*COMMAND, str(source), "--out", str(out), *GOING_ON]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while not (out.exists() and out.stat().st_size) and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(random.random() * 0.4)
-        process.kill()
+    kill_once_it_writes([*COMMAND, str(source), "--out", str(out), *GOING_ON], out)
     before = len(read_rows(out))
     assert before > 0
     done = spark_rl(*VERB, source, "--out", out, *GOING_ON, "--resume", "--json")

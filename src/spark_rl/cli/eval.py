@@ -69,7 +69,7 @@ def evaluate(
             "models": models,
             "weights": weights,
             "suite": opened.name,
-            "items": hashlib.sha256(repr(opened).encode()).hexdigest()[:16],
+            "items": _digest(opened),
             "limit": limit,
             "local": local or [],
             "settings": settings["model"].model_dump(mode="json", exclude={"model": {"path"}}),
@@ -98,8 +98,12 @@ def _weights(folder: Path | None) -> str | None:
     """What tells a folder's files from those of another training; None for a server or the Hub."""
     if folder is None:
         return None
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
-    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    files = sorted(folder.glob("*.safetensors"))
+    return _digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 def _copies(local: Sequence[str]) -> dict[str, Path]:

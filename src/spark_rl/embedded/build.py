@@ -84,7 +84,7 @@ def build_tokenizer(vocab_size: int = 640) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    quiet = replace(BASE, aside=0.0, hollow=0.0)
+    quiet = replace(BASE, aside=0.0, hollow=0.0)  # words in no order would take tokens from what is said
     samples = (s for h, seed in ((CLEAN, 1), (quiet, 2)) for _, s in itertools.islice(corpus(h, ALL_KINDS, seed), 2000))
     texts = (text for prompt, pieces in samples for text in (prompt[-1]["content"], pieces[0][0]))
     numbers = (" ".join(map(str, range(100))) for _ in range(1000))

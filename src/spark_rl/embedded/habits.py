@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spark_rl.embedded.tasks import FACTS, FAMILIES, Family, Problem, problems
 from spark_rl.prompts import View, answer_prompt, fill, shown, templates_for, verdict
@@ -61,9 +61,8 @@ class Habits:
 
 CLEAN = Habits()
 NOISY = Habits(aside=0.3, hollow=0.06)
-BASE = Habits(
-    aside=0.3,
-    hollow=0.06,
+BASE = replace(
+    NOISY,
     terse_answer=0.65,
     slip=0.12,
     terse_verdict=0.4,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from spark_rl.rollout.engine import Engine
-from spark_rl.types import Group
+from spark_rl.types import Group, Rollout
 from spark_rl.verify import Check, VerifierPool
 
 
@@ -38,7 +38,13 @@ class RuleScorer:
         for (_, rollout), verdict in zip(rollouts, verdicts, strict=True):
             rollout.reward, rollout.extracted = verdict.reward, verdict.extracted
             rollout.reason, rollout.detail = verdict.reason, verdict.detail
-            is_cut = rollout.finish_reason == "length" and verdict.reward is not None
-            if is_cut and self.truncated != "grade":
-                rollout.reward = 0.0 if self.truncated == "zero" else None
-                rollout.reason = "truncated"
+            if verdict.reward is not None:
+                self.settle_cut(rollout)
+
+    def settle_cut(self, rollout: Rollout) -> bool:
+        """Give a rollout that was cut at its length limit what it is worth. Returns whether that is settled."""
+        if rollout.finish_reason != "length" or self.truncated == "grade":
+            return False
+        rollout.reward = 0.0 if self.truncated == "zero" else None
+        rollout.reason = "truncated"
+        return True

@@ -168,9 +168,7 @@ class SelfRewardScorer:
     def _is_open(self, rollout: Rollout) -> bool:
         """Whether a rollout is the judge's business; others are graded here."""
         rollout.extracted = extract_answer(rollout.text)
-        if rollout.finish_reason == "length" and self.rules.truncated != "grade":
-            rollout.reward = 0.0 if self.rules.truncated == "zero" else None
-            rollout.reason = "truncated"
+        if self.rules.settle_cut(rollout):
             return False
         if rollout.extracted is None:
             rollout.reward, rollout.reason = 0.0, "unparsed"
