@@ -107,12 +107,6 @@ CONFIG = [
     train("right below wrong", "recycle.wrong_at=1", words=["recycle.wrong_at", "recycle.right_at", "lower it"]),
     train("validation of nothing", "validation.every=5", words=["validation.every", "set data.validation"]),
     train("best of nothing", "checkpoint.final=best", words=["checkpoint.final", "set data.validation"]),
-    train(
-        "cache and checkpointing",
-        "train.shared_prefix=cache",
-        "model.activation_checkpointing=true",
-        words=["train.shared_prefix", "model.activation_checkpointing", "choose"],
-    ),
     train("unknown tracker", "train.trackers=[mlflow]", words=["train.trackers", "'tensorboard'", "mlflow"]),
     train("bad Hub id", "train.push_to_hub=my model!", words=["train.push_to_hub", "my model!"]),
     train("override without =", "train.steps", words=["'train.steps'", "section.key=value"]),

@@ -15,6 +15,7 @@ from spark_rl.train.batches import (
     Denominators,
     TrainGroup,
     denominators,
+    fill_tokens,
     keeps,
     micro_batches,
     to_tensors,
@@ -61,7 +62,9 @@ def gradient(batches: list[list[TrainGroup]], config: Config) -> tuple[Tensor, f
         ids_RT, mask_RT = micro.batch.completion_ids_RT, micro.batch.completion_mask_RT
         last_R1 = micro.batch.prompt_ids_BP[micro.batch.group_R, -1:]
         before_RT = torch.cat([last_R1, ids_RT[:, :-1]], dim=1)
-        logps_RT = (logits[before_RT] / micro.temperature_R[:, None, None]).log_softmax(-1)
+        logps_RT = (
+            logits[before_RT] / torch.as_tensor(micro.temperature_R).expand(len(ids_RT))[:, None, None]
+        ).log_softmax(-1)
         logps_RT = logps_RT.gather(-1, ids_RT[..., None])[..., 0] * mask_RT
         old_RT = (table() * 0.7).log_softmax(-1)[before_RT, ids_RT] * mask_RT
         loss = policy_loss(
@@ -150,8 +153,7 @@ def test_micro_batches_hold_every_rollout_once_and_fit_if_a_row_does(groups, con
 
     assert rows([part for batch in batches for part in batch]) == rows(ready)
     for batch in batches:
-        micro = to_tensors(batch, PAD_ID, CPU)
-        tokens = micro.batch.prompt_ids_BP.numel() + micro.batch.completion_ids_RT.numel()
+        tokens = sum(part.num_tokens for part in batch)
         single_row = len(batch) == 1 and len(batch[0].completions) == 1
         longest = max(map(len, (c for part in batch for c in part.completions)))
         assert tokens <= max_tokens or single_row or longest == 0
@@ -165,6 +167,16 @@ def test_groups_of_like_shape_run_together():
         group.prompt_ids = [1] * prompt
     batches = micro_batches(prepared(groups, config), max_tokens=26)
     assert [[len(part.prompt_ids) for part in batch] for batch in batches] == [[3, 3], [9, 9]]
+
+
+def test_small_groups_fill_less_than_one_alone_may_have():
+    group = prepared([reward_group([1, 0], lengths=[4, 4])], make_config())  # 3 + 2 x 4 tokens
+    (large,) = prepared([reward_group([1, 0], lengths=[8, 8])], make_config())
+    batches = micro_batches([*group * 3, large], max_tokens=100, fill=22)
+    assert [len(batch) for batch in batches] == [2, 1, 1]
+    assert len(micro_batches([large, large], max_tokens=100, fill=10)) == 2
+    assert fill_tokens(10**6, "cuda") == 10**6 and fill_tokens(100, "cpu") == 100
+    assert fill_tokens(10**6, "cpu") < 10**4
 
 
 def test_the_limit_is_met_exactly():

@@ -58,13 +58,13 @@ def test_logits_are_held_by_the_chunk():
 
 
 def test_checkpointing_keeps_a_fraction():
-    load = micro_batch("packed", 4, 8, 200, 200)
+    load = micro_batch("shared", 4, 8, 200, 200)
     whole, little = (activation_bytes(QWEN3_06B, load, 2, checkpointing=c) for c in (False, True))
     assert 10 < whole / little < 28
 
 
 def test_half_precision_saves_less_than_half():
-    load = micro_batch("packed", 4, 8, 200, 200)
+    load = micro_batch("shared", 4, 8, 200, 200)
     assert 1 < activation_bytes(QWEN3_06B, load, 4) / activation_bytes(QWEN3_06B, load, 2) < 2
 
 
@@ -74,13 +74,13 @@ def test_half_precision_saves_less_than_half():
     prompt=st.integers(1, 50),
     new=st.integers(1, 50),
     max_tokens=st.integers(60, 2000),
+    fill=st.integers(60, 2000),
 )
-def test_micro_batches_are_cut_as_the_update_cuts_them(groups, rollouts, prompt, new, max_tokens):
+def test_micro_batches_are_cut_as_the_update_cuts_them(groups, rollouts, prompt, new, max_tokens, fill):
     group = TrainGroup([1] * prompt, [[2] * new] * rollouts, [0.0] * rollouts, [1.0] * rollouts, 1.0)
-    largest = max(
-        micro_batches([group] * groups, max_tokens), key=lambda parts: sum(len(part.completions) for part in parts)
-    )
-    num_groups, rows = split_micro_batch(max_tokens, groups, rollouts, prompt, new)
+    batches = micro_batches([group] * groups, max_tokens, min(fill, max_tokens))
+    largest = max(batches, key=lambda parts: sum(len(part.completions) for part in parts))
+    num_groups, rows = split_micro_batch(max_tokens, min(fill, max_tokens), groups, rollouts, prompt, new)
     if prompt + rollouts * new <= max_tokens:
         assert (len(largest), len(largest[0].completions)) == (num_groups, rows)
     else:  # what is left of a split group may travel with its other part
@@ -106,7 +106,7 @@ def kept_bytes(model: Any, implementation: Any, batch: Any) -> int:
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Llama"])
-@pytest.mark.parametrize("implementation", ["plain", "packed", "cache"])
+@pytest.mark.parametrize("implementation", ["plain", "shared"])
 @pytest.mark.parametrize(("prompt", "new"), [(40, 24), (120, 8), (16, 60)])
 def test_activations_are_what_autograd_keeps(
     tiny_model: Callable[..., Any], family: str, implementation: Any, prompt: int, new: int

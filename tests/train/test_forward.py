@@ -7,14 +7,19 @@ import random
 import pytest
 import torch
 
+from spark_rl.models import prompt_once
 from spark_rl.train import forward as forward_module
-from spark_rl.train.forward import GroupLogProbs, cheapest, collate
+from spark_rl.train.forward import GroupLogProbs, collate
 
 FAMILIES = {
     "Qwen2": {},
     "Qwen3": {},
     "Llama": {},
     "Mistral": {"sliding_window": 6},
+    "Phi3": {},
+    "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2},
+    "Gemma3": {"sliding_window": 6},
+    "GptOss": {"sliding_window": 6, "num_local_experts": 4, "num_experts_per_tok": 2, "attn_implementation": "eager"},
     "Gemma2": {
         "sliding_window": 6,
         "attn_implementation": "eager",
@@ -66,7 +71,7 @@ def by_hand(model, batch, temperature):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("implementation", ["plain", "cache", "packed"])
+@pytest.mark.parametrize("implementation", ["plain", "shared"])
 def test_logps_equal_single_rows(family, implementation, batch, tiny_model):
     model = tiny_model(family, **FAMILIES[family])
     temperature = torch.linspace(0.5, 2.0, len(batch.group_R))
@@ -77,24 +82,27 @@ def test_logps_equal_single_rows(family, implementation, batch, tiny_model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("implementation", ["cache", "packed"])
-def test_gradient_equals_plain(family, implementation, batch, tiny_model):
+def test_gradient_equals_plain(family, batch, tiny_model):
     model = tiny_model(family, **FAMILIES[family]).train()
-    assert_same(run(model, batch, implementation, 0.7), run(model, batch, "plain", 0.7))
+    assert_same(run(model, batch, "shared", 0.7), run(model, batch, "plain", 0.7))
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Mistral"])
-def test_packed_equals_plain_under_activation_checkpointing(family, batch, tiny_model):
+def test_shared_equals_plain_under_activation_checkpointing(family, batch, tiny_model):
     model = tiny_model(family, **FAMILIES[family]).train()
     expected = run(model, batch, "plain")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert_same(run(model, batch, "packed"), expected)
-    assert GroupLogProbs(model).resolve(batch) != "cache"
-    with pytest.raises(ValueError, match="packed"):
-        run(model, batch, "cache")
+    assert_same(run(model, batch, "shared"), expected)
 
 
-@pytest.mark.parametrize("implementation", ["plain", "cache", "packed"])
+def test_groups_of_one_size_equal_ragged_ones(batch, tiny_model):
+    """Their copies of the prompt are summed by another way."""
+    model = tiny_model("Qwen3").train()
+    batch = collate([([5, 6, 7], [[8, 9], [10]]), ([11], [[12, 13, 14], [15, 16]])])
+    assert_same(run(model, batch, "shared"), run(model, batch, "plain"))
+
+
+@pytest.mark.parametrize("implementation", ["plain", "shared"])
 def test_chunked_equals_unchunked(implementation, batch, tiny_model):
     model = tiny_model("Qwen3").train()
     temperature = torch.linspace(0.5, 2.0, len(batch.group_R))
@@ -108,7 +116,7 @@ def test_chunks_bound_the_logits(batch, tiny_model, monkeypatch):
     sizes = []
     logits = forward_module._Decoder.logits
     monkeypatch.setattr(forward_module._Decoder, "logits", lambda self, x: (sizes.append(len(x)), logits(self, x))[1])
-    GroupLogProbs(tiny_model("Qwen3"), "cache", 7)(batch)
+    GroupLogProbs(tiny_model("Qwen3"), "shared", 7)(batch)
     assert max(sizes) <= 7 and sum(sizes) == len(batch.token_N) == int(batch.completion_mask_RT.sum())
 
 
@@ -120,35 +128,28 @@ def test_temperature_zero_counts_as_one(batch, tiny_model):
 
 
 def test_self_check_passes_where_it_should_and_speaks_where_not(batch, tiny_model, monkeypatch):
-    for implementation in ("cache", "packed"):
+    for implementation in ("plain", "shared"):
         model = tiny_model("Qwen3").train()
         assert GroupLogProbs(model, implementation).self_check(batch) is None
         assert model.training
-    monkeypatch.setattr(forward_module, "_positions", lambda mask: torch.zeros_like(mask))
-    assert "nats off" in GroupLogProbs(tiny_model("Qwen3"), "packed").self_check(batch)
+    see = prompt_once.PackedRow._completions_see
+    monkeypatch.setattr(prompt_once.PackedRow, "_completions_see", lambda *args: torch.ones_like(see(*args)))
+    assert "nats off" in GroupLogProbs(tiny_model("Qwen3")).self_check(batch)
 
 
 def test_self_check_catches_a_logit_transform_it_does_not_know(batch, tiny_model, monkeypatch):
     model = tiny_model("Gemma2", **FAMILIES["Gemma2"])
-    assert GroupLogProbs(model, "packed").self_check(batch) is None
+    assert GroupLogProbs(model, "shared").self_check(batch) is None
     monkeypatch.setattr(forward_module, "_LOGIT_TRANSFORMS", ())
-    assert "nats off" in GroupLogProbs(model, "packed").self_check(batch)
+    assert "nats off" in GroupLogProbs(model, "shared").self_check(batch)
 
 
 def test_linear_attention_goes_plain(batch, tiny_model):
     model = tiny_model("Lfm2", layer_types=["conv", "full_attention"], conv_L_cache=3, block_auto_adjust_ff_dim=False)
-    assert GroupLogProbs(model).resolve(batch) == "plain"
-    assert "fails" in GroupLogProbs(model, "cache").self_check(batch)
-    assert "use 'plain'" in GroupLogProbs(model, "packed").self_check(batch)
-
-
-def test_cost_model():
-    assert cheapest([230] * 8, [[10] * 8] * 8) != "plain"
-    assert cheapest([120] * 8, [[60] * 8] * 8) != "plain"
-    assert cheapest([2] * 2, [[32] * 8] * 2, pair_cost=1e-3) == "plain"
-    assert cheapest([50] * 8, [[400] * 8] * 8, pair_cost=1e-3) == "cache"
-    assert cheapest([230] * 8, [[10] * 8] * 8, supported=["plain", "packed"]) == "packed"
-    assert cheapest([230] * 8, [[10] * 8] * 8, supported=["plain"]) == "plain"
+    forward = GroupLogProbs(model)
+    assert forward.implementation == "plain" and forward.self_check(batch) is None
+    with pytest.raises(ValueError, match="use 'plain'"):
+        GroupLogProbs(model, "shared")
 
 
 def test_collate_refuses_what_has_no_next_token():
@@ -160,7 +161,7 @@ def test_collate_refuses_what_has_no_next_token():
 
 def test_empty_completions_keep_the_graph(tiny_model):
     model = tiny_model("Qwen3").train()
-    for implementation in ("plain", "cache", "packed"):
+    for implementation in ("plain", "shared"):
         out = GroupLogProbs(model, implementation)(collate([([5, 6], [[]])]))
         assert out.logps_RT.shape == (1, 1)
         out.logps_RT.sum().backward()

@@ -111,7 +111,7 @@ def test_a_run_writes_everything_and_its_model_loads(tmp_path: Path) -> None:
         ["preset=grpo"],
         ["loss.truncated=mask", "rollout.max_new_tokens=8"],
         ["roles.pointwise.num_generations=6", "roles.reflection.max_new_tokens=12", "roles.pairwise.temperature=0.7"],
-        ["train.shared_prefix=packed", "train.micro_batch_tokens=500"],
+        ["train.shared_prefix=plain", "train.micro_batch_tokens=500"],
         ["rollout.top_p=0.9", "rollout.stop=['\\n']"],
         ["rollout.refill_rounds=2"],
     ],

@@ -324,9 +324,11 @@ class TrainConfig(Section):
     """Optimizer steps on one step's rollouts; above 1 the ratio is taken to log-probabilities recorded before the
     first of them."""
     micro_batch_tokens: Positive = 16384
-    """Tokens (padded) in one forward and backward pass; gradients are accumulated over a step."""
-    shared_prefix: Literal["auto", "cache", "packed", "plain"] = "auto"
-    """How a group's prompt is computed once in the update; `plain` repeats it for every rollout."""
+    """Most tokens in one forward and backward pass, prompts counted once; gradients are accumulated over a step. On a
+    CPU small groups are put together up to 2048 tokens only, which is faster."""
+    shared_prefix: Literal["auto", "plain"] = "auto"
+    """`auto` computes the prompt of a group once in the update, wherever the model's architecture allows it; `plain`
+    repeats it for every rollout."""
     threads: Positive | None = None
     """CPU threads of torch; null leaves its default."""
     trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_listed)] = []
@@ -442,7 +444,6 @@ class Config(Section):
             _alternates_nothing,
             _trains_nothing,
             _probes_alone,
-            _cache_is_dropped,
             _leaks,
         ):
             if problem := says_no(self):
@@ -495,15 +496,6 @@ def _probes_alone(config: Config) -> str | None:
     if config.recycle.probe_rate == 0 or config.recycle.balanced:
         return None
     return "recycle.probe_rate disturbs couples, which recycle.balanced: false does not make; set it to 0"
-
-
-def _cache_is_dropped(config: Config) -> str | None:
-    if not (config.model.activation_checkpointing and config.train.shared_prefix == "cache"):
-        return None
-    return (
-        "train.shared_prefix: cache does not work with model.activation_checkpointing, which drops the cache; choose "
-        "packed or auto"
-    )
 
 
 def _leaks(config: Config) -> str | None:

@@ -26,6 +26,10 @@ class TrainGroup:
     temperature: float
 
     @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + sum(map(len, self.completions))
+
+    @property
     def width(self) -> int:
         return max(map(len, self.completions))
 
@@ -37,7 +41,7 @@ class MicroBatch:
     batch: GroupBatch
     advantage_R: Tensor
     scale_R: Tensor
-    temperature_R: Tensor
+    temperature_R: Tensor | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,39 +97,45 @@ def train_groups(
     return result
 
 
-def micro_batches(groups: Sequence[TrainGroup], max_tokens: int) -> list[list[TrainGroup]]:
-    """Groups of like shape together, within `max_tokens` padded tokens (prompts once, completions each).
+def micro_batches(groups: Sequence[TrainGroup], max_tokens: int, fill: int | None = None) -> list[list[TrainGroup]]:
+    """Groups of like shape together, up to `fill` tokens (by default `max_tokens`), prompts counted once.
 
-    A group that is too large alone is split; its prompt is then computed once for each part.
+    A group alone may have `max_tokens`. A larger one is split; its prompt is then computed once for each part.
     """
     parts = [part for group in groups for part in _split(group, max_tokens)]
     parts.sort(key=lambda g: (len(g.prompt_ids), g.width))
     batches: list[list[TrainGroup]] = []
+    room = 0
     for part in parts:
-        if batches and _padded_tokens([*batches[-1], part]) <= max_tokens:
+        if part.num_tokens <= room:
             batches[-1].append(part)
         else:
             batches.append([part])
+            room = fill or max_tokens
+        room -= part.num_tokens
     return batches
+
+
+def fill_tokens(max_tokens: int, device_type: str) -> int:
+    """Up to how many tokens small groups are put together. What outgrows a CPU's caches costs more than a call."""
+    return min(max_tokens, 2048) if device_type == "cpu" else max_tokens
 
 
 def to_tensors(groups: Sequence[TrainGroup], pad_id: int, device: torch.device) -> MicroBatch:
     """Collate a micro-batch."""
     temperatures = [g.temperature for g in groups for _ in g.completions]
+    is_same = len(set(temperatures)) == 1
     return MicroBatch(
         batch=collate([(g.prompt_ids, g.completions) for g in groups], pad_id, device),
         advantage_R=torch.tensor([a for g in groups for a in g.advantages], device=device),
         scale_R=torch.tensor([s for g in groups for s in g.scales], device=device),
-        temperature_R=torch.tensor(temperatures, device=device),
+        temperature_R=temperatures[0] if is_same else torch.tensor(temperatures, device=device),
     )
 
 
-def _padded_tokens(groups: Sequence[TrainGroup]) -> int:
-    rows = sum(len(g.completions) for g in groups)
-    return len(groups) * max(len(g.prompt_ids) for g in groups) + rows * max(g.width for g in groups)
-
-
 def _split(group: TrainGroup, max_tokens: int) -> list[TrainGroup]:
+    if group.num_tokens <= max_tokens:
+        return [group]
     rows = max(1, (max_tokens - len(group.prompt_ids)) // max(1, group.width))
     return [
         replace(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from spark_rl.config import Config
 
-Implementation = Literal["cache", "packed", "plain"]
+Implementation = Literal["shared", "plain"]
 
 WEIGHT, GRADIENT, MOMENTS = 4, 4, 8
 """Bytes a parameter: float32 each, and two moments of AdamW."""
@@ -75,29 +75,26 @@ class Memory:
         return self.weights + self.reference + self.runtime + max(self.generation, self.update, self.optimizer)
 
 
-def split_micro_batch(max_tokens: int, num_groups: int, num_rollouts: int, prompt: int, new: int) -> tuple[int, int]:
-    """Groups of a micro-batch and rollouts of each: as many as fit, or a part of one group, at least a rollout."""
-    fitting = max_tokens // (prompt + num_rollouts * new)
-    if fitting:
-        return min(fitting, num_groups), num_rollouts
+def split_micro_batch(
+    max_tokens: int, fill: int, num_groups: int, num_rollouts: int, prompt: int, new: int
+) -> tuple[int, int]:
+    """Groups of a micro-batch and rollouts of each: as many groups as fit in `fill` tokens, or one, or a part of one
+    that fits in `max_tokens`, at least a rollout."""
+    tokens = prompt + num_rollouts * new
+    if tokens <= max_tokens:
+        return min(max(1, fill // tokens), num_groups), num_rollouts
     return 1, max(1, (max_tokens - prompt) // new)
 
 
 def micro_batch(implementation: Implementation, groups: int, rollouts: int, prompt: int, new: int) -> MicroBatch:
     """A micro-batch of `groups` x `rollouts`, prompts of `prompt` tokens and completions of `new` (see `forward`).
 
-    `plain` repeats the prompt for every rollout, `cache` only its keys and values, and `packed` nothing.
+    `plain` repeats the prompt for every rollout, `shared` only its keys and values.
     """
     rows = groups * rollouts
-    match implementation:
-        case "plain":
-            return MicroBatch(rows * (prompt + new), rows * (prompt + new) ** 2, 0, rows * new)
-        case "packed":
-            width = prompt + rollouts * new
-            return MicroBatch(groups * width, groups * width**2, 0, rows * new)
-        case "cache":
-            pairs = groups * prompt**2 + rows * new * (prompt + new)
-            return MicroBatch(groups * prompt + rows * new, pairs, rows * prompt, rows * new)
+    if implementation == "plain":
+        return MicroBatch(rows * (prompt + new), rows * (prompt + new) ** 2, 0, rows * new)
+    return MicroBatch(groups * prompt + rows * new, rows * new * (prompt + new), rows * (prompt + new), rows * new)
 
 
 def kv_bytes(shape: ModelShape, tokens: int, dtype_bytes: int) -> int:
@@ -115,13 +112,13 @@ def activation_bytes(shape: ModelShape, load: MicroBatch, dtype_bytes: int, chec
     """What the decoder's layers keep for the backward pass.
 
     Of a token in a layer, with h the hidden and i the MLP's width, q and k those of all query and key heads:
-    input, normalised input and output of two norms (6 h); queries before and after their norm, rotated, repeated keys
-    and values, attention's output (6 q); keys and values before they are repeated (4 k); gate, its activation, up, and
-    their product (4 i). Attention keeps its mask as numbers, one a pair. With checkpointing a layer keeps its input
-    only, and one layer at a time is computed again.
+    normalised input and output of two norms (4 h); queries before and after their norm, rotated, attention's output
+    (4 q); keys and values (2 k), beside those that are copied; gate, its activation, up, and their product (4 i).
+    Attention keeps its mask as numbers, one a pair. With checkpointing a layer keeps its input only, and one layer at a
+    time is computed again.
     """
     q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    layer = load.tokens * (4 * 6 * shape.hidden + dtype_bytes * (6 * q + 4 * k + 4 * shape.intermediate))
+    layer = load.tokens * (4 * 4 * shape.hidden + dtype_bytes * (4 * q + 2 * k + 4 * shape.intermediate))
     layer += dtype_bytes * load.pairs
     layer += 2 * load.copied * k * dtype_bytes
     if checkpointing:

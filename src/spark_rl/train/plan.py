@@ -22,8 +22,8 @@ from spark_rl.prompts import ChatRenderer
 from spark_rl.recycle import recycle
 from spark_rl.rollout.transformers_engine import cache_tokens
 from spark_rl.train import estimate, machine
+from spark_rl.train.batches import fill_tokens
 from spark_rl.train.estimate import Implementation, Memory, ModelShape
-from spark_rl.train.forward import cheapest
 from spark_rl.train.model import max_prompt_tokens, mixed_precision
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Rollout, Task
@@ -165,7 +165,7 @@ def memory_of(config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens
         weights=(estimate.WEIGHT + estimate.MOMENTS) * shape.num_params,
         reference=estimate.WEIGHT * shape.num_params if config.loss.kl_coef > 0 else 0,
         generation=max(_generation(shape, r, budget, world, dtype_bytes) for r in roles.values()),
-        update=_update(config, shape, roles, world, dtype_bytes) + buckets,
+        update=_update(config, shape, roles, device, world, dtype_bytes) + buckets,
         optimizer=estimate.optimizer_bytes(shape, on_accelerator=not on_cpu) + buckets,
         runtime=estimate.RUNTIME_CPU if on_cpu else estimate.RUNTIME_GPU,
     )
@@ -178,32 +178,23 @@ def _generation(shape: ModelShape, role: RoleTokens, budget: int, world: int, dt
     return estimate.generation_bytes(shape, rows * width, rows, dtype_bytes)
 
 
-def _update(config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens], world: int, dtype_bytes: int) -> int:
+def _update(
+    config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens], device: str, world: int, dtype_bytes: int
+) -> int:
     """The largest micro-batch: of any role, its rollouts at their limit or short (more of them share a prompt)."""
     whole_step = _most(config, roles, lambda r: r.prompt_mean + r.num_generations * r.max_new_tokens) // world
     max_tokens = min(config.train.micro_batch_tokens, whole_step)
+    fill = fill_tokens(max_tokens, device)
+    implementation: Implementation = "plain" if config.train.shared_prefix == "plain" else "shared"
     num_groups = -(-config.rollout.groups_per_step // world)
     sizes = []
     for role in roles.values():
         prompt = round(role.prompt_mean)
         for new in {role.max_new_tokens, min(role.max_new_tokens, _SHORT)}:
-            groups, rows = estimate.split_micro_batch(max_tokens, num_groups, role.num_generations, prompt, new)
-            load = estimate.micro_batch(
-                _implementation(config, shape, groups, rows, prompt, new), groups, rows, prompt, new
-            )
+            groups, rows = estimate.split_micro_batch(max_tokens, fill, num_groups, role.num_generations, prompt, new)
+            load = estimate.micro_batch(implementation, groups, rows, prompt, new)
             sizes.append(estimate.update_bytes(shape, load, dtype_bytes, config.model.activation_checkpointing))
     return max(sizes)
-
-
-def _implementation(config: Config, shape: ModelShape, groups: int, rows: int, prompt: int, new: int) -> Implementation:
-    """What `GroupLogProbs` would choose for an attention-only model."""
-    if config.train.shared_prefix != "auto":
-        return config.train.shared_prefix
-    supported: list[Implementation] = ["plain", "packed"]
-    if not config.model.activation_checkpointing:
-        supported.append("cache")
-    pair_cost = 3 / (4 * shape.hidden + 3 * shape.intermediate)
-    return cheapest([prompt] * groups, [[new] * rows] * groups, pair_cost, supported)
 
 
 def advice(

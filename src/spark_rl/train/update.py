@@ -18,7 +18,15 @@ from accelerate.utils import gather_object
 
 from spark_rl.config import Config
 from spark_rl.train.advantages import advantages
-from spark_rl.train.batches import MicroBatch, TrainGroup, denominators, micro_batches, to_tensors, train_groups
+from spark_rl.train.batches import (
+    MicroBatch,
+    TrainGroup,
+    denominators,
+    fill_tokens,
+    micro_batches,
+    to_tensors,
+    train_groups,
+)
 from spark_rl.train.forward import GroupLogProbs, collate
 from spark_rl.train.loss import policy_loss
 from spark_rl.train.metrics import Metrics
@@ -70,7 +78,8 @@ class Updater:
         trainable = train_groups(groups[share], advantages(groups, config)[share], total, config)
         self._self_check(groups[share])
         device = self.accelerator.device
-        packed = micro_batches(trainable, config.train.micro_batch_tokens)
+        max_tokens = config.train.micro_batch_tokens
+        packed = micro_batches(trainable, max_tokens, fill_tokens(max_tokens, device.type))
         if self.world > 1:  # every rank makes the same number of forwards: under FSDP each is a collective
             any_group = groups[share][0]
             idle = TrainGroup(any_group.prompt_ids, [any_group.rollouts[0].token_ids], [0.0], [0.0], temperature=1.0)
@@ -170,16 +179,16 @@ class Updater:
             self.accelerator.device,
         )
         module = self.accelerator.unwrap_model(self.logprobs)
-        for name in module.candidates():
-            with self.accelerator.autocast():
-                problem = GroupLogProbs(self.model, name).self_check(batch)
-            if problem and name == "plain":
-                raise ValueError(f"model.path: this model cannot be trained here, since {problem}")
-            if problem:
+        with self.accelerator.autocast():
+            problem = module.self_check(batch)
+            if problem and module.implementation == "shared":
                 self.say(f"The prompt is not shared in the update: {problem}. Using the plain forward.")
                 for each in (module, self.reference):
                     if each is not None:
                         each.implementation = "plain"
+                problem = module.self_check(batch)
+        if problem:
+            raise ValueError(f"model.path: this model cannot be trained here, since {problem}")
 
 
 def _schedule(optimizer: Any, config: Config) -> Any:

@@ -1,0 +1,103 @@
+"""Small operations with their backward passes written out: fewer passes over memory than autograd needs.
+
+A decoder's matrices run near the machine's rate; what is left of an update is mostly what stands between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(torch.autograd.Function):
+    """x / rms(x) x weight, over the last dimension (2019, arXiv 1910.07467), for float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = x * scale
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        normed, scale, weight = ctx.saved_tensors
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.linalg.vecdot(grad.flatten(0, -2), normed.flatten(0, -2), dim=0)
+        grad = grad * weight
+        along = torch.linalg.vecdot(grad, normed, dim=-1)[..., None] / -normed.shape[-1]
+        return grad.addcmul_(normed, along).mul_(scale), of_weight, None
+
+
+_LOWEST = -80.0
+"""exp of less is as good as zero, but takes a CPU up to 15 times as long: it is no normal float32."""
+
+
+class TokenLogProbs(torch.autograd.Function):
+    """Log-softmax of logits [N, V] at `ids` [N], and if asked for the entropy [N] of the distributions, nats."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        shifted = logits - logits.amax(-1, keepdim=True)
+        at_ids = shifted.gather(-1, ids[:, None])
+        exp = shifted.clamp_(min=_LOWEST).exp()
+        total = exp.sum(-1, keepdim=True)
+        log_total = total.log()
+        logp = at_ids - log_total
+        entropy = log_total - torch.linalg.vecdot(exp, shifted)[:, None] / total if with_entropy else None
+        ctx.save_for_backward(exp, total, ids, *([shifted - log_total, entropy] if with_entropy else []))
+        return logp[:, 0], None if entropy is None else entropy[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor | None) -> tuple[Tensor, None, None]:
+        exp, total, ids, *rest = ctx.saved_tensors
+        if rest:
+            logp, entropy = rest
+            assert grad_entropy is not None
+            of_logits = (logp + entropy).mul_(grad_entropy[:, None]).add_(grad[:, None]).mul_(exp).div_(-total)
+        else:
+            of_logits = exp * (-grad[:, None] / total)
+        return of_logits.scatter_add_(-1, ids[:, None], grad[:, None]), None, None
+
+
+def fuse(model: nn.Module) -> None:
+    """Let the RMSNorm layers of a model use the one above wherever they compute in float32."""
+    known: dict[type, bool] = {}
+    for module in model.modules():
+        kind = type(module)
+        if kind not in known:
+            known[kind] = _is_rms_norm(module)
+        if known[kind] and "forward" not in vars(module):
+            module.forward = _Norm(module)
+
+
+class _Norm:
+    """The forward of one RMSNorm layer."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.stock = module, type(module).forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight = self.module.weight
+        if x.dtype is not torch.float32 or weight.dtype is not torch.float32:
+            out: Tensor = self.stock(self.module, x)
+            return out
+        normed: Tensor = RMSNorm.apply(x, weight, _eps(self.module))
+        return normed
+
+
+def _eps(module: Any) -> float | None:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+@torch.no_grad()
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Whether a module, which its name calls one, computes an RMSNorm with `weight` as it is."""
+    weight = getattr(module, "weight", None)
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or _eps(module) is None:
+        return False
+    x = torch.linspace(-1, 2, 2 * weight.numel(), device=weight.device).view(2, -1)
+    return torch.allclose(module(x), RMSNorm.apply(x, weight.float(), _eps(module)).to(module(x).dtype), atol=1e-5)

@@ -1,0 +1,313 @@
+"""Attention in which many completions share one prompt, for the decoders of transformers.
+
+A decoder layer treats each token by itself everywhere but in attention. So one row of unpadded tokens can hold whole
+groups, `[prompt 1, prompt 2, .., completion 1, completion 2, ..]`, every prompt once, as long as attention knows who
+belongs to whom. `share(model)` routes a model's attention through this module. A forward that is given an object
+`shared_prompts=...` lets that object attend; any other forward is the model's own.
+
+`PackedRow` is that object for whole sequences: the update, and the prompts before generation. `rollout/` has the one
+for decoding. No cache is needed, and none is lost under activation checkpointing.
+
+Shape suffixes: B prompts, R completions of all of them (neighbours share a prompt), P longest prompt, T longest
+completion without its last token, S = P + T, N tokens of the row, H query heads, K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_PREFIX = "prompt_once_"
+_SHAREABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class CannotShare(RuntimeError):
+    """The model's attention is not one that prompts can be shared in."""
+
+
+class SharedPrompts(Protocol):
+    """Who attends in a forward that is given one."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None, score: Score) -> Tensor:
+        """Attention of layer number `layer`: query [rows, H, length, D] to [rows, length, H, D]."""
+        ...
+
+
+class Score:
+    """How a layer turns products of queries and keys into weights: scale, soft cap, attention sinks, dropout."""
+
+    def __init__(self, scaling: float | None, softcap: float | None, sinks_H: Tensor | None, dropout: float) -> None:
+        self.scaling, self.softcap, self.sinks_H, self.dropout = scaling, softcap, sinks_H, dropout
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what torch's scaled-dot-product attention does."""
+        return self.softcap is None and self.sinks_H is None
+
+    def weights(self, products: Tensor, head_dim: int, mask: Tensor) -> Tensor:
+        """Weights of products [rows, K, queries, keys], the query heads of each key/value head one after the other."""
+        scores = products * (self.scaling or head_dim**-0.5)
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = scores + mask
+        if self.sinks_H is None:
+            return scores.softmax(-1, dtype=torch.float32).to(products.dtype)
+        rows, heads, queries, _ = scores.shape
+        sinks = self.sinks_H.to(scores.dtype).repeat_interleave(heads * queries // len(self.sinks_H))
+        sinks = sinks.view(1, heads, queries, 1).expand(rows, -1, -1, -1)
+        scores = torch.cat([scores, sinks], dim=-1)
+        return scores.softmax(-1, dtype=torch.float32)[..., :-1].to(products.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ into the model
+
+
+def can_share(model: Any) -> bool:
+    """Whether all that a token leaves to later ones is plain (full or sliding) attention, which can be replaced."""
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    is_plain = not getattr(model, "_is_stateful", False) and layers <= _SHAREABLE_LAYERS
+    return is_plain and bool(getattr(model, "_supports_attention_backend", False))
+
+
+def share(model: Any) -> None:
+    """Route the attention of a model that `can_share` through here, for good; its own forward stays what it was."""
+    config = model.config.get_text_config()
+    base = config._attn_implementation
+    if base.startswith(_PREFIX):
+        return
+    name = _PREFIX + base
+    AttentionInterface.register(name, partial(_attention, base))
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    config._attn_implementation = name
+
+
+@contextmanager
+def sharing(model: Any) -> Iterator[None]:
+    """Inside, the attention of a model that `can_share` is routed through here."""
+    config = model.config.get_text_config()
+    base = config._attn_implementation
+    if can_share(model):
+        share(model)
+    try:
+        yield
+    finally:
+        config._attn_implementation = base
+
+
+def run(decoder: Any, ids: Tensor, positions: Tensor, shared_prompts: SharedPrompts, **kwargs: Any) -> Any:
+    """Forward of `ids` [rows, length] in which `shared_prompts` attends."""
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)  # 4-D: taken as it is, and read by none
+    return decoder(
+        input_ids=ids,
+        attention_mask=no_mask,
+        position_ids=positions,
+        use_cache=False,
+        shared_prompts=shared_prompts,
+        **kwargs,
+    )
+
+
+def _attention(
+    base: str,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    shared_prompts: SharedPrompts | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers calls in every attention layer."""
+    if shared_prompts is None:
+        own = sys.modules[type(module).__module__].eager_attention_forward if base == "eager" else None
+        stock = own or ALL_ATTENTION_FUNCTIONS[base]
+        out: tuple[Tensor, Tensor | None] = stock(module, query, key, value, attention_mask, **kwargs)
+        return out
+    if kwargs.get("position_bias") is not None:
+        raise CannotShare("this model adds a bias to its attention, which is not known here")
+    softcap, sinks = (None if base == "sdpa" else kwargs.get(name) for name in ("softcap", "s_aux"))  # it has neither
+    score = Score(kwargs.get("scaling"), softcap, sinks, kwargs.get("dropout") or 0.0)
+    window = kwargs.get("sliding_window")
+    return shared_prompts.attend(module.layer_idx, query, key, value, window, score), None
+
+
+# ------------------------------------------------------------------------------------------------ whole sequences
+
+
+class PackedRow:
+    """One row of unpadded tokens: all prompts, then all completions, each of which sees its prompt and itself.
+
+    Attention alone pads: prompts and completions are spread into grids, and what comes out is collected again.
+
+    Args:
+        prompt_lengths: tokens of each prompt, at least one.
+        completion_lengths: for each prompt, the tokens of its completions, maybe none. The last token of a completion
+            predicts nothing, so it stays out of the row.
+        keep: keep the keys and values of the prompts (see `kept`).
+    """
+
+    def __init__(
+        self,
+        prompt_lengths: Sequence[int],
+        completion_lengths: Sequence[Sequence[int]],
+        device: torch.device | str,
+        keep: bool = False,
+    ) -> None:
+        sizes = [len(group) for group in completion_lengths]
+        prompt_B, length_R = np.array(prompt_lengths), np.array([n for group in completion_lengths for n in group], int)
+        own_R, group_R = (length_R - 1).clip(min=0), np.repeat(np.arange(len(prompt_B)), sizes)
+        start_B, start_R = np.cumsum(prompt_B) - prompt_B, prompt_B.sum() + np.cumsum(own_R) - own_R
+        column_P, column_T = np.arange(prompt_B.max()), np.arange(own_R.max(initial=0))
+        real_BP, real_RT = column_P < prompt_B[:, None], column_T < own_R[:, None]
+        grid_BP = start_B[:, None] + np.minimum(column_P, prompt_B[:, None] - 1)
+        grid_RT = np.where(real_RT, start_R[:, None] + column_T, 0)
+        position_BP, position_RT = np.nonzero(real_BP)[1], (prompt_B[group_R][:, None] + column_T)[real_RT]
+        source = np.concatenate([grid_BP[group_R, -1:], grid_RT], axis=1)
+        source_M = source[np.arange(source.shape[1]) < length_R[:, None]]
+        slot_N = np.concatenate([np.flatnonzero(real_BP), real_BP.size + np.flatnonzero(real_RT)])
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        self.position_N = tensor(np.concatenate([position_BP, position_RT]))
+        self.source_M = tensor(source_M)
+        """Where in the row the completions' tokens are predicted, M in all."""
+        self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
+        """The prompts' keys and values [B, K, P, D], padded on the right, by layer."""
+        self.prompt_B, self.group_R = tensor(prompt_B), tensor(group_R)
+        self.grid_BP, self.grid_RT, self.slot_N = tensor(grid_BP), tensor(grid_RT), tensor(slot_N)
+        """The token in each cell of the grids, in padding any; and the cell of each token, one grid after the other."""
+        self.grid_RS = torch.cat([self.grid_BP[self.group_R], self.grid_RT], dim=1)
+        self.per_prompt = sizes[0] if len(set(sizes)) == 1 else None
+        """Completions of every prompt, if all have the same number."""
+        self._masks: dict[tuple[str, int | None, int, torch.dtype], Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None, score: Score) -> Tensor:
+        query_N, key_N, value_N = (states[0].transpose(0, 1) for states in (query, key, value))
+        query_B, query_R = _Spread.apply(query_N, self, False)
+        key_B, key_R = _Spread.apply(key_N, self, True)
+        value_B, value_R = _Spread.apply(value_N, self, True)
+        if self.kept is not None:
+            self.kept[layer] = key_B, value_B
+        folds = query.shape[1] // key.shape[1]
+        is_causal = score.is_plain and (window is None or window >= query_B.shape[2])
+        mask = None if is_causal else self._mask("prompts", window, folds, query.dtype)
+        out_BP = _attend(query_B, key_B, value_B, mask, score)
+        if not self.grid_RT.numel():
+            return _Collect.apply(self, out_BP)[None]
+        mask = self._mask("completions", window, folds, query.dtype)
+        return _Collect.apply(self, out_BP, _attend(query_R, key_R, value_R, mask, score))[None]
+
+    def _mask(self, which: str, window: int | None, folds: int, dtype: torch.dtype) -> Tensor:
+        """Who sees whom, [1 or R, 1, folds x queries, keys], to be added to the scores; made once for like layers."""
+        name = which, window, folds, dtype
+        if name not in self._masks:
+            sees = (self._prompts_see if which == "prompts" else self._completions_see)(window)
+            hidden = torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, -torch.inf)
+            self._masks[name] = hidden.repeat(1, folds, 1)[:, None]
+        return self._masks[name]
+
+    def _prompts_see(self, window: int | None) -> Tensor:
+        column_P = torch.arange(self.grid_BP.shape[1], device=self.grid_BP.device)
+        distance_PP = column_P[:, None] - column_P
+        return ((distance_PP >= 0) & (distance_PP < (window or torch.inf)))[None]
+
+    def _completions_see(self, window: int | None) -> Tensor:
+        device, width, length = self.grid_BP.device, self.grid_BP.shape[1], self.grid_RT.shape[1]
+        column_P, column_T = torch.arange(width, device=device), torch.arange(length, device=device)
+        prompt_R = self.prompt_B[self.group_R]
+        of_prompt_RTP = (column_P < prompt_R[:, None, None]).expand(-1, length, -1)
+        distance_TT = column_T[:, None] - column_T
+        own_TT = distance_TT >= 0
+        if window is not None:
+            position_RT = prompt_R[:, None] + column_T
+            of_prompt_RTP = of_prompt_RTP & (position_RT[..., None] - column_P < window)
+            own_TT = own_TT & (distance_TT < window)
+        return torch.cat([of_prompt_RTP, own_TT.expand(len(prompt_R), -1, -1)], dim=2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, score: Score) -> Tensor:
+    """Attention of [rows, heads, length, D] to [rows, length, heads, D]; causal without a mask.
+
+    The query heads of one key/value head become further queries of it, for which `mask` is repeated: masked attention
+    would copy keys and values for every query head.
+    """
+    rows, num_heads, length, dim = query.shape
+    heads = key.shape[1]
+    if mask is None:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            dropout_p=score.dropout,
+            is_causal=True,
+            scale=score.scaling,
+            enable_gqa=heads < num_heads,
+        )
+        return out.transpose(1, 2)
+    folded = query.reshape(rows, heads, -1, dim)
+    if score.is_plain:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            folded, key, value, attn_mask=mask, dropout_p=score.dropout, scale=score.scaling
+        )
+    else:
+        weights = score.weights(folded @ key.transpose(2, 3), dim, mask)
+        out = torch.nn.functional.dropout(weights, score.dropout) @ value
+    return out.reshape(rows, num_heads, length, -1).transpose(1, 2)
+
+
+class _Spread(torch.autograd.Function):
+    """States [N, heads, D] of a row to the prompts' grid [B, heads, P, D] and the completions' [R, heads, T, D], or
+    for keys and values [R, heads, S, D], the prompt's before each completion's own.
+
+    The backward pass is written out: every token stands in a single cell but for the copies of prompts, so gradients
+    are gathered where autograd would scatter and add them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, row: PackedRow, with_prompts: bool) -> tuple[Tensor, ...]:
+        ctx.row, ctx.with_prompts = row, with_prompts
+        grids = row.grid_BP, row.grid_RS if with_prompts else row.grid_RT
+        flat = states.flatten(1)
+        spread = (flat.index_select(0, grid.flatten()).view(*grid.shape, *states.shape[1:]) for grid in grids)
+        return tuple(grid.transpose(1, 2) for grid in spread)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        row, (prompts, completions) = ctx.row, (grad.transpose(1, 2) for grad in grads)
+        if ctx.with_prompts:
+            copies, completions = completions.split([row.grid_BP.shape[1], row.grid_RT.shape[1]], dim=1)
+            if row.per_prompt:
+                prompts = prompts + copies.unflatten(0, (-1, row.per_prompt)).sum(1)
+            else:
+                prompts = prompts.index_add(0, row.group_R, copies)
+        return _cells(prompts, completions).index_select(0, row.slot_N), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The inverse: grids [B, P, heads, D] and [R, T, heads, D] to the row [N, heads, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, row: PackedRow, *grids: Tensor) -> Tensor:
+        ctx.row, ctx.shapes = row, [grid.shape for grid in grids]
+        return _cells(*grids).index_select(0, row.slot_N)
+
+    @staticmethod
+    def backward(ctx: Any, states: Tensor) -> tuple[Tensor | None, ...]:
+        sizes = [shape[0] * shape[1] for shape in ctx.shapes]
+        cells = states.new_zeros(sum(sizes), *states.shape[1:]).index_copy_(0, ctx.row.slot_N, states)
+        return None, *(part.view(shape) for part, shape in zip(cells.split(sizes), ctx.shapes, strict=True))
+
+
+def _cells(*grids: Tensor) -> Tensor:
+    return torch.cat([grid.flatten(0, 1) for grid in grids])
