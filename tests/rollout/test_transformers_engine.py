@@ -13,8 +13,23 @@ from transformers import GenerationConfig
 from spark_rl.rollout.engine import Request, uniforms
 from spark_rl.rollout.transformers_engine import TransformersEngine
 
-FAMILIES = ["Qwen2", "Qwen3", "Llama", "Mistral"]
-CONFIGS = {"Mistral": {"sliding_window": 8}}
+CONFIGS = {
+    "Qwen2": {},
+    "Qwen3": {},
+    "Llama": {},
+    "Phi3": {},
+    "Mistral": {"sliding_window": 8},
+    "Gemma3": {"sliding_window": 8},
+    "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2},
+    "Gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8, "attn_implementation": "eager"},
+    "GptOss": {
+        "sliding_window": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "attn_implementation": "eager",
+    },
+}
+FAMILIES = list(CONFIGS)
 
 
 def random_prompts(lengths, seed=0):
@@ -40,7 +55,7 @@ def ends_early(model, prompts, new):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_generate(family, tiny_model, tiny_tokenizer):
-    model = tiny_model(family, **CONFIGS.get(family, {}))
+    model = tiny_model(family, **CONFIGS[family])
     prompts, new = random_prompts([3, 11, 7, 20, 1]), 14
     eos = ends_early(model, prompts, new)
     width = max(map(len, prompts))
@@ -64,9 +79,9 @@ def test_greedy_equals_generate(family, tiny_model, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama", "Mistral"])
 def test_logps_equal_a_fresh_forward(family, attention, tiny_model, tiny_tokenizer):
-    model = tiny_model(family, attn_implementation=attention, **CONFIGS.get(family, {}))
+    model = tiny_model(family, attn_implementation=attention, **CONFIGS[family])
     temperatures = [1.0, 0.5, 0.0, 1.7]
     requests = [
         Request(str(i), p, 3, 5 + i, temperature=temperatures[i], top_p=0.9 if i == 1 else 1.0, seed=i)
@@ -77,6 +92,20 @@ def test_logps_equal_a_fresh_forward(family, attention, tiny_model, tiny_tokeniz
             expected = plain_logps(model, request.prompt_ids, c.token_ids, request.temperature)
             torch.testing.assert_close(torch.tensor(c.logps), expected, atol=1e-5, rtol=0)
     assert model.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Mistral"])
+def test_rows_that_end_at_different_times_leave_the_others_right(family, tiny_model, tiny_tokenizer):
+    """Long completions too: their room grows."""
+    model = tiny_model(family, **CONFIGS[family])
+    requests = [Request(str(i), p, 6, 150, temperature=3.0, seed=i) for i, p in enumerate(random_prompts([4, 13, 2]))]
+    groups = TransformersEngine(model, tiny_tokenizer).generate(requests)
+    lengths = {len(c.token_ids) for group in groups for c in group}
+    assert len(lengths) > 6 and max(lengths) > 64
+    for request, group in zip(requests, groups, strict=True):
+        for c in group:
+            expected = plain_logps(model, request.prompt_ids, c.token_ids, request.temperature)
+            torch.testing.assert_close(torch.tensor(c.logps), expected, atol=2e-5, rtol=0)
 
 
 def test_tokens_do_not_depend_on_the_batch(tiny_model, tiny_tokenizer):

@@ -148,8 +148,8 @@ class RolloutConfig(Section):
     """How often a step replaces its groups without signal (all rewards equal) by fresh prompts, in a further
     generation call; recycling still uses all groups (DAPO's dynamic sampling)."""
     max_batch_tokens: Positive | None = None
-    """Tokens (prompt and limit, all rows) that the transformers engine holds in its cache at once; null chooses by
-    device."""
+    """Tokens that the transformers engine holds keys and values of at once: every prompt once, and all rollouts at
+    their limit; null chooses by device."""
 
 
 class RoleConfig(Section):

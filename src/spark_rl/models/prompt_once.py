@@ -54,19 +54,24 @@ class Score:
         """Whether it is what torch's scaled-dot-product attention does."""
         return self.softcap is None and self.sinks_H is None
 
-    def weights(self, products: Tensor, head_dim: int, mask: Tensor) -> Tensor:
-        """Weights of products [rows, K, queries, keys], the query heads of each key/value head one after the other."""
-        scores = products * (self.scaling or head_dim**-0.5)
+    def scale(self, head_dim: int) -> float:
+        """Factor on the queries."""
+        return self.scaling or head_dim**-0.5
+
+    def weights(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Weights of scaled products [rows, K, queries, keys], the query heads of a key/value head one after the
+        other."""
+        dtype = scores.dtype
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         scores = scores + mask
         if self.sinks_H is None:
-            return scores.softmax(-1, dtype=torch.float32).to(products.dtype)
+            return scores.softmax(-1, dtype=torch.float32).to(dtype)
         rows, heads, queries, _ = scores.shape
         sinks = self.sinks_H.to(scores.dtype).repeat_interleave(heads * queries // len(self.sinks_H))
         sinks = sinks.view(1, heads, queries, 1).expand(rows, -1, -1, -1)
         scores = torch.cat([scores, sinks], dim=-1)
-        return scores.softmax(-1, dtype=torch.float32)[..., :-1].to(products.dtype)
+        return scores.softmax(-1, dtype=torch.float32)[..., :-1].to(dtype)
 
 
 # ------------------------------------------------------------------------------------------------ into the model
@@ -179,6 +184,8 @@ class PackedRow:
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)
 
+        self.last_B = tensor(grid_BP[:, -1])
+        """Where the prompts' last tokens are in the row."""
         self.position_N = tensor(np.concatenate([position_BP, position_RT]))
         self.source_M = tensor(source_M)
         """Where in the row the completions' tokens are predicted, M in all."""
@@ -261,7 +268,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scor
             folded, key, value, attn_mask=mask, dropout_p=score.dropout, scale=score.scaling
         )
     else:
-        weights = score.weights(folded @ key.transpose(2, 3), dim, mask)
+        weights = score.weights(folded * score.scale(dim) @ key.transpose(2, 3), mask)
         out = torch.nn.functional.dropout(weights, score.dropout) @ value
     return out.reshape(rows, num_heads, length, -1).transpose(1, 2)
 

@@ -173,9 +173,11 @@ def memory_of(config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens
 
 def _generation(shape: ModelShape, role: RoleTokens, budget: int, world: int, dtype_bytes: int) -> int:
     """The largest chunk of a role's rows."""
-    width = round(role.prompt_mean) + role.max_new_tokens
-    rows = min(max(1, budget // width), -(-role.most_groups // world) * role.num_generations)
-    return estimate.generation_bytes(shape, rows * width, rows, dtype_bytes)
+    prompt = round(role.prompt_mean)
+    group = prompt + role.num_generations * role.max_new_tokens
+    rows = min(max(1, int(budget * role.num_generations / group)), -(-role.most_groups // world) * role.num_generations)
+    prompts = -(-rows // role.num_generations)
+    return estimate.generation_bytes(shape, prompts * prompt + rows * role.max_new_tokens, rows, dtype_bytes)
 
 
 def _update(

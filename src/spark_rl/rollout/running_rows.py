@@ -1,0 +1,185 @@
+"""Completions that are being generated: one token more for every row at a time, and rows that have ended leave.
+
+`PromptOnceRows` holds the keys and values of every prompt once, whatever the number of its rows, and those of the
+tokens of each row. A new token's products with its prompt are one matrix product for all rows of the prompt, so a
+prompt is read once a step, not once a row. `CachedRows` is for models whose prompts cannot be shared (linear attention,
+convolutions): each row runs its own copy of the prompt on the cache of transformers.
+
+Shape suffixes: B prompts, R running rows (neighbours share a prompt), G most rows of a prompt, P longest prompt, U own
+tokens so far, H query heads, K key/value heads, F = H / K, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spark_rl.models.prompt_once import PackedRow, Score, run
+
+_FIRST_ROOM = 64
+"""Tokens of a row that room is made for at first; it doubles when it is full."""
+
+
+class Rows(Protocol):
+    """What the engine drives."""
+
+    def step(self, ids_R: Tensor) -> Tensor:
+        """Append one token to every row. Returns the next logits [R, V]."""
+        ...
+
+    def select(self, keep: Tensor) -> None:
+        """Keep these rows only: a rising index."""
+        ...
+
+
+def start_rows(
+    model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], shares: bool, pad_id: int
+) -> tuple[Tensor, Rows]:
+    """Run the prompts and start rows on them. Returns the first logits [R, V] and the rows."""
+    kind = PromptOnceRows if shares else CachedRows
+    rows = kind(model, prompts, prompt_of_row, pad_id)
+    return rows.logits_RV, rows
+
+
+class PromptOnceRows:
+    """Rows on shared prompts; the object that attends in the model's forward (see `models/prompt_once.py`)."""
+
+    def __init__(
+        self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], pad_id: int = 0
+    ) -> None:
+        self.model, device = model, next(model.parameters()).device
+        row = PackedRow([len(ids) for ids in prompts], [()] * len(prompts), device, keep=True)
+        assert row.kept is not None
+        ids = torch.tensor([i for ids in prompts for i in ids], device=device)
+        out = run(model, ids[None], row.position_N[None], row, logits_to_keep=row.last_B)
+        self.prompt_R = torch.tensor(prompt_of_row, device=device)
+        self.logits_RV = out.logits[0][self.prompt_R]
+        self.length_B, self.used = row.prompt_B, 0
+        self.position_R = self.length_B[self.prompt_R]
+        self._prompts = {layer: [states.contiguous() for states in kept] for layer, kept in row.kept.items()}
+        self._own: dict[int, list[Tensor]] = {}
+        self._arrange()
+
+    def step(self, ids_R: Tensor) -> Tensor:
+        self.used += 1
+        self._masks: dict[int | None, Tensor] = {}
+        out = run(self.model, ids_R[:, None], self.position_R[:, None], self)
+        self.position_R = self.position_R + 1
+        logits_RV: Tensor = out.logits[:, -1]
+        return logits_RV
+
+    def select(self, keep: Tensor) -> None:
+        prompt_R = self.prompt_R[keep]
+        alive_B, self.prompt_R = prompt_R.unique_consecutive(return_inverse=True)
+        self.position_R = self.position_R[keep]
+        for layer, own in self._own.items():
+            self._own[layer] = [states[keep] for states in own]
+        if len(alive_B) < len(self.length_B):
+            self.length_B = self.length_B[alive_B]
+            width = int(self.length_B.max())
+            for layer, prompts in self._prompts.items():
+                self._prompts[layer] = [states[alive_B, :, :width] for states in prompts]
+        self._arrange()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None, score: Score) -> Tensor:
+        rows, heads, _, dim = key.shape
+        own_keys, own_values = self._with(layer, key, value)
+        keys, values = self._prompts[layer]
+        query_RKFD = query.reshape(rows, heads, -1, dim) * score.scale(dim)
+        products = [self._of_prompts(query_RKFD, keys.transpose(2, 3)), query_RKFD @ own_keys.transpose(2, 3)]
+        weights = score.weights(torch.cat(products, dim=-1), self._mask(window, query.dtype))
+        of_prompt, of_own = weights.split([keys.shape[2], self.used], dim=-1)
+        out_RKFD = self._of_prompts(of_prompt, values) + of_own @ own_values
+        return out_RKFD.reshape(rows, 1, query.shape[1], -1)
+
+    def _of_prompts(self, left_RKFX: Tensor, right_BKXY: Tensor) -> Tensor:
+        """Matrix products of each row's left side with its prompt's right side: [R, K, F, Y]."""
+        num_prompts, heads, folds = len(right_BKXY), *left_RKFX.shape[1:3]
+        left = left_RKFX if self._row_of_cell is None else left_RKFX[self._row_of_cell]
+        left_BKQX = left.unflatten(0, (num_prompts, -1)).transpose(1, 2).flatten(2, 3)
+        out_BKQY = left_BKQX @ right_BKXY
+        out = out_BKQY.unflatten(2, (-1, folds)).transpose(1, 2).reshape(-1, heads, folds, right_BKXY.shape[3])
+        return out if self._cell_of_row is None else out[self._cell_of_row]
+
+    def _arrange(self) -> None:
+        """Find the cell of every row among [B, G]; nothing is to be moved where every prompt has as many rows."""
+        count_B = torch.bincount(self.prompt_R, minlength=len(self.length_B))
+        most = int(count_B.max())
+        self._row_of_cell = self._cell_of_row = None
+        if most * len(count_B) == len(self.prompt_R):
+            return
+        first_B = count_B.cumsum(0) - count_B
+        number_R = torch.arange(len(self.prompt_R), device=count_B.device)
+        self._cell_of_row = self.prompt_R * most + number_R - first_B[self.prompt_R]
+        self._row_of_cell = number_R.new_zeros(most * len(count_B)).index_copy_(0, self._cell_of_row, number_R)
+
+    def _with(self, layer: int, *states: Tensor) -> list[Tensor]:
+        """The rows' own keys and values [R, K, U, D] with those of a further token."""
+        if layer not in self._own:
+            self._own[layer] = [x.new_empty(*x.shape[:2], _FIRST_ROOM, x.shape[3]) for x in states]
+        own = self._own[layer]
+        if self.used > own[0].shape[2]:
+            own[:] = [torch.cat([x, torch.empty_like(x)], dim=2) for x in own]
+        for buffer, x in zip(own, states, strict=True):
+            buffer[:, :, self.used - 1] = x[:, :, 0]
+        return [buffer[:, :, : self.used] for buffer in own]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores of [R, 1, 1, P + U]: minus infinity for padding and outside of the window."""
+        if window not in self._masks:
+            width = self._prompts[0][0].shape[2]
+            column_S = torch.arange(width + self.used, device=self.position_R.device)
+            length_R1 = self.length_B[self.prompt_R][:, None]
+            hidden_RS = (column_S >= length_R1) & (column_S < width)
+            if window is not None:
+                position_RS = torch.where(column_S < width, column_S, column_S - width + length_R1)
+                hidden_RS |= self.position_R[:, None] - position_RS >= window
+            mask_RS = torch.zeros(hidden_RS.shape, dtype=dtype, device=hidden_RS.device)
+            self._masks[window] = mask_RS.masked_fill_(hidden_RS, -torch.inf)[:, None, None]
+        return self._masks[window]
+
+
+class CachedRows:
+    """Rows that each ran their own copy of the prompt.
+
+    Every continuation gets BOTH the full attention mask and explicit positions: without either it is silently wrong.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], pad_id: int) -> None:
+        self.model, device = model, next(model.parameters()).device
+        width = max(map(len, prompts))
+        padded = [[pad_id] * (width - len(prompts[b])) + list(prompts[b]) for b in prompt_of_row]
+        masks = [[0] * (width - len(prompts[b])) + [1] * len(prompts[b]) for b in prompt_of_row]
+        self.mask_RL = torch.tensor(masks, device=device)
+        position_RP = (self.mask_RL.cumsum(-1) - 1).clamp(min=0)
+        out = model(
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=self.mask_RL,
+            position_ids=position_RP,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache: Any = getattr(out, "past_key_values", None)
+        if self.cache is None:
+            raise ValueError(f"{type(model).__name__} returns no key/value cache; choose another rollout engine for it")
+        self.logits_RV, self.position_R = out.logits[:, -1], position_RP[:, -1] + 1
+
+    def step(self, ids_R: Tensor) -> Tensor:
+        self.mask_RL = torch.cat([self.mask_RL, self.mask_RL.new_ones(len(ids_R), 1)], dim=1)
+        out = self.model(
+            input_ids=ids_R[:, None],
+            attention_mask=self.mask_RL,
+            position_ids=self.position_R[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.position_R = self.position_R + 1
+        logits_RV: Tensor = out.logits[:, -1]
+        return logits_RV
+
+    def select(self, keep: Tensor) -> None:
+        self.cache.reorder_cache(keep)
+        self.mask_RL, self.position_R = self.mask_RL[keep], self.position_R[keep]
