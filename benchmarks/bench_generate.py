@@ -10,19 +10,15 @@ of a turn.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+from harness import EOS, PAD, VOCAB, NoText, build_model, interleaved, show, speedup
+from transformers import GenerationConfig
 
 from spark_rl.rollout.engine import Completion, Request
 from spark_rl.rollout.transformers_engine import TransformersEngine
-
-PAD, EOS, VOCAB = 0, 1, 640
 
 
 @dataclass(frozen=True)
@@ -44,71 +40,13 @@ CASES = [
 ]
 
 
-class Digits:
-    """The least a tokenizer has to be here; decoding costs both sides nothing."""
-
-    eos_token_id, pad_token_id = EOS, PAD
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return ""
-
-
-def build_model(end_rate: float | None) -> Qwen3ForCausalLM:
-    """A random model of 0.9 M parameters that ends a row at about `end_rate`, by a bias on the end token's logit."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        intermediate_size=384,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-    )
-    model = Qwen3ForCausalLM(config).eval()
-    bias = torch.zeros(VOCAB)
-    bias[EOS] = -1e4 if end_rate is None else torch.tensor(end_rate * VOCAB).log()
-    model.lm_head.bias = torch.nn.Parameter(bias)
-    return model
-
-
-def interleaved(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[list, list]:
-    """Seconds of `rounds` runs of each, taking turns, after one run to warm up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in range(rounds + 1):
-        for side, run in enumerate((ours, baseline)):
-            start = time.perf_counter()
-            run()
-            if i:
-                times[side].append(time.perf_counter() - start)
-    return times
-
-
-def result(name: str, target: float, ours: list[float], baseline: list[float], **extra: object) -> dict[str, object]:
-    ratio = statistics.median(baseline) / statistics.median(ours)
-    turns = [b / o for o, b in zip(ours, baseline, strict=True)]
-    return {
-        "name": name,
-        "ratio": round(ratio, 2),
-        "target": target,
-        "holds": target is None or ratio >= target,
-        "median_s": round(statistics.median(ours), 4),
-        "baseline_s": round(statistics.median(baseline), 4),
-        "spread": [round(min(turns), 2), round(max(turns), 2)],
-        **extra,
-    }
-
-
-def run_case(case: Case, rounds: int) -> dict[str, object]:
+def run_case(case: Case, rounds: int) -> None:
     model = build_model(case.end_rate)
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(int(case.prompt * 0.75), case.prompt + 1, (case.prompts,), generator=generator).tolist()
     prompts = [torch.randint(2, VOCAB, (n,), generator=generator).tolist() for n in lengths]
     requests = [Request(str(i), tuple(ids), case.group, case.new, seed=i) for i, ids in enumerate(prompts)]
-    engine = TransformersEngine(model, Digits())
+    engine = TransformersEngine(model, NoText())
     ids_BP = torch.tensor([[PAD] * (case.prompt - len(ids)) + ids for ids in prompts])
     config = GenerationConfig(
         do_sample=True,
@@ -139,15 +77,9 @@ def run_case(case: Case, rounds: int) -> dict[str, object]:
         (case.prompts // 16, case.prompts // 8, case.prompts // 4, case.prompts // 2, case.prompts),
         key=lambda batch: seconds(batch),
     )
-    times = interleaved(ours, lambda: hf(best), rounds)
-    return result(
-        case.name,
-        case.target,
-        *times,
-        tokens=counted["ours"],
-        baseline_tokens=counted["baseline"],
-        baseline_batch=best,
-    )
+    times = interleaved(ours, lambda: hf(best), rounds=rounds)
+    counts = {"tokens": counted["ours"], "baseline_tokens": counted["baseline"], "baseline_batch": best}
+    show(speedup(case.name, *times, at_least=case.target, **counts))
 
 
 def main() -> None:
@@ -157,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     for case in CASES:
         if args.case in case.name:
-            print(json.dumps(run_case(case, args.rounds)), flush=True)
+            run_case(case, args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,87 +1,106 @@
-"""Forward and backward of an update, the prompt computed once, against the plain forward. One JSON line a case.
+"""The update against TRL's on the same rows: `_compute_loss` and backward, and the memory it takes.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_update.py
 
-The plain forward is the one that trainers run: the model's own forward on prompt + completion, the prompt repeated for
-every completion, padded to the widest, logits at the completion positions only. `ratio_to_twin` compares with our own
-plain implementation, which computes the head on real tokens only. `auto` chooses our implementation. Runs of both
-sides take turns; `ratio` is the median of plain over ours, `spread` the smallest and largest ratio of a turn.
+Runs of both sides take turns. TRL gets the micro-batch size that is fastest for it, tried first on eight groups; it
+pads all rows of a step to the widest prompt and the widest completion, as its trainer does. `of_plain` is how many
+times faster we are than our own plain forward, which repeats prompts but computes no logits of padding. `update-peak`
+lines compare the most bytes of tensors held at once, parameters and their gradients left out. The two gradients are
+checked to agree.
+
+Cases: policy-like and judge-like rows of a random model of 0.9 M parameters, every other group of recorded quickstart
+steps (policy, judges and reflection in one batch) on its own model, and the shape of a 7B run on the small one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from bench_generate import VOCAB, build_model, interleaved, result
-from torch import nn
+from harness import (
+    build_model,
+    embedded,
+    fastest,
+    interleaved,
+    peak_bytes,
+    random_groups,
+    recorded,
+    show,
+    speedup,
+    train_groups,
+    trl_trainer,
+    trl_update,
+    update,
+)
+from harness import line as result
 
-from spark_rl.train.forward import GroupBatch, GroupLogProbs, collate
+from spark_rl.train.forward import GroupLogProbs
+
+CASES: dict[str, tuple[Any, float | None]] = {
+    "policy-40-32": (lambda: random_groups(8, 40, 32), 1.9),
+    "judge-230-10": (lambda: random_groups(8, 230, 10), 5.0),
+    "recorded-mixed": (lambda: recorded("both")[::2], 4.0),
+    "recorded-answer-views": (lambda: recorded("answer")[::2], None),
+    "recorded-reasoning-views": (lambda: recorded("reasoning")[::2], None),
+    "policy-300-400": (lambda: random_groups(1, 300, 400), None),
+    "judge-700-150": (lambda: random_groups(1, 700, 150), None),
+}
+"""Groups, and how many times faster than TRL the update is meant to be."""
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    prompt: int
-    completion: int
-    target: float | None
-    groups: int = 8
-    group: int = 8
+def gradient(model: torch.nn.Module) -> torch.Tensor:
+    parts = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return parts / parts.norm()
 
 
-CASES = [
-    Case("update/prompt-40-completion-32", prompt=40, completion=32, target=1.9),
-    Case("update/prompt-230-completion-10", prompt=230, completion=10, target=5.0),
-    Case("update/prompt-120-completion-60", prompt=120, completion=60, target=2.2),
-]
-
-
-def run_case(case: Case, rounds: int, implementation: str) -> dict[str, object]:
-    model = build_model(None).train()
-    generator = torch.Generator().manual_seed(1)
-
-    def ids(longest: int) -> list[int]:
-        length = int(torch.randint(int(longest * 0.75), longest + 1, (1,), generator=generator))
-        return torch.randint(2, VOCAB, (length,), generator=generator).tolist()
-
-    batch = collate([(ids(case.prompt), [ids(case.completion) for _ in range(case.group)]) for _ in range(case.groups)])
-    ours, plain = GroupLogProbs(model, implementation), GroupLogProbs(model, "plain")
-
-    def update(logps: Callable[[], torch.Tensor]) -> None:
-        model.zero_grad()
-        logps().sum().backward()
+def run_case(name: str, rounds: int) -> None:
+    make, target = CASES[name]
+    groups = make()
+    ready = train_groups(groups)
+    (ours, tokenizer), (theirs, _) = embedded(), embedded()
+    if not name.startswith("recorded"):
+        ours, theirs = build_model(), build_model()
+    ours.train(), theirs.train()
+    shared, plain = GroupLogProbs(ours), GroupLogProbs(ours, "plain")
+    trainer = trl_trainer(
+        theirs,
+        tokenizer,
+        [{"prompt": "?"}] * 8,
+        lambda prompts, **_: [0.0] * len(prompts),
+        groups=8,
+        batch=64,
+        max_new_tokens=8,
+    )
+    some = groups[:: max(1, len(groups) // 8)]
+    sizes = [size for size in (4, 8, 16, 32, 64) if size <= 8 * len(some)]
+    batch = fastest(lambda size: trl_update(trainer, some, size), sizes)
 
     def run_ours() -> None:
-        update(lambda: ours(batch).logps_RT)
+        update(shared, ready)
 
-    times = interleaved(run_ours, lambda: update(lambda: plain_logps(model, batch)), rounds)
-    twin = interleaved(run_ours, lambda: update(lambda: plain(batch).logps_RT), rounds)
-    twin_ratio = result(case.name, None, *twin)["ratio"]
-    return result(case.name, case.target, *times, implementation=ours.resolve(batch), ratio_to_twin=twin_ratio)
+    def run_trl() -> None:
+        trl_update(trainer, groups, batch)
 
-
-def plain_logps(model: nn.Module, batch: GroupBatch) -> torch.Tensor:
-    """Log-probabilities [R, T] as trainers compute them."""
-    ids = torch.cat([batch.prompt_ids_BP[batch.group_R], batch.completion_ids_RT], dim=1)
-    mask = torch.cat([batch.prompt_mask_BP[batch.group_R], batch.completion_mask_RT], dim=1)
-    length = batch.completion_ids_RT.shape[1]
-    logits_RTV = model(input_ids=ids, attention_mask=mask, logits_to_keep=length + 1, use_cache=False).logits[:, :-1]
-    logps_RT = logits_RTV.log_softmax(-1).gather(-1, batch.completion_ids_RT[..., None])[..., 0]
-    return logps_RT * batch.completion_mask_RT
+    times, trl, twin = interleaved(run_ours, run_trl, lambda: update(plain, ready), rounds=rounds)
+    run_ours(), run_trl()
+    apart = (gradient(ours) - gradient(theirs)).norm().item()
+    assert apart < 1e-3, f"the gradients differ by {apart:.2g} of their length"
+    of_plain = speedup("", times, twin)["ratio"]
+    show(speedup(f"update/{name}", times, trl, at_least=target, of_plain=of_plain, trl_batch=batch, apart=apart))
+    held, trl_held = peak_bytes(run_ours), peak_bytes(run_trl)
+    peaks = {"peak_mib": round(held / 2**20, 1), "trl_peak_mib": round(trl_held / 2**20, 1)}
+    show(result(f"update-peak/{name}", [held / trl_held], at_most=0.6, trl_batch=batch, **peaks))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--case", default="", help="only the cases whose name contains this")
-    parser.add_argument("--implementation", default="auto", choices=["auto", "cache", "packed", "plain"])
     args = parser.parse_args()
-    for case in CASES:
-        if args.case in case.name:
-            print(json.dumps(run_case(case, args.rounds, args.implementation)), flush=True)
+    for name in CASES:
+        if args.case in name:
+            run_case(name, args.rounds)
 
 
 if __name__ == "__main__":
