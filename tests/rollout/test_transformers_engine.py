@@ -221,3 +221,17 @@ def test_noise_is_addressed():
     assert (uniforms(3, 1, 4) != uniforms(3, 2, 4)).all()
     assert (uniforms(3, 1, 4) != uniforms(4, 1, 4)).all()
     assert uniforms(-1, 0, 2).shape == (2,)
+
+
+def test_a_model_that_hands_nothing_on_to_its_attention_runs_every_prompt(tiny_model, tiny_tokenizer, monkeypatch):
+    requests = [Request("a", p, 3, 8, seed=1) for p in random_prompts([9])]
+    model = tiny_model("Qwen3")
+    expected = TransformersEngine(model, tiny_tokenizer).generate(requests)
+    forward = type(model.model.layers[0].self_attn).forward
+
+    def deaf(self, *args, shared_prompts=None, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", deaf)
+    (group,) = TransformersEngine(model, tiny_tokenizer).generate(requests)
+    assert [c.token_ids for c in group] == [c.token_ids for c in expected[0]]

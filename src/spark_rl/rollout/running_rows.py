@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spark_rl.models.prompt_once import PackedRow, Score, run
+from spark_rl.models.prompt_once import CannotShare, PackedRow, Score, run
 
 _FIRST_ROOM = 64
 """Tokens of a row that room is made for at first; it doubles when it is full."""
@@ -39,22 +39,26 @@ def start_rows(
     model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], shares: bool, pad_id: int
 ) -> tuple[Tensor, Rows]:
     """Run the prompts and start rows on them. Returns the first logits [R, V] and the rows."""
-    kind = PromptOnceRows if shares else CachedRows
-    rows = kind(model, prompts, prompt_of_row, pad_id)
+    if shares:
+        try:
+            once = PromptOnceRows(model, prompts, prompt_of_row)
+            return once.logits_RV, once
+        except CannotShare:
+            pass  # seen in the first forward, before anything was sampled
+    rows = CachedRows(model, prompts, prompt_of_row, pad_id)
     return rows.logits_RV, rows
 
 
 class PromptOnceRows:
     """Rows on shared prompts; the object that attends in the model's forward (see `models/prompt_once.py`)."""
 
-    def __init__(
-        self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], pad_id: int = 0
-    ) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int]) -> None:
         self.model, device = model, next(model.parameters()).device
         row = PackedRow([len(ids) for ids in prompts], [()] * len(prompts), device, keep=True)
-        assert row.kept is not None
         ids = torch.tensor([i for ids in prompts for i in ids], device=device)
         out = run(model, ids[None], row.position_N[None], row, logits_to_keep=row.last_B)
+        if not row.kept:
+            raise CannotShare("this model's layers do not hand on what attention is to be shared by")
         self.prompt_R = torch.tensor(prompt_of_row, device=device)
         self.logits_RV = out.logits[0][self.prompt_R]
         self.length_B, self.used = row.prompt_B, 0
