@@ -89,28 +89,28 @@ class Side:
         return sum(rest) / sum(s["step"] for s in self.stages)
 
 
-class Turns:
-    """Lets the sides step after each of TRL's steps, and times TRL's."""
+def turns_with(sides: list[Side]) -> Any:
+    """A callback of TRL's that times its steps and lets the sides step after each; the first `FILL` do not count."""
+    from transformers import TrainerCallback
 
-    def __new__(cls, sides: list[Side], fill: int) -> Any:
-        from transformers import TrainerCallback
+    class Turns(TrainerCallback):
+        def __init__(self) -> None:
+            self.done, self.seconds = 0, []
 
-        class Callback(TrainerCallback):
-            seconds: list[float] = []  # noqa: RUF012
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.started = time.perf_counter()
 
-            def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-                self.started = time.perf_counter()
-
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                self.seconds.append(time.perf_counter() - self.started)
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.started)
+            for side in sides:
+                side.step()
+            self.done += 1
+            if self.done == FILL:
+                self.seconds.clear()
                 for side in sides:
-                    side.step()
-                if len(self.seconds) == fill:
-                    self.seconds.clear()
-                    for side in sides:
-                        side.forget()
+                    side.forget()
 
-        return Callback()
+    return Turns()
 
 
 def reward(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
@@ -120,7 +120,7 @@ def reward(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
 
 def trl(model_path: Path, rows: list[dict[str, Any]], batch: int, steps: int, sides: list[Side]) -> list[float]:
     """Seconds of TRL's steps, after `FILL` that are not counted; the sides take turns with it."""
-    turns = Turns(sides, FILL)
+    turns = turns_with(sides)
     model, tokenizer = embedded(model_path)
     trl_trainer(
         model,
@@ -188,6 +188,7 @@ def report(ours: dict[tuple[str, bool], Side], baseline: list[float], batch: int
                 )
             )
     grpo = ours["grpo", False]
+    assert len(grpo.seconds) == len(baseline)
     per_token = [s / t for s, t in zip(grpo.seconds, grpo.tokens, strict=True)]
     for view in ("answer-views", "reasoning-views"):
         side = ours[view, False]

@@ -2,16 +2,16 @@
 
     OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/vllm_generate.py [MODEL]
 
-Needs the environment of `make test-vllm`. MODEL is the embedded base or a model trained from it (which says more, since
-the base ends its replies early). Both sample 8 completions of at most 80 tokens and take turns; since their noise is not
-the same, the ratio is one of tokens a second. vLLM keeps nothing between runs (its prefix cache is emptied).
+Needs the environment of `make test-vllm`. MODEL is the embedded base or a model trained from it (which says more,
+since the base ends its replies early). Both sample 8 completions of at most 80 tokens and take turns; since their noise
+is not the same, the ratio is one of tokens a second. vLLM keeps nothing between runs (its prefix cache is emptied).
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from functools import partial
 
 from harness import embedded, interleaved, line, recorded, show
 
@@ -19,6 +19,12 @@ from spark_rl.models.folder import resolve_path
 from spark_rl.rollout.engine import Engine, Request
 from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.rollout.vllm_engine import VLLMEngine
+
+
+def count(who: str, engine: Engine, requests: list[Request], tokens: dict[str, int]) -> None:
+    tokens[who] = sum(c.num_tokens for group in engine.generate(requests) for c in group)
+    if isinstance(engine, VLLMEngine):
+        engine._llm.reset_prefix_cache()
 
 
 def main() -> None:
@@ -32,16 +38,11 @@ def main() -> None:
     for name, asked in cases.items():
         requests = [Request(str(i), tuple(g["prompt"]), 8, 80, seed=i) for i, g in enumerate(asked)]
         tokens: dict[str, int] = {}
-
-        def side(who: str, engine: Engine, requests: list[Request] = requests) -> Callable[[], None]:
-            def run() -> None:
-                tokens[who] = sum(c.num_tokens for group in engine.generate(requests) for c in group)
-                if engine is theirs:
-                    theirs._llm.reset_prefix_cache()
-
-            return run
-
-        seconds, other = interleaved(side("ours", ours), side("vllm", theirs), rounds=args.rounds)
+        seconds, other = interleaved(
+            partial(count, "ours", ours, requests, tokens),
+            partial(count, "vllm", theirs, requests, tokens),
+            rounds=args.rounds,
+        )
         turns = [b / tokens["vllm"] * tokens["ours"] / a for a, b in zip(seconds, other, strict=True)]
         rates = {
             "tokens_per_second": round(tokens["ours"] / statistics.median(seconds)),
