@@ -16,15 +16,23 @@ from functools import partial
 from harness import embedded, interleaved, line, recorded, show
 
 from spark_rl.models.folder import resolve_path
-from spark_rl.rollout.engine import Engine, Request
+from spark_rl.rollout.engine import Request
 from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.rollout.vllm_engine import VLLMEngine
 
 
-def count(who: str, engine: Engine, requests: list[Request], tokens: dict[str, int]) -> None:
-    tokens[who] = sum(c.num_tokens for group in engine.generate(requests) for c in group)
-    if isinstance(engine, VLLMEngine):
-        engine._llm.reset_prefix_cache()
+def count(who: str, engine: TransformersEngine | VLLMEngine, requests: list[Request], tokens: dict[str, int]) -> None:
+    if isinstance(engine, TransformersEngine):
+        tokens[who] = sum(c.num_tokens for group in engine.generate(requests) for c in group)
+        return
+    from vllm import SamplingParams
+
+    # without seeds: on a CPU, vLLM 0.32 fails where a seeded request is prefilled in parts
+    params = [SamplingParams(n=r.n, max_tokens=r.max_new_tokens, logprobs=0) for r in requests]
+    prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
+    answers = engine._llm.generate(prompts, params, use_tqdm=False)
+    tokens[who] = sum(len(output.token_ids) for answer in answers for output in answer.outputs)
+    engine._llm.reset_prefix_cache()
 
 
 def main() -> None:
