@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from spark_rl.models.fused import RMSNorm, TokenLogProbs, fuse
+from spark_rl.models.fused import LogSoftmaxAt, RMSNorm, fuse
 
 
 def test_rms_norm_equals_torch():
@@ -23,7 +23,7 @@ def test_token_log_probs_equal_log_softmax(with_entropy):
     torch.manual_seed(0)
     logits = (3 * torch.randn(4, 7, dtype=torch.float64)).requires_grad_()
     ids = torch.tensor([0, 6, 3, 3])
-    logps, entropy = TokenLogProbs.apply(logits, ids, with_entropy)
+    logps, entropy = LogSoftmaxAt.apply(logits, ids, with_entropy)
     expected = logits.log_softmax(-1)
     torch.testing.assert_close(logps, expected.gather(-1, ids[:, None])[:, 0])
     if with_entropy:
@@ -31,13 +31,13 @@ def test_token_log_probs_equal_log_softmax(with_entropy):
     else:
         assert entropy is None
     some = slice(None) if with_entropy else slice(1)
-    assert torch.autograd.gradcheck(lambda x: TokenLogProbs.apply(x, ids, with_entropy)[some], (logits,))
+    assert torch.autograd.gradcheck(lambda x: LogSoftmaxAt.apply(x, ids, with_entropy)[some], (logits,))
 
 
 def test_hopeless_tokens_keep_their_log_probability():
     """exp is cut off far below what float32 can tell from zero, the log-probability is not."""
     logits = torch.tensor([[0.0, -500.0, 1.0]], requires_grad=True)
-    logps, _ = TokenLogProbs.apply(logits, torch.tensor([1]), False)
+    logps, _ = LogSoftmaxAt.apply(logits, torch.tensor([1]), False)
     torch.testing.assert_close(logps, logits.detach().log_softmax(-1)[:, 1])
     logps.sum().backward()
     torch.testing.assert_close(logits.grad, torch.tensor([[-0.26894, 1.0, -0.73106]]), atol=1e-4, rtol=0)
@@ -71,6 +71,34 @@ def test_a_copy_of_a_fused_model_has_norms_of_its_own(tiny_model):
         model.model.norm.weight.mul_(2)
     assert torch.equal(twin(ids).logits, expected)
     assert not torch.equal(model(ids).logits, expected)
+
+
+def test_norms_of_another_kind_are_left_alone():
+    class GatedRMSNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.ones(4)), 1e-6
+
+        def forward(self, x, gate):
+            return torch.nn.functional.rms_norm(x, (4,), self.weight, self.eps) * gate
+
+    class OptionallyGatedRMSNorm(GatedRMSNorm):
+        def forward(self, x, gate=1.0):
+            return super().forward(x, gate)
+
+    class HeadsRMSNorm(GatedRMSNorm):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2, 4))
+
+        def forward(self, x):
+            return torch.nn.functional.rms_norm(x, (4,), None, self.eps) * self.weight
+
+    x, gate = torch.randn(2, 4), torch.tensor(3.0)
+    for module, inputs in ((GatedRMSNorm(), (x, gate)), (OptionallyGatedRMSNorm(), (x, gate)), (HeadsRMSNorm(), (x,))):
+        expected = module(*inputs)
+        fuse(module)
+        assert torch.equal(module(*inputs), expected), type(module).__name__
 
 
 def test_half_precision_is_left_to_the_model(tiny_model):

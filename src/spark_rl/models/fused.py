@@ -36,7 +36,7 @@ _LOWEST = -80.0
 """exp of less is as good as zero, but takes a CPU up to 15 times as long: it is no normal float32."""
 
 
-class TokenLogProbs(torch.autograd.Function):
+class LogSoftmaxAt(torch.autograd.Function):
     """Log-softmax of logits [N, V] at `ids` [N], and if asked for the entropy [N] of the distributions, nats."""
 
     @staticmethod
@@ -80,10 +80,10 @@ class _Norm:
     def __init__(self, module: Any) -> None:
         self.module, self.stock = module, type(module).forward
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight = self.module.weight
-        if x.dtype is not torch.float32 or weight.dtype is not torch.float32:
-            out: Tensor = self.stock(self.module, x)
+        if args or kwargs or x.dtype is not torch.float32 or weight.dtype is not torch.float32:
+            out: Tensor = self.stock(self.module, x, *args, **kwargs)
             return out
         normed: Tensor = RMSNorm.apply(x, weight, _eps(self.module))
         return normed
@@ -99,5 +99,11 @@ def _is_rms_norm(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or _eps(module) is None:
         return False
-    x = torch.linspace(-1, 2, 2 * weight.numel(), device=weight.device).view(2, -1)
-    return torch.allclose(module(x), RMSNorm.apply(x, weight.float(), _eps(module)).to(module(x).dtype), atol=1e-5)
+    x = torch.linspace(-1, 2, 2 * weight.shape[-1], device=weight.device).view(2, -1)
+    try:
+        expected = module(x)
+    except (TypeError, RuntimeError):  # it takes more than one input, or another shape
+        return False
+    if weight.dim() != 1 or not isinstance(expected, Tensor):
+        return False
+    return torch.allclose(expected, RMSNorm.apply(x, weight.float(), _eps(module)).to(expected.dtype), atol=1e-5)

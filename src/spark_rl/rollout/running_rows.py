@@ -26,6 +26,10 @@ _FIRST_ROOM = 64
 class Rows(Protocol):
     """What the engine drives."""
 
+    def start(self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int]) -> Tensor:
+        """Run the prompts and start rows on them. Returns the first logits [R, V]."""
+        ...
+
     def step(self, ids_R: Tensor) -> Tensor:
         """Append one token to every row. Returns the next logits [R, V]."""
         ...
@@ -38,34 +42,39 @@ class Rows(Protocol):
 def start_rows(
     model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], shares: bool, pad_id: int
 ) -> tuple[Tensor, Rows]:
-    """Run the prompts and start rows on them. Returns the first logits [R, V] and the rows."""
+    """The first logits [R, V] and the rows, on shared prompts if these can be shared."""
+    rows: Rows
     if shares:
         try:
-            once = PromptOnceRows(model, prompts, prompt_of_row)
-            return once.logits_RV, once
+            rows = PromptOnceRows(model)
+            return rows.start(prompts, prompt_of_row), rows
         except CannotShare:
             pass  # seen in the first forward, before anything was sampled
-    rows = CachedRows(model, prompts, prompt_of_row, pad_id)
-    return rows.logits_RV, rows
+    rows = CachedRows(model, pad_id)
+    return rows.start(prompts, prompt_of_row), rows
 
 
 class PromptOnceRows:
     """Rows on shared prompts; the object that attends in the model's forward (see `models/prompt_once.py`)."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int]) -> None:
-        self.model, device = model, next(model.parameters()).device
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def start(self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int]) -> Tensor:
+        device = next(self.model.parameters()).device
         row = PackedRow([len(ids) for ids in prompts], [()] * len(prompts), device, keep=True)
         ids = torch.tensor([i for ids in prompts for i in ids], device=device)
-        out = run(model, ids[None], row.position_N[None], row, logits_to_keep=row.last_B)
+        out = run(self.model, ids[None], row.position_N[None], row, logits_to_keep=row.last_B)
         if not row.kept:
             raise CannotShare("this model's layers do not hand on what attention is to be shared by")
         self.prompt_R = torch.tensor(prompt_of_row, device=device)
-        self.logits_RV = out.logits[0][self.prompt_R]
         self.length_B, self.used = row.prompt_B, 0
         self.position_R = self.length_B[self.prompt_R]
         self._prompts = {layer: [states.contiguous() for states in kept] for layer, kept in row.kept.items()}
         self._own: dict[int, list[Tensor]] = {}
         self._arrange()
+        logits_RV: Tensor = out.logits[0][self.prompt_R]
+        return logits_RV
 
     def step(self, ids_R: Tensor) -> Tensor:
         self.used += 1
@@ -152,14 +161,17 @@ class CachedRows:
     Every continuation gets BOTH the full attention mask and explicit positions: without either it is silently wrong.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], pad_id: int) -> None:
-        self.model, device = model, next(model.parameters()).device
+    def __init__(self, model: Any, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+
+    def start(self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int]) -> Tensor:
+        device = next(self.model.parameters()).device
         width = max(map(len, prompts))
-        padded = [[pad_id] * (width - len(prompts[b])) + list(prompts[b]) for b in prompt_of_row]
+        padded = [[self.pad_id] * (width - len(prompts[b])) + list(prompts[b]) for b in prompt_of_row]
         masks = [[0] * (width - len(prompts[b])) + [1] * len(prompts[b]) for b in prompt_of_row]
         self.mask_RL = torch.tensor(masks, device=device)
         position_RP = (self.mask_RL.cumsum(-1) - 1).clamp(min=0)
-        out = model(
+        out = self.model(
             input_ids=torch.tensor(padded, device=device),
             attention_mask=self.mask_RL,
             position_ids=position_RP,
@@ -168,8 +180,11 @@ class CachedRows:
         )
         self.cache: Any = getattr(out, "past_key_values", None)
         if self.cache is None:
-            raise ValueError(f"{type(model).__name__} returns no key/value cache; choose another rollout engine for it")
-        self.logits_RV, self.position_R = out.logits[:, -1], position_RP[:, -1] + 1
+            name = type(self.model).__name__
+            raise ValueError(f"{name} returns no key/value cache; choose another rollout engine for it")
+        self.position_R = position_RP[:, -1] + 1
+        logits_RV: Tensor = out.logits[:, -1]
+        return logits_RV
 
     def step(self, ids_R: Tensor) -> Tensor:
         self.mask_RL = torch.cat([self.mask_RL, self.mask_RL.new_ones(len(ids_R), 1)], dim=1)

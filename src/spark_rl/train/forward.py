@@ -168,7 +168,7 @@ class GroupLogProbs(nn.Module):
             logits = decoder.logits(features).float()
             if temperature is not None:
                 logits = logits / temperature[:, None]
-            logps, entropy = fused.TokenLogProbs.apply(logits, ids, with_entropy)
+            logps, entropy = fused.LogSoftmaxAt.apply(logits, ids, with_entropy)
             return (logps, entropy) if with_entropy else (logps,)
 
         size = self.logits_chunk or max(1, _CHUNK_ELEMENTS // decoder.vocab_size)
