@@ -1,6 +1,6 @@
 """The floors of the package: imports run downwards only, and in no circle.
 
-    cli > evaluate, report > infer, train, integrations > rollout, recycle > data, prompts, embedded, models > verify
+    cli > evaluate, report > infer, train, integrations > rollout, recycle > data, prompts, embedded, models, images > verify
         > config, types, jsonl
 
 Rooms of one floor may use each other as long as no circle comes of it: a room is entered through its `__init__`, so
@@ -26,7 +26,7 @@ PACKAGE = Path(spark_rl.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"types", "jsonl", "config", "presets"}),
     frozenset({"verify"}),
-    frozenset({"data", "prompts", "embedded", "models"}),
+    frozenset({"data", "prompts", "embedded", "models", "images"}),
     frozenset({"rollout", "recycle"}),
     frozenset({"infer", "train", "integrations"}),
     frozenset({"evaluate", "report"}),

@@ -16,7 +16,26 @@ from enum import StrEnum
 from typing import Any, Literal
 
 Message = Mapping[str, Any]
-"""One chat turn: `{"role": "system" | "user" | "assistant", "content": str}`."""
+"""One chat turn: `{"role": "system" | "user" | "assistant", "content": str}`; `IMAGE` stands where an image goes."""
+
+IMAGE = "\ufffc"
+"""Stands for one image in a text (Unicode's object replacement character). The images of an example belong to the
+`IMAGE`s of its texts one by one, in order. A text from elsewhere never holds one: see `without_images`."""
+
+
+def without_images(text: str) -> str:
+    """A text in which nothing stands for an image: what data, users or the model wrote."""
+    return text.replace(IMAGE, "\ufffd")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A reference to an image: it is loaded where it is needed, and what pools and checkpoints keep is small."""
+
+    path: str
+    """An absolute path, or `drawn:...` with the description of a drawing (see `images/drawn.py`)."""
+    sha256: str
+    """Of the file's bytes, hexadecimal; for a drawing, of its path."""
 
 
 class Role(StrEnum):
@@ -53,6 +72,8 @@ class Example:
     """Where the row came from (file, task family); metrics are broken down by it."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the verifier needs besides the answer (for example the reasoning-gym entry)."""
+    images: tuple[Image, ...] = ()
+    """In the order in which `IMAGE` stands for them in the prompt and in the question."""
 
 
 @dataclass(frozen=True, slots=True)
