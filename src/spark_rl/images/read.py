@@ -2,31 +2,194 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import functools
 import hashlib
 import io
+import os
+import re
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
+from spark_rl.images.cache import keep
+from spark_rl.images.decode import ImageError, decoded, in_rgb
+from spark_rl.images.fetch import fetch
 from spark_rl.types import Image
+
+MAX_BYTES = 64 * 2**20
+"""Of a file; a photo at the limit of pixels has about half."""
+_REMEMBERED = 2**17
+"""Files and addresses that a process need not look at again, about 400 bytes of memory each."""
+_DRAWN = "drawn:"
+_DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
 def reference(value: Any, folder: Path, *, allow_urls: bool = False) -> Image:
     """The reference to an image that is given as a path (relative ones are in `folder`), bytes, a PIL image, a mapping
     of `bytes` and `path` as Hub image columns have it, or a data URL. What is no file becomes one.
 
+    Any path that this process can read is looked at: values that strangers send must be checked before.
+
+    Args:
+        allow_urls: whether http(s) addresses are fetched.
+
     Raises:
-        ValueError: it is no image that can be used; the reason alone, since the caller knows the place.
+        ImageError: it is no image that can be used; the sentence names the image, but not where it was given.
     """
-    path = (folder / str(value)).resolve()
-    return Image(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
+        name = f"the image {value['path']}" if value.get("path") else "an image given as bytes"
+        return _kept(value["bytes"], name) if value.get("bytes") else _reference(value["path"], folder, allow_urls)
+    return _reference(value, folder, allow_urls)
+
+
+def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
+    if isinstance(value, str):
+        start = value[:16].lower()
+        if start.startswith(_DRAWN):
+            return _drawing(value)
+        if start.startswith("data:"):
+            return _kept(_from_data_url(value), "an image given as a data URL")
+        if start.startswith(("http://", "https://")):
+            if not allow_urls:
+                raise ImageError(
+                    f"the image {value[:200]} is an address, and none is fetched; give a file, or set "
+                    "data.allow_image_urls=true"
+                )
+            return _fetched(value)
+    if isinstance(value, str | Path) and str(value).strip():
+        return _of_file(Path(os.path.abspath(folder.expanduser() / Path(value).expanduser())))
+    if isinstance(value, bytes | bytearray):
+        return _kept(bytes(value), "an image given as bytes")
+    if isinstance(value, PIL.Image.Image):
+        return _kept(_as_png(value), "an image given as a PIL image")
+    raise ImageError(
+        f"an image must be a path, bytes, a mapping of 'bytes' or 'path', or a data URL, not {str(value)[:40]!r}; "
+        "change it"
+    )
 
 
 def open_image(image: Image) -> PIL.Image.Image:
     """The picture, in RGB and upright.
 
     Raises:
-        ValueError: the file is gone or another one by now.
+        ImageError: the file is gone, another one by now, or cannot be used.
     """
-    return PIL.Image.open(io.BytesIO(Path(image.path).read_bytes())).convert("RGB")
+    if image.path.startswith(_DRAWN):
+        from spark_rl.images.drawn import draw
+
+        return draw(image.path)
+    name = f"the image {image.path}"
+    data = _read(Path(image.path))
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise ImageError(f"{name} is not what it was when it was first read; put the file back, or begin anew")
+    try:
+        return decoded(data)
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from None
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _of_file(path: Path) -> Image:
+    """A file that is known by its size and time is not read again."""
+    status = _status(path)
+    return _decoded_file(str(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(_REMEMBERED)
+def _decoded_file(path: str, size: int, mtime_ns: int) -> Image:
+    data = _read(Path(path))
+    try:
+        decoded(data)
+    except ImageError as error:
+        raise ImageError(f"the image {path} {error}") from None
+    return Image(path, hashlib.sha256(data).hexdigest())
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # the latter: a null byte, or what is no text
+        raise _unreadable(path, error) from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise ImageError(f"the image {path} is {kind}; give the path of an image file")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(f"the image {path} {_too_heavy(status.st_size)}")
+    return status
+
+
+def _read(path: Path) -> bytes:
+    _status(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ImageError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return ImageError(f"the image {str(path)[:300]!a} cannot be read ({reason}); check the path")
+
+
+def _too_heavy(num_bytes: int) -> str:
+    return f"has {num_bytes / 2**20:.0f} MiB, more than {MAX_BYTES // 2**20}; make it smaller"
+
+
+# ------------------------------------------------------------------------------------------------ what is no file
+
+
+def _kept(data: bytes, name: str) -> Image:
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name} {_too_heavy(len(data))}")
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        return Image(str(keep(data, sha256)), sha256)
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from None
+
+
+def _from_data_url(url: str) -> bytes:
+    if not (start := _DATA_URL.match(url)):
+        raise ImageError(f"the data URL {url[:40]!r} is not of the form data:image/png;base64,...; correct it")
+    try:
+        return base64.b64decode(url[start.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"the data URL {url[:40]!r} holds no base64 ({error}); write it again") from None
+
+
+@functools.lru_cache(_REMEMBERED)
+def _fetched(url: str) -> Image:
+    name = f"the image {url[:200]}"
+    try:
+        data = fetch(url, MAX_BYTES)
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from None
+    return _kept(data, name)
+
+
+def _as_png(picture: PIL.Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        in_rgb(picture).save(buffer, "PNG", compress_level=1)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"an image given as a PIL image cannot be converted to RGB ({error}); convert it") from None
+    return buffer.getvalue()
+
+
+@functools.lru_cache(_REMEMBERED)
+def _drawing(path: str) -> Image:
+    from spark_rl.images.drawn import draw
+
+    try:
+        draw(path)
+    except ValueError as error:
+        raise ImageError(str(error)) from None
+    return Image(path, hashlib.sha256(path.encode()).hexdigest())
