@@ -69,7 +69,8 @@ def recycle(
     config = _settings(preset, settings)
     source = Input(file, skip_bad)
     name = source.path.stem if source.path else "stdin"
-    reader = RowReader(SourceConfig(path=name), DataConfig(verifier=verifier), name)
+    folder = source.path.parent if source.path else Path()
+    reader = RowReader(SourceConfig(path=name), DataConfig(verifier=verifier), name, folder)
     counts: Counter[str] = Counter()
 
     def parse(row: Row, number: int) -> Group | None:
@@ -154,17 +155,20 @@ def _grade(groups: Sequence[Group], pool: VerifierPool) -> None:
 
 def _record(task: Task, number: int) -> dict[str, Any]:
     """A recycled task as a row to train on. Questions may come up again in a stream, so ids are numbered."""
+    from spark_rl.data.row_images import parts
+
     record = {
         "id": f"{task.id}-{number}",
         "role": task.role,
-        "messages": task.messages,
+        "messages": [{**message, "content": parts(message["content"])} for message in task.messages],
         "label": task.label,
         "verifier": task.verifier,
         "template": task.template,
         "parents": [response.id for response in task.shown],
         "question_id": task.example.id,
-        "question": task.example.question,
+        "question": parts(task.example.question),
         "source": task.example.source,
+        **({"images": [image.path for image in task.example.images]} if task.example.images else {}),
     }
     reads_metadata = task.role is Role.REFLECTION and task.example.metadata
     return record | ({"metadata": task.example.metadata} if reads_metadata else {})

@@ -12,8 +12,9 @@ import numpy as np
 
 from spark_rl.config import DataConfig
 from spark_rl.data.sources import Source
+from spark_rl.images import ImageError
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import Task
+from spark_rl.types import IMAGE, Task
 from spark_rl.verify import SELF, Check, VerifierPool, box, gold_problem
 
 T = TypeVar("T")
@@ -36,11 +37,14 @@ _INSTRUCTION = _plain(answer_prompt("")[0]["content"])
 
 
 def question_key(task: Task) -> int:
-    """A 64-bit number for a question's text, whatever its case, its white space and our own answer instruction.
+    """A 64-bit number for a question's text, whatever its case, its white space and our own answer instruction, and
+    for its images, wherever they stand in the text.
 
-    So a question is the same one given as text, or as chat messages that already ask for the box as we would.
+    So a question is the same one given as text, or as chat messages that already ask for the box as we would; and the
+    same text about two images is two questions.
     """
-    return _key(_plain(task.example.question).removesuffix(_INSTRUCTION).rstrip())
+    text = _plain(task.example.question.replace(IMAGE, " ")).removesuffix(_INSTRUCTION).rstrip()
+    return _key("\0".join([text, *(image.sha256 for image in task.example.images)]))
 
 
 class Checker:
@@ -121,7 +125,8 @@ class Checker:
                 try:
                     task = source.read(index)
                 except ValueError as error:
-                    self._leave_out(source, index, "bad_row", str(error))
+                    kind = "bad_image" if isinstance(error, ImageError) else "bad_row"
+                    self._leave_out(source, index, kind, str(error))
                 else:
                     key = _key(task.example.id)
                     digest.update(_content(task))
@@ -145,7 +150,7 @@ class Checker:
         for position in repeated.tolist():
             start, source = next(owner for owner in reversed(owners) if owner[0] <= position)
             index = position - start
-            if source.left_out.get(index) == "bad_row":
+            if source.left_out.get(index) in ("bad_row", "bad_image"):
                 continue
             id = source.task(index).example.id
             if id in first:
@@ -194,4 +199,5 @@ def _content(task: Task) -> bytes:
     """All that a question's rollouts and their grades hang on."""
     e = task.example
     parts = (task.id, task.messages, task.label, task.verifier, e.question, e.source, e.metadata)  # its id has the role
-    return repr(parts).encode()
+    images = "".join(image.sha256 for image in e.images)  # not their paths: they may lie elsewhere when a run goes on
+    return (repr(parts) + images).encode()

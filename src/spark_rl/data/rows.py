@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from spark_rl.config import DataConfig, SourceConfig
+from spark_rl.data.row_images import listed, placed, placed_in_question
 from spark_rl.data.tables import lookup
+from spark_rl.images import reference
 from spark_rl.prompts import answer_prompt, verdict
-from spark_rl.types import Example, Message, Role, Task
+from spark_rl.types import Example, Message, Role, Task, without_images
 from spark_rl.verify import SELF, box, resolve
 
 MAX_PROMPT_CHARS = 1_000_000
@@ -20,7 +23,7 @@ MAX_PROMPT_CHARS = 1_000_000
 _FIELDS: dict[str, tuple[type, ...]] = {
     "prompt": (str, list),
     "answer": (str, int, float, Decimal),
-    "question": (str,),
+    "question": (str, list),
     "role": (str,),
     "id": (str, int, float),
     "verifier": (str,),
@@ -37,11 +40,13 @@ class RowReader:
 
     Args:
         name: the source's short name, for ids and metrics of rows that give none.
+        folder: what the paths of images are relative to, unless the config says.
     """
 
-    def __init__(self, source: SourceConfig, config: DataConfig, name: str) -> None:
+    def __init__(self, source: SourceConfig, config: DataConfig, name: str, folder: Path = Path()) -> None:
         self.name = name
-        self.columns: dict[str, str] = dict(zip(_FIELDS, _FIELDS, strict=True))
+        self.folder, self.allow_urls = config.image_folder or folder, config.allow_image_urls
+        self.columns: dict[str, str] = {field: field for field in (*_FIELDS, "images")}
         for given in (config.columns, source.columns):
             self.columns.update((str(field), column) for field, column in given.items())
         self.functions = {source.verifier, config.verifier}
@@ -69,21 +74,23 @@ class RowReader:
         values = {
             field: lookup(row, column) if "." in column else row.get(column) for field, column in self.columns.items()
         }
+        column = listed(values.pop("images"))
         self._check(values, row)
         role = _role(values["role"])
         verifier = self._verifier(values["verifier"], role)
         label = self._label(values["answer"], role, verifier)
-        messages, question = _prompt(values["prompt"], role, values["system"] or self.system)
+        messages, question, given = _prompt(values["prompt"], role, values["system"] or self.system, column)
         if (length := sum(len(m["content"]) for m in messages)) > MAX_PROMPT_CHARS:
             raise ValueError(f"'prompt' has {length} characters, more than {MAX_PROMPT_CHARS}; shorten it")
         example = Example(
             id=f"{self.name}-{index + 1}" if values["id"] in (None, "") else str(values["id"]),
             prompt=messages,
-            question=values["question"] or question,
+            question=placed_in_question(values["question"], len(given)) if values["question"] else question,
             answer=label,
             verifier=verifier,
             source=values["source"] or self.name,
             metadata=self._metadata(values["metadata"], row, verifier),
+            images=tuple(reference(value, self.folder, allow_urls=self.allow_urls) for value in given),
         )
         return question_task(example, role)
 
@@ -93,13 +100,12 @@ class RowReader:
             value = values[field]
             if value in (None, []) or (isinstance(value, str) and not value.strip()):
                 raise ValueError(self._missing(field, row))
-        if row.get("images"):
-            raise ValueError("rows with 'images' cannot be trained on yet; remove the row")
         for field, value in values.items():
             is_known = type(value) in _FIELDS[field]  # not isinstance: true is an int as well
             if value is None or (is_known and not (type(value) is float and not math.isfinite(value))):
                 continue
-            wanted = " or ".join(dict.fromkeys(_JSON_NAMES[t] for t in _FIELDS[field]))
+            names = {**_JSON_NAMES, list: "parts of a message"} if field == "question" else _JSON_NAMES
+            wanted = " or ".join(dict.fromkeys(names[t] for t in _FIELDS[field]))
             raise ValueError(
                 f"{self.columns[field]!r} must be {wanted}, not {json.dumps(value, default=str)[:40]}; change it, or "
                 f"name the column that is meant: data.columns.{field}=<name>"
@@ -188,21 +194,30 @@ def _verdict(role: Role, answer: str) -> str:
     return found[0]
 
 
-def _prompt(prompt: Any, role: Role, system: str | None) -> tuple[tuple[Message, ...], str]:
-    """The chat messages, and the question as judges will see it."""
+def _prompt(
+    prompt: Any, role: Role, system: str | None, column: Sequence[Any]
+) -> tuple[tuple[Message, ...], str, list[Any]]:
+    """The chat messages, the question as judges will see it, and the images' values in the order of both."""
+    system = system and without_images(system)
     if isinstance(prompt, str):
-        if role.is_judge:
-            text = f"{prompt}\n\nEnd with {box(verdict(role, True))} or {box(verdict(role, False))}."
-            opening = [{"role": "system", "content": system}] if system else []
-            return (*opening, {"role": "user", "content": text}), prompt
-        return answer_prompt(prompt, system), prompt
+        ((turn,), images) = placed([{"role": "user", "content": prompt}], column)
+        text = turn["content"]
+        if not role.is_judge:
+            return answer_prompt(text, system), text, images
+        asked = f"{text}\n\nEnd with {box(verdict(role, True))} or {box(verdict(role, False))}."
+        return (*_opening(system), {"role": "user", "content": asked}), text, images
     well_formed = isinstance(prompt, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str | list)
+        for m in prompt
     )
     if not well_formed or prompt[-1]["role"] != "user":
         raise ValueError("'prompt' must be text, or chat messages (role, content) that end with a user's turn")
-    turns = [m for m in prompt if m["role"] != "system"]
+    messages, images = placed(prompt, column)
+    turns = [m for m in messages if m["role"] != "system"]
     question = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
-    has_system = any(m["role"] == "system" for m in prompt)
-    opening = [{"role": "system", "content": system}] if system and not has_system else []
-    return (*opening, *prompt), question
+    has_system = len(turns) < len(messages)
+    return (*_opening(None if has_system else system), *messages), question, images
+
+
+def _opening(system: str | None) -> list[Message]:
+    return [{"role": "system", "content": system}] if system else []

@@ -62,25 +62,28 @@ def decoded(data: bytes) -> PIL.Image.Image:
     Raises:
         ImageError: it is none that can be used; the reason alone.
     """
-    picture = opened(data)
+    return loaded(opened(data))
+
+
+def loaded(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The pixels of an opened image, as `decoded` gives them.
+
+    Raises:
+        ImageError: there are none, or several frames of them; the reason alone.
+    """
     try:
         if picture.format != "MPO" and getattr(picture, "is_animated", False):  # MPO: a phone's JPEG with a preview
             raise ImageError("has several frames; save the one that is meant as an image of its own")
         with warnings.catch_warnings(action="ignore"):
             picture.load()
-            return in_rgb(picture)
+            return _in_rgb(picture)
     except ImageError:
         raise
     except Exception as error:
         raise _damaged(error) from None
 
 
-def in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """A loaded image in RGB, upright, on white where it is transparent.
-
-    Raises:
-        ImageError: its pixels are of a kind that does not say which colour they are; the reason alone.
-    """
+def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.mode not in _READ:
         raise ImageError(f"has pixels of the kind {picture.mode!r}, which is not read; save it in 8-bit RGB")
     picture = PIL.ImageOps.exif_transpose(picture)

@@ -17,7 +17,7 @@ from typing import Any
 import PIL.Image
 
 from spark_rl.images.cache import keep
-from spark_rl.images.decode import ImageError, decoded, in_rgb
+from spark_rl.images.decode import ImageError, decoded, loaded
 from spark_rl.images.fetch import fetch
 from spark_rl.types import Image
 
@@ -25,6 +25,7 @@ MAX_BYTES = 64 * 2**20
 """Of a file; a photo at the limit of pixels has about half."""
 _REMEMBERED = 2**17
 """Files and addresses that a process need not look at again, about 400 bytes of memory each."""
+_BYTES = "an image given as bytes"
 _DRAWN = "drawn:"
 _DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
@@ -41,36 +42,42 @@ def reference(value: Any, folder: Path, *, allow_urls: bool = False) -> Image:
     Raises:
         ImageError: it is no image that can be used; the sentence names the image, but not where it was given.
     """
-    if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
-        name = f"the image {value['path']}" if value.get("path") else "an image given as bytes"
-        return _kept(value["bytes"], name) if value.get("bytes") else _reference(value["path"], folder, allow_urls)
-    return _reference(value, folder, allow_urls)
+    if not isinstance(value, Mapping):
+        return _reference(value, folder, allow_urls)
+    data, path = value.get("bytes"), value.get("path")
+    if isinstance(data, bytes):
+        return _kept(data, _named(path) if path else _BYTES)
+    if data is None and isinstance(path, str):
+        return _reference(path, folder, allow_urls)
+    raise _unknown(value)
 
 
 def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
     if isinstance(value, str):
         start = value[:16].lower()
-        if start.startswith(_DRAWN):
+        if value.startswith(_DRAWN):
             return _drawing(value)
         if start.startswith("data:"):
             return _kept(_from_data_url(value), "an image given as a data URL")
         if start.startswith(("http://", "https://")):
             if not allow_urls:
                 raise ImageError(
-                    f"the image {value[:200]} is an address, and none is fetched; give a file, or set "
+                    f"{_named(value)} is an address, and none is fetched; give a file, or set "
                     "data.allow_image_urls=true"
                 )
             return _fetched(value)
     if isinstance(value, str | Path) and str(value).strip():
         return _of_file(Path(os.path.abspath(folder.expanduser() / Path(value).expanduser())))
     if isinstance(value, bytes | bytearray):
-        return _kept(bytes(value), "an image given as bytes")
+        return _kept(bytes(value), _BYTES)
     if isinstance(value, PIL.Image.Image):
         return _kept(_as_png(value), "an image given as a PIL image")
-    raise ImageError(
-        f"an image must be a path, bytes, a mapping of 'bytes' or 'path', or a data URL, not {str(value)[:40]!r}; "
-        "change it"
-    )
+    raise _unknown(value)
+
+
+def _unknown(value: object) -> ImageError:
+    kinds = "a path, bytes, a mapping of 'bytes' or 'path', or a data URL"
+    return ImageError(f"an image must be {kinds}, not {str(value)[:40]!r}; change it")
 
 
 def open_image(image: Image) -> PIL.Image.Image:
@@ -83,7 +90,7 @@ def open_image(image: Image) -> PIL.Image.Image:
         from spark_rl.images.drawn import draw
 
         return draw(image.path)
-    name = f"the image {image.path}"
+    name = _named(image.path)
     data = _read(Path(image.path))
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise ImageError(f"{name} is not what it was when it was first read; put the file back, or begin anew")
@@ -91,6 +98,12 @@ def open_image(image: Image) -> PIL.Image.Image:
         return decoded(data)
     except ImageError as error:
         raise ImageError(f"{name} {error}") from None
+
+
+def _named(path: object) -> str:
+    """On one line, whatever the path holds."""
+    text = str(path)[:300]
+    return f"the image {text if text.isprintable() else ascii(text)}"
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -108,7 +121,7 @@ def _decoded_file(path: str, size: int, mtime_ns: int) -> Image:
     try:
         decoded(data)
     except ImageError as error:
-        raise ImageError(f"the image {path} {error}") from None
+        raise ImageError(f"{_named(path)} {error}") from None
     return Image(path, hashlib.sha256(data).hexdigest())
 
 
@@ -119,9 +132,9 @@ def _status(path: Path) -> os.stat_result:
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise ImageError(f"the image {path} is {kind}; give the path of an image file")
+        raise ImageError(f"{_named(path)} is {kind}; give the path of an image file")
     if status.st_size > MAX_BYTES:
-        raise ImageError(f"the image {path} {_too_heavy(status.st_size)}")
+        raise ImageError(f"{_named(path)} {_too_heavy(status.st_size)}")
     return status
 
 
@@ -136,7 +149,7 @@ def _read(path: Path) -> bytes:
 
 def _unreadable(path: Path, error: OSError | ValueError) -> ImageError:
     reason = getattr(error, "strerror", None) or str(error)
-    return ImageError(f"the image {str(path)[:300]!a} cannot be read ({reason}); check the path")
+    return ImageError(f"{_named(path)} cannot be read ({reason}); check the path")
 
 
 def _too_heavy(num_bytes: int) -> str:
@@ -167,7 +180,7 @@ def _from_data_url(url: str) -> bytes:
 
 @functools.lru_cache(_REMEMBERED)
 def _fetched(url: str) -> Image:
-    name = f"the image {url[:200]}"
+    name = _named(url)
     try:
         data = fetch(url, MAX_BYTES)
     except ImageError as error:
@@ -178,9 +191,9 @@ def _fetched(url: str) -> Image:
 def _as_png(picture: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
     try:
-        in_rgb(picture).save(buffer, "PNG", compress_level=1)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"an image given as a PIL image cannot be converted to RGB ({error}); convert it") from None
+        loaded(picture).save(buffer, "PNG", compress_level=1)
+    except ImageError as error:
+        raise ImageError(f"an image given as a PIL image {error}") from None
     return buffer.getvalue()
 
 

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from spark_rl.config import Config, flat, load_config
+from spark_rl.data.row_images import parts
 from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.types import Group
 
@@ -23,11 +24,12 @@ def rollout_record(group: Group) -> dict[str, Any]:
     return {
         "id": task.id,
         "role": task.role,
-        "prompt": [dict(message) for message in task.messages],
-        "question": task.example.question,
+        "prompt": [{**message, "content": parts(message["content"])} for message in task.messages],
+        "question": parts(task.example.question),
         "answer": task.label,
         "verifier": task.verifier,
         **({"metadata": task.example.metadata} if task.example.metadata else {}),
+        **({"images": [image.path for image in task.example.images]} if task.example.images else {}),
         "question_id": task.example.id,
         "source": task.example.source,
         "template": task.template,
@@ -92,7 +94,7 @@ _FIXED = {
     "validation.best": "the best checkpoint so far was chosen by it",
 }
 """Settings (or sections) that no run can change on its way, and why."""
-_FREE = {"data.max_prompt_tokens"}
+_FREE = {"data.max_prompt_tokens", "data.image_folder", "data.allow_image_urls"}
 """Settings in those sections that it can."""
 
 Changes = dict[str, tuple[Any, Any]]
