@@ -10,6 +10,7 @@ import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 import PIL.Image
@@ -293,7 +294,7 @@ def test_a_drawing_is_drawn_where_it_is_opened(tmp_path, monkeypatch):
 class _Site(BaseHTTPRequestHandler):
     """/png: an image. /large: more than is read. /slow: a byte now and then. All others: not found."""
 
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path)

@@ -56,8 +56,8 @@ def placed_in_question(question: Any, num_images: int) -> str:
         return _marked([text], 0, num_images, "'question'")[0]
     if len(own) != num_images or any(value is not None for value in own):
         raise ValueError(
-            f"'question' has {len(own)} parts that are images, and the row {num_images} images; give as many, each as "
-            "{'type': 'image'} alone"
+            f"the number of images is {num_images}, and that of image parts in 'question' is {len(own)}; give as many, "
+            "each as {'type': 'image'} alone"
         )
     return text
 
@@ -102,7 +102,8 @@ def _completed(own: Sequence[Any], column: Sequence[Any]) -> list[Any]:
     num_open = sum(value is None for value in own)
     if num_open != len(column):
         raise ValueError(
-            f"has {len(column)} images in its column, and {num_open} parts of messages for them; give as many"
+            f"the number of images in the column is {len(column)}, and that of image parts without an image of their "
+            f"own is {num_open}; give as many"
         )
     left = iter(column)
     return [next(left) if value is None else value for value in own]
@@ -115,7 +116,7 @@ def _marked(texts: list[str], last: int, num_images: int, field: str) -> list[st
         return [*texts[:last], f"{IMAGE}\n" * num_images + texts[last], *texts[last + 1 :]]
     if num_images and found != num_images:
         raise ValueError(
-            f"has {num_images} images, and {field} holds {MARKER} {found} times; write it once for each image, or "
-            "never, which puts them first"
+            f"the number of images is {num_images}, and that of {MARKER} in {field} is {found}; write it once for each "
+            "image, or never, which puts them first"
         )
     return [text.replace(MARKER, IMAGE) for text in texts] if num_images else texts
