@@ -60,7 +60,9 @@ class ModelConfig(Section):
     """Run Python code that a model folder brings along."""
 
 
-Columns = dict[Literal["prompt", "answer", "id", "source", "system", "verifier", "metadata", "role", "question"], str]
+Columns = dict[
+    Literal["prompt", "answer", "id", "source", "system", "verifier", "metadata", "role", "question", "images"], str
+]
 
 
 class SourceConfig(Section):
@@ -129,6 +131,10 @@ class DataConfig(Section):
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What happens when a row is malformed, its id is taken, or its gold cannot be read: the run is refused before its
     first step, or the row is skipped and counted."""
+    image_folder: Path | None = None
+    """Where relative paths of images begin; null is the folder of the file that names them."""
+    allow_image_urls: bool = False
+    """Fetch images that rows give as http or https addresses; otherwise such rows are bad."""
     check_golds: bool = True
     """Have the verifier grade every gold against itself before the first step. Costs about a millisecond a row."""
     max_prompt_tokens: Positive = 4096

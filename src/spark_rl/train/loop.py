@@ -418,7 +418,7 @@ class Trainer:
                 resumes=directory.read_rows("resumes.jsonl"),
             )
             with directory.writing():
-                save_model(self.model, self.tokenizer, final, card)
+                save_model(self.model, self.tokenizer, final, card, self.config.model)
             directory.write_json("summary.json", summary)  # last: it says that the run is done
             push(final, self.config, self.display.say, self.display.warn)
         return summary
