@@ -160,7 +160,7 @@ def test_images_go_with_the_question_into_what_trains(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         (tmp_path / f"{name}.png").write_bytes(png(seed))
     images = [reference(f"{name}.png", tmp_path) for name in "ab"]
-    rollouts = [{"text": f"<image>{IMAGE} {box(str(number))}", "reward": number == 3} for number in (3, 4)]
+    rollouts = [{"text": f"<image>{IMAGE} {box(str(number))}", "reward": int(number == 3)} for number in (3, 4)]
     content = [{"type": "image"}, {"type": "text", "text": "<image> or "}, {"type": "image"}]
     given = {"prompt": [{"role": "user", "content": content}], "images": ["a.png", "b.png"], "answer": 3}
     (tmp_path / "rows.jsonl").write_text(lines(given | {"rollouts": rollouts}))

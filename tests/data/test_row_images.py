@@ -14,7 +14,7 @@ from image_files import BAD, png
 
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.check import question_key
-from spark_rl.data.row_images import parts
+from spark_rl.data.row_images import written_columns
 from spark_rl.data.rows import RowReader
 from spark_rl.images import open_image, reference
 from spark_rl.prompts import answer_prompt
@@ -157,17 +157,25 @@ def test_ready_items_have_images_too(folder, role):
 
 
 @given(
-    pieces=st.lists(st.text("ab <image>\n", max_size=9) | st.just(IMAGE), max_size=6),
-    form=st.sampled_from(["text", "turn", "question"]),
+    before=st.lists(st.text("a \n", max_size=3) | st.sampled_from(["<image>", IMAGE]), max_size=4),
+    after=st.lists(st.text("a \n", max_size=3) | st.sampled_from(["<image>", IMAGE]), max_size=4),
 )
-def test_what_is_written_reads_back_as_the_same(tmp_path_factory, pieces, form):
-    written = "".join(["Q", *pieces])
-    images = [str(tmp_path_factory.getbasetemp() / "any.png")] * written.count(IMAGE)
-    Path(tmp_path_factory.getbasetemp() / "any.png").write_bytes(png())
-    content = json.loads(json.dumps(parts(written)))
-    row = {"prompt": chat(content), "question": content, "images": images}
+def test_what_is_written_reads_back_as_the_same(tmp_path_factory, before, after):
+    path = tmp_path_factory.getbasetemp() / "any.png"
+    path.write_bytes(png())
+    prompt, question = chat("".join(before), "", "".join(["Q", *after])), "".join(["Q", *before, *after])
+    images = [reference(path, Path())] * question.count(IMAGE)
+    row = json.loads(json.dumps(written_columns(prompt, question, images)))
     task = read(row, Path())
-    assert task.messages == tuple(chat(written)) and task.example.question == written
+    assert task.messages == tuple(prompt) and task.example.question == question
+    assert task.example.images == tuple(images)
+
+
+def test_what_is_written_is_easy_to_read_where_nobody_typed_a_marker(folder):
+    images = [reference("a.png", folder)]
+    row = written_columns(chat(f"Is {IMAGE} it?"), f"Is {IMAGE} it?", images)
+    assert row == {"prompt": chat("Is <image> it?"), "question": "Is <image> it?", "images": [images[0].path]}
+    assert written_columns(chat("<image>"), "<image>", []) == {"prompt": chat("<image>"), "question": "<image>"}
 
 
 # ------------------------------------------------------------------------------------------------ refusals

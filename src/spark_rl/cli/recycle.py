@@ -155,23 +155,23 @@ def _grade(groups: Sequence[Group], pool: VerifierPool) -> None:
 
 def _record(task: Task, number: int) -> dict[str, Any]:
     """A recycled task as a row to train on. Questions may come up again in a stream, so ids are numbered."""
-    from spark_rl.data.row_images import parts
+    from spark_rl.data.row_images import written_columns
 
+    columns = written_columns(task.messages, task.example.question, task.example.images)
     record = {
         "id": f"{task.id}-{number}",
         "role": task.role,
-        "messages": [{**message, "content": parts(message["content"])} for message in task.messages],
+        "messages": columns.pop("prompt"),
         "label": task.label,
         "verifier": task.verifier,
         "template": task.template,
         "parents": [response.id for response in task.shown],
         "question_id": task.example.id,
-        "question": parts(task.example.question),
+        "question": columns.pop("question"),
         "source": task.example.source,
-        **({"images": [image.path for image in task.example.images]} if task.example.images else {}),
     }
     reads_metadata = task.role is Role.REFLECTION and task.example.metadata
-    return record | ({"metadata": task.example.metadata} if reads_metadata else {})
+    return record | columns | ({"metadata": task.example.metadata} if reads_metadata else {})
 
 
 def _report(counts: Counter[str], as_json: bool) -> None:

@@ -39,7 +39,8 @@ class ModelConfig(Section):
     """The one model that is policy, judge and reflector."""
 
     path: str = "embedded"
-    """A local folder or a Hub id of a causal LM; `embedded` is the tiny base that ships with the package."""
+    """A local folder or a Hub id of a causal LM or a vision-language model; `embedded` is the tiny base that ships with
+    the package."""
     chat_template: Path | None = None
     """A Jinja file, for base models whose tokenizer has no chat template."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -50,6 +51,11 @@ class ModelConfig(Section):
     """An attention implementation of transformers (`sdpa`, `flash_attention_2`, ...); null lets it choose."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    max_pixels: Annotated[int, Field(ge=784)] = 1_048_576
+    """Images with more pixels are made smaller, in proportion (paper: 1,048,576); the model's own processor may go on
+    from there."""
+    freeze_vision: bool = False
+    """Do not train a vision-language model's vision tower and what projects its features (paper: trained)."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along."""
 

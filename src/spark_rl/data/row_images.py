@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spark_rl.types import IMAGE, Message, without_images
+from spark_rl.types import IMAGE, Image, Message, with_markers, without_images
 
 MARKER = "<image>"
 Content = str | list[dict[str, str]]
@@ -62,10 +62,25 @@ def placed_in_question(question: Any, num_images: int) -> str:
     return text
 
 
-def parts(text: str) -> Content:
-    """A text as it is written to rows, which read back as the same text: itself, or parts where images stand in it."""
-    if IMAGE not in text:
-        return text
+def written(texts: Sequence[str]) -> list[Content]:
+    """The texts of a prompt as rows hold them, so that they read back as the same: with markers where images stand, or
+    as parts where somebody typed a marker."""
+    if any(MARKER in text for text in texts):
+        return [_parts(text) if IMAGE in text else text for text in texts]
+    return [with_markers(text) for text in texts]
+
+
+def written_columns(prompt: Sequence[Message], question: str, images: Sequence[Image]) -> dict[str, Any]:
+    """The columns `prompt`, `question` and, if there are any, `images` of a row that reads back as these."""
+    contents = written([message["content"] for message in prompt])
+    columns: dict[str, Any] = {
+        "prompt": [{**message, "content": content} for message, content in zip(prompt, contents, strict=True)],
+        "question": written([question])[0],
+    }
+    return columns | ({"images": [image.path for image in images]} if images else {})
+
+
+def _parts(text: str) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     for i, piece in enumerate(text.split(IMAGE)):
         found += [{"type": "image"}] * (i > 0) + [{"type": "text", "text": piece}] * bool(piece)

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from spark_rl.config import Config, flat, load_config
-from spark_rl.data.row_images import parts
+from spark_rl.data.row_images import written_columns
 from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.types import Group
 
@@ -24,12 +24,10 @@ def rollout_record(group: Group) -> dict[str, Any]:
     return {
         "id": task.id,
         "role": task.role,
-        "prompt": [{**message, "content": parts(message["content"])} for message in task.messages],
-        "question": parts(task.example.question),
+        **written_columns(task.messages, task.example.question, task.example.images),
         "answer": task.label,
         "verifier": task.verifier,
         **({"metadata": task.example.metadata} if task.example.metadata else {}),
-        **({"images": [image.path for image in task.example.images]} if task.example.images else {}),
         "question_id": task.example.id,
         "source": task.example.source,
         "template": task.template,
