@@ -48,7 +48,8 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; `auto` is bfloat16 on a GPU that has it (weights stay in float32), else float32."""
     attn_implementation: str | None = None
-    """An attention implementation of transformers (`sdpa`, `flash_attention_2`, ...); null lets it choose."""
+    """An attention implementation of transformers (`sdpa`, `flash_attention_2`, ...); null lets it choose. Where
+    prompts are shared, torch's scaled-dot-product attention is used, whatever is named here."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     max_pixels: Annotated[int, Field(ge=784)] = 1_048_576
@@ -341,8 +342,8 @@ class TrainConfig(Section):
     """Most tokens in one forward and backward pass, prompts counted once; gradients are accumulated over a step. On a
     CPU small groups are put together up to 2048 tokens only, which is faster."""
     shared_prefix: Literal["auto", "plain"] = "auto"
-    """`auto` computes the prompt of a group once in the update, wherever the model's architecture allows it; `plain`
-    repeats it for every rollout."""
+    """`auto` computes the prompt of a group once, in generation and in the update, wherever the model's architecture
+    allows it; `plain` repeats it for every rollout."""
     threads: Positive | None = None
     """CPU threads of torch; null leaves its default."""
     trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_listed)] = []
