@@ -129,13 +129,15 @@ class DataConfig(Section):
     model's own verdict (see `self_reward`)."""
     system: str | None = None
     """System message put before questions that are given as plain strings."""
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What happens when a row is malformed, its id is taken, or its gold cannot be read: the run is refused before its
-    first step, or the row is skipped and counted."""
     image_folder: Path | None = None
-    """Where relative paths of images begin; null is the folder of the file that names them."""
+    """What the paths of images are relative to; null is the folder of the file that names them, and for data sets of
+    the Hub the current one."""
     allow_image_urls: bool = False
-    """Fetch images that rows give as http or https addresses; otherwise such rows are bad."""
+    """Fetch images that are given as http(s) addresses, at most 64 MiB and 20 seconds each; otherwise they are
+    refused."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What happens when a row is malformed, an image of it cannot be read, its id is taken, or its gold cannot be read:
+    the run is refused before its first step, or the row is skipped and counted."""
     check_golds: bool = True
     """Have the verifier grade every gold against itself before the first step. Costs about a millisecond a row."""
     max_prompt_tokens: Positive = 4096
