@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import FILE_SUFFIXES
-from spark_rl.data.tables import ArrowTable, Table, open_tables
+from spark_rl.data.tables import Table, leave_encoded, open_tables
 from spark_rl.evaluate.published_rows import BestOfItem, ImagePair, Item, Row
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.types import Example
@@ -87,22 +87,8 @@ def _tables(published: PublishedSet, path: Path | None) -> list[Table]:
         for file in _files(published, path) if path.is_dir() else [path]:
             tables += open_tables(str(file.absolute()), split="", subset=None)
     for table in tables:
-        if isinstance(table, ArrowTable):
-            _leave_encoded(table)
+        leave_encoded(table)
     return tables
-
-
-def _leave_encoded(table: ArrowTable) -> None:
-    """Images need not be decoded to be referred to."""
-    import datasets
-
-    dataset: Any = table.rows
-    for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            dataset = dataset.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    table.rows = dataset
 
 
 def _files(published: PublishedSet, folder: Path) -> list[Path]:
