@@ -28,6 +28,11 @@ def without_images(text: str) -> str:
     return text.replace(IMAGE, "\ufffd")
 
 
+def with_markers(text: str) -> str:
+    """A text as people read it, and as rows of data have it: `<image>` where an image stands."""
+    return text.replace(IMAGE, "<image>")
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A reference to an image: it is loaded where it is needed, and what pools and checkpoints keep is small."""

@@ -38,7 +38,7 @@ def test_linear_attention_cannot_share(tiny_model):
 def test_where_tokens_stand_in_a_row():
     """Prompts of 2 and 1 tokens; completions of 3 and 1, and of 2: their last tokens stay out."""
     row = PackedRow([2, 1], [[3, 1], [2]], "cpu")
-    assert row.position_N.tolist() == [0, 1, 0, 2, 3, 1]
+    assert row.positions.tolist() == [[0, 1, 0, 2, 3, 1]]
     assert row.last_B.tolist() == [1, 2]
     assert row.source_M.tolist() == [1, 3, 4, 1, 2, 5]
     sees = row._completions_see(None)

@@ -39,7 +39,8 @@ class ModelConfig(Section):
     """The one model that is policy, judge and reflector."""
 
     path: str = "embedded"
-    """A local folder or a Hub id of a causal LM; `embedded` is the tiny base that ships with the package."""
+    """A local folder or a Hub id of a causal LM or a vision-language model; `embedded` is the tiny base that ships with
+    the package."""
     chat_template: Path | None = None
     """A Jinja file, for base models whose tokenizer has no chat template."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -50,11 +51,18 @@ class ModelConfig(Section):
     """An attention implementation of transformers (`sdpa`, `flash_attention_2`, ...); null lets it choose."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    max_pixels: Annotated[int, Field(ge=784)] = 1_048_576
+    """Images with more pixels are made smaller, in proportion (paper: 1,048,576); the model's own processor may go on
+    from there."""
+    freeze_vision: bool = False
+    """Do not train a vision-language model's vision tower and what projects its features (paper: trained)."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along."""
 
 
-Columns = dict[Literal["prompt", "answer", "id", "source", "system", "verifier", "metadata", "role", "question"], str]
+Columns = dict[
+    Literal["prompt", "answer", "id", "source", "system", "verifier", "metadata", "role", "question", "images"], str
+]
 
 
 class SourceConfig(Section):
@@ -123,6 +131,10 @@ class DataConfig(Section):
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What happens when a row is malformed, its id is taken, or its gold cannot be read: the run is refused before its
     first step, or the row is skipped and counted."""
+    image_folder: Path | None = None
+    """Where relative paths of images begin; null is the folder of the file that names them."""
+    allow_image_urls: bool = False
+    """Fetch images that rows give as http or https addresses; otherwise such rows are bad."""
     check_golds: bool = True
     """Have the verifier grade every gold against itself before the first step. Costs about a millisecond a row."""
     max_prompt_tokens: Positive = 4096

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spark_rl.config import DataConfig
+from spark_rl.data.rows import ImageError
 from spark_rl.data.sources import Source
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Task
@@ -36,11 +37,13 @@ _INSTRUCTION = _plain(answer_prompt("")[0]["content"])
 
 
 def question_key(task: Task) -> int:
-    """A 64-bit number for a question's text, whatever its case, its white space and our own answer instruction.
+    """A 64-bit number for a question's text and images, whatever its case, its white space and our own answer
+    instruction.
 
     So a question is the same one given as text, or as chat messages that already ask for the box as we would.
     """
-    return _key(_plain(task.example.question).removesuffix(_INSTRUCTION).rstrip())
+    text = _plain(task.example.question).removesuffix(_INSTRUCTION).rstrip()
+    return _key("\0".join([text, *(image.sha256 for image in task.example.images)]))
 
 
 class Checker:
@@ -121,7 +124,8 @@ class Checker:
                 try:
                     task = source.read(index)
                 except ValueError as error:
-                    self._leave_out(source, index, "bad_row", str(error))
+                    kind = "bad_image" if isinstance(error, ImageError) else "bad_row"
+                    self._leave_out(source, index, kind, str(error))
                 else:
                     key = _key(task.example.id)
                     digest.update(_content(task))
@@ -145,7 +149,7 @@ class Checker:
         for position in repeated.tolist():
             start, source = next(owner for owner in reversed(owners) if owner[0] <= position)
             index = position - start
-            if source.left_out.get(index) == "bad_row":
+            if source.left_out.get(index) in ("bad_row", "bad_image"):
                 continue
             id = source.task(index).example.id
             if id in first:
@@ -194,4 +198,5 @@ def _content(task: Task) -> bytes:
     """All that a question's rollouts and their grades hang on."""
     e = task.example
     parts = (task.id, task.messages, task.label, task.verifier, e.question, e.source, e.metadata)  # its id has the role
-    return repr(parts).encode()
+    images = [image.sha256 for image in e.images]
+    return repr((*parts, images) if images else parts).encode()

@@ -7,12 +7,14 @@ import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.tables import lookup
+from spark_rl.images import reference
 from spark_rl.prompts import answer_prompt, verdict
-from spark_rl.types import Example, Message, Role, Task
+from spark_rl.types import IMAGE, Example, Image, Message, Role, Task, without_images
 from spark_rl.verify import SELF, box, resolve
 
 MAX_PROMPT_CHARS = 1_000_000
@@ -27,9 +29,13 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "source": (str,),
     "system": (str,),
     "metadata": (dict,),
+    "images": (list, str, bytes, dict),
 }
+_NO_PROMPT = "'prompt' must be text, or chat messages (role, content) that end with a user's turn"
 _NUMBERS = dict.fromkeys((int, float, Decimal), "a number")
-_JSON_NAMES = {str: "text", list: "chat messages", dict: "an object", **_NUMBERS}
+_JSON_NAMES = {str: "text", list: "chat messages", dict: "an object", bytes: "bytes", **_NUMBERS}
+_MARKER = "<image>"
+"""What stands for an image in the text of a row that has some."""
 
 
 class RowReader:
@@ -37,10 +43,11 @@ class RowReader:
 
     Args:
         name: the source's short name, for ids and metrics of rows that give none.
+        folder: where relative paths of images begin.
     """
 
-    def __init__(self, source: SourceConfig, config: DataConfig, name: str) -> None:
-        self.name = name
+    def __init__(self, source: SourceConfig, config: DataConfig, name: str, folder: Path = Path()) -> None:
+        self.name, self.folder, self.allow_urls = name, config.image_folder or folder, config.allow_image_urls
         self.columns: dict[str, str] = dict(zip(_FIELDS, _FIELDS, strict=True))
         for given in (config.columns, source.columns):
             self.columns.update((str(field), column) for field, column in given.items())
@@ -73,17 +80,21 @@ class RowReader:
         role = _role(values["role"])
         verifier = self._verifier(values["verifier"], role)
         label = self._label(values["answer"], role, verifier)
-        messages, question = _prompt(values["prompt"], role, values["system"] or self.system)
+        prompt, images = self._images(values["prompt"], values["images"])
+        messages, question = _prompt(prompt, role, values["system"] or self.system)
+        if values["question"]:
+            question = _placed(without_images(values["question"]), len(images))
         if (length := sum(len(m["content"]) for m in messages)) > MAX_PROMPT_CHARS:
             raise ValueError(f"'prompt' has {length} characters, more than {MAX_PROMPT_CHARS}; shorten it")
         example = Example(
             id=f"{self.name}-{index + 1}" if values["id"] in (None, "") else str(values["id"]),
             prompt=messages,
-            question=values["question"] or question,
+            question=question,
             answer=label,
             verifier=verifier,
             source=values["source"] or self.name,
             metadata=self._metadata(values["metadata"], row, verifier),
+            images=images,
         )
         return question_task(example, role)
 
@@ -93,8 +104,6 @@ class RowReader:
             value = values[field]
             if value in (None, []) or (isinstance(value, str) and not value.strip()):
                 raise ValueError(self._missing(field, row))
-        if row.get("images"):
-            raise ValueError("rows with 'images' cannot be trained on yet; remove the row")
         for field, value in values.items():
             is_known = type(value) in _FIELDS[field]  # not isinstance: true is an int as well
             if value is None or (is_known and not (type(value) is float and not math.isfinite(value))):
@@ -120,6 +129,25 @@ class RowReader:
             f", or have the model judge it: 'verifier': '{SELF}'" if field == "answer" and not row.get("role") else ""
         )
         return f"has no {column!r}{found}; add it, or say which column holds it: data.columns.{field}=<name>{hint}"
+
+    def _images(self, prompt: Any, given: Any) -> tuple[Any, tuple[Image, ...]]:
+        """The prompt with `IMAGE` where an image goes, and the images in this order.
+
+        A text holds the marker `<image>` for each image, or none: then they come first. Chat messages may have contents
+        in parts, of which some are images, with or without an image of their own.
+        """
+        column = [] if given is None else given if isinstance(given, list) else [given]
+        if isinstance(prompt, str):
+            images, prompt = column, _placed(without_images(prompt), len(column))
+        else:
+            prompt, own = _flattened(prompt)
+            images = own or column
+            if not own and column:
+                prompt = _placed_in_turns(prompt, len(column))
+        try:
+            return prompt, tuple(reference(image, self.folder, allow_urls=self.allow_urls) for image in images)
+        except ValueError as error:
+            raise ImageError(str(error)) from None
 
     def _verifier(self, given: str | None, role: Role) -> str:
         """The verifier of a row. Data from elsewhere must not choose which function of which module is called."""
@@ -158,6 +186,61 @@ class RowReader:
             known = {column.split(".")[0] for column in self.columns.values()}
             given = {**{key: value for key, value in row.items() if key not in known}, **(given or {})}
         return json.loads(json.dumps(given, default=str)) if given else {}
+
+
+class ImageError(ValueError):
+    """An image of a row cannot be used."""
+
+
+def _placed(text: str, num_images: int) -> str:
+    """A text with `IMAGE` for each of its markers; without markers the images come first."""
+    markers = text.count(_MARKER)
+    if num_images and markers == num_images:
+        return text.replace(_MARKER, IMAGE)
+    if num_images and markers:
+        raise ValueError(
+            f"{markers} times {_MARKER!r} stands in the text of a row with {num_images} images; write it once for "
+            "each, or leave it out"
+        )
+    return f"{IMAGE}\n" * num_images + text
+
+
+def _placed_in_turns(prompt: list[Message], num_images: int) -> list[Message]:
+    """Chat messages with `IMAGE` for each marker; without markers the images come first in the last turn."""
+    contents = [m["content"] for m in prompt]
+    if any(_MARKER in content for content in contents):
+        placed = _placed("\0".join(contents), num_images).split("\0")
+    else:
+        placed = [*contents[:-1], _placed(contents[-1], num_images)]
+    return [{**m, "content": content} for m, content in zip(prompt, placed, strict=True)]
+
+
+def _flattened(prompt: Any) -> tuple[list[Message], list[Any]]:
+    """Chat messages with their parts as text, and the images that are given in them.
+
+    An image part without an image becomes a marker, whose image is in the row's column.
+    """
+    images: list[Any] = []
+
+    def text(part: Any) -> str:
+        if part.get("type") not in ("image", "image_url"):
+            return without_images(part["text"])
+        value = part.get("image") or part.get("image_url") or part.get("url") or part.get("path")
+        value = value.get("url") if isinstance(value, dict) and "url" in value else value
+        if value is None:
+            return _MARKER
+        images.append(value)
+        return IMAGE
+
+    messages: list[Message] = []
+    try:
+        for m in prompt:
+            content = m["content"]
+            content = without_images(content) if isinstance(content, str) else "".join(map(text, content))
+            messages.append({**m, "content": content})
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(_NO_PROMPT) from None
+    return messages, images
 
 
 def question_task(example: Example, role: Role = Role.ANSWER) -> Task:
@@ -200,7 +283,7 @@ def _prompt(prompt: Any, role: Role, system: str | None) -> tuple[tuple[Message,
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
     )
     if not well_formed or prompt[-1]["role"] != "user":
-        raise ValueError("'prompt' must be text, or chat messages (role, content) that end with a user's turn")
+        raise ValueError(_NO_PROMPT)
     turns = [m for m in prompt if m["role"] != "system"]
     question = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
     has_system = any(m["role"] == "system" for m in prompt)

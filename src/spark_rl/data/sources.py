@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from importlib import metadata
+from pathlib import Path
 
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.rows import RowReader, question_task
@@ -39,7 +40,7 @@ class Source:
     generator: str = ""
     """What identifies generated rows, which are made when they are drawn; empty for rows that are stored."""
     left_out: dict[int, str] = field(default_factory=dict)
-    """Rows that are not asked, and why: `bad_row`, `unverified`, `duplicate_id`, `bad_gold`, `held_out` or
+    """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`, `held_out` or
     `repeated`."""
 
     def task(self, index: int) -> Task:
@@ -118,7 +119,8 @@ def _stored(source: SourceConfig, tables: Sequence[Table], names: Sequence[str],
 
 
 def _reader(source: SourceConfig, table: Table, name: str, config: DataConfig) -> Callable[[int], Task]:
-    reader = RowReader(source, config, name)
+    folder = Path(table.place).parent if names_files(source.path) else Path()
+    reader = RowReader(source, config, name, folder)
     return lambda index: reader.task(table[index], index)
 
 

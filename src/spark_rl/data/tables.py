@@ -243,11 +243,26 @@ def _load_dataset(place: str, remedy: str, *arguments: Any, **keywords: Any) -> 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # it prints errors, and then raises them
     try:
-        return datasets.load_dataset(*arguments, **keywords)
+        rows = datasets.load_dataset(*arguments, **keywords)
     except Exception as error:  # whatever its readers, the file system or the network raise
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300]
         raise ValueError(f"{place}: cannot be loaded ({type(cause).__name__}: {reason}); {remedy}") from None
+    return _undecoded(rows)
+
+
+def _undecoded(rows: Any) -> Any:
+    """The same rows with images as their bytes and paths: they are looked at by our own rules, and not all at once."""
+    import datasets
+
+    def plain(feature: Any) -> Any:
+        if isinstance(feature, datasets.Image):
+            return datasets.Image(decode=False)
+        if isinstance(feature, datasets.List | datasets.LargeList):
+            return type(feature)(plain(feature.feature))
+        return {key: plain(value) for key, value in feature.items()} if isinstance(feature, dict) else feature
+
+    return rows.cast(datasets.Features({name: plain(feature) for name, feature in rows.features.items()}))
 
 
 def _open(path: Path) -> Any:

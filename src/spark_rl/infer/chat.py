@@ -62,14 +62,16 @@ class ChatModel:
 
             local: Engine = VLLMEngine(resolve_path(path), dtype=settings.model.dtype)
         from spark_rl.models.load import load_for_inference, load_tokenizer
+        from spark_rl.models.processor import load_image_processor
 
         tokenizer = load_tokenizer(settings.model)
-        renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs)
+        images = load_image_processor(settings.model, tokenizer)
+        renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images)
         if kind == "transformers":
             from spark_rl.rollout.transformers_engine import TransformersEngine
 
             model = load_for_inference(settings.model)
-            local = TransformersEngine(model, tokenizer, max_batch_tokens=engine.max_batch_tokens)
+            local = TransformersEngine(model, tokenizer, images=images, max_batch_tokens=engine.max_batch_tokens)
             context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
         return cls(
             local,

@@ -1,14 +1,15 @@
-"""Loading a model and its tokenizer."""
+"""Loading a model, its tokenizer, and what prepares its images."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from spark_rl.config import ModelConfig
 from spark_rl.models.folder import resolve_path
+from spark_rl.models.processor import is_vision_language
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -35,17 +36,18 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def load_model(config: ModelConfig) -> Any:
-    """The causal LM with float32 weights (they are the optimizer's master weights).
+    """The model with float32 weights (they are the optimizer's master weights).
 
     Raises:
-        ValueError: the folder or id holds no causal LM that can be loaded.
+        ValueError: the folder or id holds no causal LM or vision-language model that can be loaded.
     """
     path = resolve_path(config.path)
+    loader: Any = AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
     kwargs: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kwargs)
+        model = loader.from_pretrained(path, dtype=torch.float32, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model.path: no causal LM could be loaded from {path!r} ({_first_line(error)})") from None
     if config.activation_checkpointing:
@@ -54,7 +56,7 @@ def load_model(config: ModelConfig) -> Any:
 
 
 def load_for_inference(config: ModelConfig) -> Any:
-    """The causal LM in evaluation mode on the best device, in the precision that suits it.
+    """The model in evaluation mode on the best device, in the precision that suits it.
 
     Raises:
         ValueError: as `load_model`.
@@ -64,6 +66,17 @@ def load_for_inference(config: ModelConfig) -> Any:
     can_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and can_bf16)
     return load_model(config).to(device, torch.bfloat16 if bf16 else torch.float32).eval()
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside PEFT and data-parallel wrappers."""
+    while True:
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif hasattr(model, "module"):
+            model = model.module
+        else:
+            return model
 
 
 def _first_line(error: BaseException) -> str:

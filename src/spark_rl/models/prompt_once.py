@@ -27,6 +27,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from spark_rl.models.vision import PromptImages
+
 _PREFIX = "prompt_once_"
 _SHAREABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -159,6 +161,7 @@ class PackedRow:
         completion_lengths: for each prompt, the tokens of its completions, maybe none. The last token of a completion
             predicts nothing, so it stays out of the row.
         keep: keep the keys and values of the prompts (see `kept`).
+        images: those of the prompts, which say where their tokens stand and how they see each other.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class PackedRow:
         completion_lengths: Sequence[Sequence[int]],
         device: torch.device | str,
         keep: bool = False,
+        images: PromptImages | None = None,
     ) -> None:
         sizes = [len(group) for group in completion_lengths]
         prompt_B, length_R = np.array(prompt_lengths), np.array([n for group in completion_lengths for n in group], int)
@@ -176,7 +180,12 @@ class PackedRow:
         real_BP, real_RT = column_P < prompt_B[:, None], column_T < own_R[:, None]
         grid_BP = start_B[:, None] + np.minimum(column_P, prompt_B[:, None] - 1)
         grid_RT = np.where(real_RT, start_R[:, None] + column_T, 0)
-        position_BP, position_RT = np.nonzero(real_BP)[1], (prompt_B[group_R][:, None] + column_T)[real_RT]
+        position_N, next_B = np.nonzero(real_BP)[1], prompt_B
+        if images is not None and images.positions is not None:
+            position_N = np.concatenate(images.positions, axis=-1)
+            next_B = np.array([position_AP.max() + 1 for position_AP in images.positions])
+        own_N = (next_B[group_R][:, None] + column_T)[real_RT]
+        position_N = np.concatenate([position_N, np.broadcast_to(own_N, (*position_N.shape[:-1], len(own_N)))], axis=-1)
         source = np.concatenate([grid_BP[group_R, -1:], grid_RT], axis=1)
         source_M = source[np.arange(source.shape[1]) < length_R[:, None]]
         slot_N = np.concatenate([np.flatnonzero(real_BP), real_BP.size + np.flatnonzero(real_RT)])
@@ -186,7 +195,10 @@ class PackedRow:
 
         self.last_B = tensor(grid_BP[:, -1])
         """Where the prompts' last tokens are in the row."""
-        self.position_N = tensor(np.concatenate([position_BP, position_RT]))
+        self.positions = tensor(position_N[..., None, :])
+        """Of all tokens, [1, N] or, with several axes, [A, 1, N]."""
+        self.next_B = tensor(next_B)
+        """The position of what follows a prompt."""
         self.source_M = tensor(source_M)
         """Where in the row the completions' tokens are predicted, M in all."""
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
@@ -197,6 +209,11 @@ class PackedRow:
         self.grid_RS = torch.cat([self.grid_BP[self.group_R], self.grid_RT], dim=1)
         self.per_prompt = sizes[0] if len(set(sizes)) == 1 else None
         """Completions of every prompt, if all have the same number."""
+        self._block_BP: Tensor | None = None
+        if images is not None and images.blocks is not None:
+            missing = [(0, len(column_P) - len(block_P)) for block_P in images.blocks]
+            padded = [np.pad(*pair, constant_values=-1) for pair in zip(images.blocks, missing, strict=True)]
+            self._block_BP = tensor(np.stack(padded))
         self._masks: dict[tuple[str, int | None, int, torch.dtype], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None, score: Score) -> Tensor:
@@ -207,7 +224,8 @@ class PackedRow:
         if self.kept is not None:
             self.kept[layer] = key_B, value_B
         folds = query.shape[1] // key.shape[1]
-        is_causal = score.is_plain and (window is None or window >= query_B.shape[2])
+        sees_all = window is None or window >= query_B.shape[2]
+        is_causal = score.is_plain and sees_all and self._block_BP is None
         mask = None if is_causal else self._mask("prompts", window, folds, query.dtype)
         out_BP = _attend(query_B, key_B, value_B, mask, score)
         if not self.grid_RT.numel():
@@ -216,7 +234,7 @@ class PackedRow:
         return _Collect.apply(self, out_BP, _attend(query_R, key_R, value_R, mask, score))[None]
 
     def _mask(self, which: str, window: int | None, folds: int, dtype: torch.dtype) -> Tensor:
-        """Who sees whom, [1 or R, 1, folds x queries, keys], to be added to the scores; made once for like layers."""
+        """Who sees whom, [1, B or R; 1; folds x queries; keys], to be added to scores; made once for like layers."""
         name = which, window, folds, dtype
         if name not in self._masks:
             sees = (self._prompts_see if which == "prompts" else self._completions_see)(window)
@@ -227,7 +245,11 @@ class PackedRow:
     def _prompts_see(self, window: int | None) -> Tensor:
         column_P = torch.arange(self.grid_BP.shape[1], device=self.grid_BP.device)
         distance_PP = column_P[:, None] - column_P
-        return ((distance_PP >= 0) & (distance_PP < (window or torch.inf)))[None]
+        sees_BPP = (distance_PP >= 0)[None]
+        if self._block_BP is not None:
+            is_same_BPP = self._block_BP[:, :, None] == self._block_BP[:, None]
+            sees_BPP = sees_BPP | (is_same_BPP & (self._block_BP >= 0)[:, None])
+        return sees_BPP & (distance_PP < (window or torch.inf))
 
     def _completions_see(self, window: int | None) -> Tensor:
         device, width, length = self.grid_BP.device, self.grid_BP.shape[1], self.grid_RT.shape[1]

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from spark_rl.types import Message, Role
+from spark_rl.types import Message, Role, without_images
 from spark_rl.verify.extract import box, visible
 
 
@@ -122,8 +122,8 @@ def cut(text: str, max_chars: int) -> str:
 def shown(text: str, extracted: str | None, view: View, max_chars: int) -> str | None:
     """What a judge sees of a response; None when the view has nothing to show (no answer was given)."""
     if view is View.ANSWER:
-        return None if extracted is None else cut(box(extracted), max_chars)
-    return cut(visible(text).strip(), max_chars) or None
+        return None if extracted is None else cut(box(without_images(extracted)), max_chars)
+    return cut(without_images(visible(text)).strip(), max_chars) or None
 
 
 def fill(template: Template, **quoted: str) -> tuple[Message, ...]:

@@ -8,18 +8,23 @@ from then on.
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import os
 import random
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import openai
 
 from spark_rl.config import EngineConfig
+from spark_rl.images import open_image
 from spark_rl.rollout.engine import Completion, Request
+from spark_rl.types import IMAGE, Image
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -134,7 +139,7 @@ class EndpointEngine:
         }
         return {
             "model": self.model,
-            "messages": list(request.messages),
+            "messages": _messages(request),
             "temperature": request.temperature,
             "max_completion_tokens" if "max_tokens" in self._left_out else "max_tokens": request.max_new_tokens,
             **{name: value for name, value in optional.items() if value is not None and name not in self._left_out},
@@ -180,6 +185,29 @@ class EndpointEngine:
         if error.status_code in _BUSY or error.status_code >= 500:
             return self._lost(error, done, total)
         return ValueError(f"{self.address} refuses a request (it says {error.status_code}: {said}); change that")
+
+
+def _messages(request: Request) -> list[dict[str, Any]]:
+    """As a server takes them: images as parts of a content, in data URLs."""
+    images = iter(request.images)
+
+    def parts(content: str) -> Iterator[dict[str, Any]]:
+        for number, piece in enumerate(content.split(IMAGE)):
+            if number:
+                yield {"type": "image_url", "image_url": {"url": _data_url(next(images))}}
+            if piece:
+                yield {"type": "text", "text": piece}
+
+    return [
+        {**m, "content": list(parts(m["content"])) if IMAGE in m["content"] else m["content"]} for m in request.messages
+    ]
+
+
+@lru_cache(maxsize=64)
+def _data_url(image: Image) -> str:
+    buffer = io.BytesIO()
+    open_image(image).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _carry_out(work: Coroutine[Any, Any, T]) -> T:

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_rl.types import FinishReason, Message
+from spark_rl.types import FinishReason, Image, Message
 
 _WORD = 2**64
 
@@ -39,6 +39,8 @@ class Request:
     """Strings that end a completion."""
     seed: int = 0
     messages: tuple[Message, ...] = ()
+    images: tuple[Image, ...] = ()
+    """Those of the prompt, in order."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids and not self.messages:

@@ -42,7 +42,8 @@ def roll_out(
         requests.append(
             Request(
                 id=task.id,
-                prompt_ids=tuple(renderer.encode(task.messages)),
+                prompt_ids=tuple(renderer.encode(task.messages, task.example.images)),
+                images=task.example.images,
                 n=n,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from spark_rl.models.load import unwrap
 from spark_rl.models.prompt_once import CannotShare, PackedRow, Score, run
+from spark_rl.models.vision import PromptImages, read_back
 
 _FIRST_ROOM = 64
 """Tokens of a row that room is made for at first; it doubles when it is full."""
@@ -26,8 +28,10 @@ _FIRST_ROOM = 64
 class Rows(Protocol):
     """What the engine drives."""
 
-    def start(self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int]) -> Tensor:
-        """Run the prompts and start rows on them. Returns the first logits [R, V]."""
+    def start(
+        self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], images: PromptImages | None
+    ) -> Tensor:
+        """Run the prompts, with their images, and start rows on them. Returns the first logits [R, V]."""
         ...
 
     def step(self, ids_R: Tensor) -> Tensor:
@@ -40,18 +44,23 @@ class Rows(Protocol):
 
 
 def start_rows(
-    model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], shares: bool, pad_id: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    prompt_of_row: Sequence[int],
+    images: PromptImages | None,
+    shares: bool,
+    pad_id: int,
 ) -> tuple[Tensor, Rows]:
     """The first logits [R, V] and the rows, on shared prompts if these can be shared."""
     rows: Rows
     if shares:
         try:
             rows = PromptOnceRows(model)
-            return rows.start(prompts, prompt_of_row), rows
+            return rows.start(prompts, prompt_of_row, images), rows
         except CannotShare:
             pass  # seen in the first forward, before anything was sampled
     rows = CachedRows(model, pad_id)
-    return rows.start(prompts, prompt_of_row), rows
+    return rows.start(prompts, prompt_of_row, images), rows
 
 
 class PromptOnceRows:
@@ -60,16 +69,19 @@ class PromptOnceRows:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def start(self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int]) -> Tensor:
+    def start(
+        self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], images: PromptImages | None
+    ) -> Tensor:
         device = next(self.model.parameters()).device
-        row = PackedRow([len(ids) for ids in prompts], [()] * len(prompts), device, keep=True)
+        row = PackedRow([len(ids) for ids in prompts], [()] * len(prompts), device, keep=True, images=images)
         ids = torch.tensor([i for ids in prompts for i in ids], device=device)
-        out = run(self.model, ids[None], row.position_N[None], row, logits_to_keep=row.last_B)
+        features = images.features(unwrap(self.model).base_model) if images else {}
+        out = run(self.model, ids[None], row.positions, row, logits_to_keep=row.last_B, **features)
         if not row.kept:
             raise CannotShare("this model's layers do not hand on what attention is to be shared by")
         self.prompt_R = torch.tensor(prompt_of_row, device=device)
         self.length_B, self.used = row.prompt_B, 0
-        self.position_R = self.length_B[self.prompt_R]
+        self.position_R = row.next_B[self.prompt_R]
         self._prompts = {layer: [states.contiguous() for states in kept] for layer, kept in row.kept.items()}
         self._own: dict[int, list[Tensor]] = {}
         self._arrange()
@@ -79,7 +91,7 @@ class PromptOnceRows:
     def step(self, ids_R: Tensor) -> Tensor:
         self.used += 1
         self._masks: dict[int | None, Tensor] = {}
-        out = run(self.model, ids_R[:, None], self.position_R[:, None], self)
+        out = run(self.model, read_back(self.model, ids_R)[:, None], self.position_R[:, None], self)
         self.position_R = self.position_R + 1
         logits_RV: Tensor = out.logits[:, -1]
         return logits_RV
@@ -149,7 +161,7 @@ class PromptOnceRows:
             hidden_RS = (column_S >= length_R1) & (column_S < width)
             if window is not None:
                 position_RS = torch.where(column_S < width, column_S, column_S - width + length_R1)
-                hidden_RS |= self.position_R[:, None] - position_RS >= window
+                hidden_RS |= length_R1 + self.used - 1 - position_RS >= window
             mask_RS = torch.zeros(hidden_RS.shape, dtype=dtype, device=hidden_RS.device)
             self._masks[window] = mask_RS.masked_fill_(hidden_RS, -torch.inf)[:, None, None]
         return self._masks[window]
@@ -164,32 +176,38 @@ class CachedRows:
     def __init__(self, model: Any, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
 
-    def start(self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int]) -> Tensor:
+    def start(
+        self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], images: PromptImages | None
+    ) -> Tensor:
         device = next(self.model.parameters()).device
         width = max(map(len, prompts))
         padded = [[self.pad_id] * (width - len(prompts[b])) + list(prompts[b]) for b in prompt_of_row]
         masks = [[0] * (width - len(prompts[b])) + [1] * len(prompts[b]) for b in prompt_of_row]
         self.mask_RL = torch.tensor(masks, device=device)
-        position_RP = (self.mask_RL.cumsum(-1) - 1).clamp(min=0)
+        inputs: dict[str, Any] = {"position_ids": (self.mask_RL.cumsum(-1) - 1).clamp(min=0)}
+        if images:
+            inputs |= images.left_padded(prompt_of_row, 0, device)
+            inputs |= images.features(unwrap(self.model).base_model, prompt_of_row)
         out = self.model(
             input_ids=torch.tensor(padded, device=device),
             attention_mask=self.mask_RL,
-            position_ids=position_RP,
             use_cache=True,
             logits_to_keep=1,
+            **inputs,
         )
         self.cache: Any = getattr(out, "past_key_values", None)
         if self.cache is None:
             name = type(self.model).__name__
             raise ValueError(f"{name} returns no key/value cache; choose another rollout engine for it")
-        self.position_R = position_RP[:, -1] + 1
+        position_ids = inputs["position_ids"].amax(-1)
+        self.position_R = (position_ids.amax(0) if position_ids.dim() == 2 else position_ids) + 1
         logits_RV: Tensor = out.logits[:, -1]
         return logits_RV
 
     def step(self, ids_R: Tensor) -> Tensor:
         self.mask_RL = torch.cat([self.mask_RL, self.mask_RL.new_ones(len(ids_R), 1)], dim=1)
         out = self.model(
-            input_ids=ids_R[:, None],
+            input_ids=read_back(self.model, ids_R)[:, None],
             attention_mask=self.mask_RL,
             position_ids=self.position_R[:, None],
             past_key_values=self.cache,

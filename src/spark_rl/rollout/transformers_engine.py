@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spark_rl.models.processor import ImageProcessor
 from spark_rl.models.prompt_once import can_share, sharing
+from spark_rl.models.vision import Vision
 from spark_rl.rollout.engine import Completion, Request, uniforms
 from spark_rl.rollout.running_rows import start_rows
 
@@ -36,11 +38,15 @@ def cache_tokens(device_type: str) -> int:
 class TransformersEngine:
     """Samples from `model` in this process. See `spark_rl.rollout.engine.Engine`."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_batch_tokens: int | None = None) -> None:
-        """`max_batch_tokens` bounds the tokens of a chunk, hence the memory of its keys and values: every prompt once
-        and all rows at their limit. The default is that of `cache_tokens`."""
+    def __init__(
+        self, model: Any, tokenizer: Any, *, images: ImageProcessor | None = None, max_batch_tokens: int | None = None
+    ) -> None:
+        """`images` prepares those of a vision-language model. `max_batch_tokens` bounds the tokens of a chunk, hence
+        the memory of its keys and values: every prompt once and all rows at their limit. The default is that of
+        `cache_tokens`."""
         self.model = model
         self.tokenizer = tokenizer
+        self.vision = Vision(model, images) if images else None
         self.max_batch_tokens = max_batch_tokens
 
     def generate(
@@ -74,10 +80,12 @@ class TransformersEngine:
         check_every = 1 if device.type == "cpu" or stops else _CHECK_EVERY
         unique = list({id(request): request for request, _ in rows}.values())
         number = {id(request): b for b, request in enumerate(unique)}
+        prompts = [request.prompt_ids for request in unique]
         logits_RV, running = start_rows(
             model,
-            [request.prompt_ids for request in unique],
+            prompts,
             [number[id(request)] for request, _ in rows],
+            self.vision.read(prompts, [request.images for request in unique]) if self.vision else None,
             can_share(model),
             self.tokenizer.pad_token_id or 0,
         )

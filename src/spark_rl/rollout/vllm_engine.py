@@ -41,7 +41,16 @@ class VLLMEngine:
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
-        """As `Engine.generate`; progress is told once, at the end."""
+        """As `Engine.generate`; progress is told once, at the end.
+
+        Raises:
+            ValueError: a prompt has images.
+        """
+        if any(request.images for request in requests):
+            raise ValueError(
+                "images cannot be given to vLLM in this process yet; set engine.kind=transformers, or start vLLM's "
+                "server and give its address as the model"
+            )
         from vllm import SamplingParams
 
         params = [

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from spark_rl.config import Config
+from spark_rl.models.vision import Vision
 from spark_rl.train.forward import GroupBatch, collate
 from spark_rl.train.loss import rollout_scale
-from spark_rl.types import Group
+from spark_rl.types import Group, Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class TrainGroup:
     scales: list[float]
     """Weight of each completion's tokens in the step's loss."""
     temperature: float
+    images: tuple[Image, ...] = ()
+    """Those of the prompt."""
 
     @property
     def num_tokens(self) -> int:
@@ -92,6 +95,7 @@ def train_groups(
                 advantages=[a for _, a in graded],
                 scales=scales,
                 temperature=config.temperature(group.task.role),
+                images=group.task.example.images,
             )
         )
     return result
@@ -121,12 +125,20 @@ def fill_tokens(max_tokens: int, device_type: str) -> int:
     return min(max_tokens, 2048) if device_type == "cpu" else max_tokens
 
 
-def to_tensors(groups: Sequence[TrainGroup], pad_id: int, device: torch.device) -> MicroBatch:
-    """Collate a micro-batch."""
+def to_tensors(
+    groups: Sequence[TrainGroup],
+    pad_id: int,
+    device: torch.device,
+    vision: Vision | None = None,
+    always_sees: bool = False,
+) -> MicroBatch:
+    """Collate a micro-batch; for the last two arguments see `Vision.read`."""
+    shown = [g.images for g in groups]
+    images = vision.read([g.prompt_ids for g in groups], shown, always_sees) if vision else None
     temperatures = [g.temperature for g in groups for _ in g.completions]
     is_same = len(set(temperatures)) == 1
     return MicroBatch(
-        batch=collate([(g.prompt_ids, g.completions) for g in groups], pad_id, device),
+        batch=collate([(g.prompt_ids, g.completions) for g in groups], pad_id, device, images),
         advantage_R=torch.tensor([a for g in groups for a in g.advantages], device=device),
         scale_R=torch.tensor([s for g in groups for s in g.scales], device=device),
         temperature_R=temperatures[0] if is_same else torch.tensor(temperatures, device=device),

@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spark_rl.models import fused
+from spark_rl.models.load import unwrap
 from spark_rl.models.prompt_once import PackedRow, can_share, run, share
+from spark_rl.models.vision import PromptImages, read_back
 from spark_rl.rollout.transformers_engine import evaluating
 
 Implementation = Literal["shared", "plain"]
@@ -55,6 +57,8 @@ class GroupBatch:
     prompt_lengths: list[int]
     completion_lengths: list[list[int]]
     """For each group, the lengths of its completions."""
+    images: PromptImages | None = None
+    """Of the prompts."""
 
     def to(self, device: torch.device | str) -> GroupBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -74,6 +78,7 @@ def collate(
     groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
     pad_id: int = 0,
     device: torch.device | str | None = None,
+    images: PromptImages | None = None,
 ) -> GroupBatch:
     """Pad groups of `(prompt ids, completions' ids)`: at least one prompt token and one (maybe empty) completion."""
     if not groups or any(not prompt or not completions for prompt, completions in groups):
@@ -90,6 +95,7 @@ def collate(
         token_N=torch.tensor([r * length + t for r, ids in enumerate(completions) for t in range(len(ids))]).long(),
         prompt_lengths=[len(ids) for ids in prompts],
         completion_lengths=[[len(ids) for ids in group] for _, group in groups],
+        images=images,
     ).to(device or "cpu")
 
 
@@ -200,17 +206,6 @@ class _Decoder:
         return self.head(features) if self.own_head else features
 
 
-def unwrap(model: Any) -> Any:
-    """The transformers model inside PEFT and data-parallel wrappers."""
-    while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif hasattr(model, "module"):
-            model = model.module
-        else:
-            return model
-
-
 def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
@@ -220,32 +215,49 @@ def _scatter(value_N: Tensor, batch: GroupBatch) -> Tensor:
     return zeros.index_put((batch.token_N,), value_N).view_as(batch.completion_ids_RT)
 
 
-def _plain_inputs(batch: GroupBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _plain_inputs(model: Any, batch: GroupBatch) -> dict[str, Tensor]:
     """Ids, mask and positions [R, P + T - 1]: a completion's last token predicts nothing, so it stays out."""
-    ids = torch.cat([batch.prompt_ids_BP[batch.group_R], batch.completion_ids_RT[:, :-1]], dim=1)
+    own = read_back(model, batch.completion_ids_RT[:, :-1])
+    ids = torch.cat([batch.prompt_ids_BP[batch.group_R], own], dim=1)
     mask = torch.cat([batch.prompt_mask_BP[batch.group_R], batch.completion_mask_RT[:, :-1]], dim=1)
-    return ids, mask, _positions(mask)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}
+    if batch.images:
+        inputs |= batch.images.left_padded(batch.group_R.tolist(), own.shape[1], ids.device)
+    return inputs
 
 
 def _plain(decoder: _Decoder, batch: GroupBatch) -> Tensor:
     """Features [R, T, D] with the prompt repeated for every completion."""
-    ids, mask, positions = _plain_inputs(batch)
-    out = decoder.body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    inputs: dict[str, Any] = _plain_inputs(decoder.lm, batch)
+    if batch.images:
+        inputs |= batch.images.features(decoder.lm.base_model, batch.group_R.tolist())
+    out = decoder.body(use_cache=False, **inputs)
     return decoder.features(out)[:, batch.prompt_ids_BP.shape[1] - 1 :]
 
 
 def _shared(decoder: _Decoder, batch: GroupBatch) -> Tensor:
     """Features [N, D] from one row of all prompts and completions."""
-    row = PackedRow(batch.prompt_lengths, batch.completion_lengths, batch.token_N.device)
+    device = batch.token_N.device
+    row = PackedRow(batch.prompt_lengths, batch.completion_lengths, device, images=batch.images)
     prompts = batch.prompt_ids_BP[batch.prompt_mask_BP.bool()]
     completions = batch.completion_ids_RT[:, :-1][batch.completion_mask_RT[:, 1:].bool()]
-    out = run(decoder.body, torch.cat([prompts, completions])[None], row.position_N[None], row)
+    ids = torch.cat([prompts, read_back(decoder.lm, completions)])
+    features = batch.images.features(decoder.lm.base_model) if batch.images else {}
+    out = run(decoder.body, ids[None], row.positions, row, **features)
     return decoder.features(out)[0].index_select(0, row.source_M)
 
 
 def _logps_of_model(model: nn.Module, batch: GroupBatch) -> Tensor:
-    """Log-probabilities [N] by the plain forward and the model's own logits: what the other paths must equal."""
-    ids, mask, positions = _plain_inputs(batch)
-    out = unwrap(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    """Log-probabilities [N] by the plain forward and the model's own logits: what the other paths must equal.
+
+    Images go in as a user of transformers gives them, and where they stand is left to the model.
+    """
+    lm = unwrap(model)
+    inputs: dict[str, Any] = _plain_inputs(lm, batch)
+    if batch.images:
+        inputs |= batch.images.stock(lm, inputs["input_ids"], batch.group_R.tolist())
+        if batch.images.positions is not None:
+            del inputs["position_ids"]
+    out = lm(use_cache=False, **inputs)
     logits_NV = out.logits[:, batch.prompt_ids_BP.shape[1] - 1 :].flatten(0, 1)[batch.token_N].float()
     return logits_NV.log_softmax(-1).gather(-1, batch.completion_ids_RT.flatten()[batch.token_N, None])[:, 0]

@@ -29,6 +29,7 @@ from accelerate.utils import gather_object, set_seed
 from spark_rl.config import Config
 from spark_rl.data import Data, load_data
 from spark_rl.models.load import load_model, load_tokenizer
+from spark_rl.models.processor import load_image_processor
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
@@ -95,7 +96,8 @@ class Trainer:
             torch.set_num_threads(config.train.threads)
         self.data = data or load_data(config)
         self.tokenizer = load_tokenizer(config.model)
-        self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs)
+        self.images = load_image_processor(config.model, self.tokenizer)
+        self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images)
         model = load_model(config.model)  # before anything is written: it may not exist
         self.switch = Switch(config.self_reward)
         self.selection = Selection(
@@ -125,9 +127,13 @@ class Trainer:
             config, self.run_directory.root, resume, self.display.warn, enabled=self.accelerator.is_main_process
         )
 
-        self.updater = Updater(model, config, self.accelerator, self.tokenizer.pad_token_id, self.display.warn)
+        self.updater = Updater(
+            model, config, self.accelerator, self.tokenizer.pad_token_id, self.display.warn, self.images
+        )
         self.model = self.updater.model
-        self.engine = TransformersEngine(self.model, self.tokenizer, max_batch_tokens=config.rollout.max_batch_tokens)
+        self.engine = TransformersEngine(
+            self.model, self.tokenizer, images=self.images, max_batch_tokens=config.rollout.max_batch_tokens
+        )
         self.verifiers = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
         rules = RuleScorer(self.verifiers, config.loss.truncated)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -412,7 +418,7 @@ class Trainer:
                 resumes=directory.read_rows("resumes.jsonl"),
             )
             with directory.writing():
-                save_model(self.model, self.tokenizer, final, card)
+                save_model(self.model, self.tokenizer, final, card, self.config.model)
             directory.write_json("summary.json", summary)  # last: it says that the run is done
             push(final, self.config, self.display.say, self.display.warn)
         return summary

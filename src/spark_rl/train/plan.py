@@ -18,6 +18,7 @@ from spark_rl.config import Config, ModelConfig
 from spark_rl.data import Data, load_data
 from spark_rl.models.folder import resolve_path
 from spark_rl.models.load import load_tokenizer
+from spark_rl.models.processor import load_image_processor
 from spark_rl.prompts import ChatRenderer
 from spark_rl.recycle import recycle
 from spark_rl.rollout.transformers_engine import cache_tokens
@@ -106,12 +107,13 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
         ValueError: what the run would raise for its data, tokenizer or model.
     """
     data = data or load_data(config)
-    renderer = ChatRenderer(load_tokenizer(config.model), config.model.chat_template_kwargs)
+    tokenizer = load_tokenizer(config.model)
+    renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, load_image_processor(config.model, tokenizer))
     model = _empty_model(config.model)
     limit = max_prompt_tokens(config, model)
     Selection(config, data.train, renderer, limit).require_one()
     sample, _ = data.train.draw(min(_SAMPLE, data.train.num_rows))
-    lengths = [len(renderer.encode(task.messages)) for task in sample]
+    lengths = [len(renderer.encode(task.messages, task.example.images)) for task in sample]
     prompts = _prompts(config, sample)
     drawn = {task.role for task in sample}
     roles = {role: _role_tokens(config, role, tasks, renderer, limit, drawn) for role, tasks in prompts.items()}
@@ -275,7 +277,7 @@ def _role_tokens(
     sources = [Role.ANSWER, *([Role.REFLECTION] if config.recycle.max_depth == 2 else [])]
     shown = max(config.max_new_tokens(source) for source in sources if config.roles[source].share)
     shown = min(shown, config.recycle.max_response_chars)
-    lengths = [len(renderer.encode(task.messages)) for task in tasks]
+    lengths = [len(renderer.encode(task.messages, task.example.images)) for task in tasks]
     means = [n + len(t.shown) * shown * config.recycle.reasoning_view for n, t in zip(lengths, tasks, strict=True)]
     longest = [n + len(t.shown) * shown for n, t in zip(lengths, tasks, strict=True)]
     anywhere = role in drawn or config.recycle.schedule == "alternating"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from spark_rl.config import Config, flat, load_config
 from spark_rl.train.checkpoint import RunDirectory
-from spark_rl.types import Group
+from spark_rl.types import Group, with_markers
 
 
 def rollout_record(group: Group) -> dict[str, Any]:
@@ -23,8 +23,9 @@ def rollout_record(group: Group) -> dict[str, Any]:
     return {
         "id": task.id,
         "role": task.role,
-        "prompt": [dict(message) for message in task.messages],
-        "question": task.example.question,
+        "prompt": [{**message, "content": with_markers(message["content"])} for message in task.messages],
+        "question": with_markers(task.example.question),
+        **({"images": [asdict(image) for image in task.example.images]} if task.example.images else {}),
         "answer": task.label,
         "verifier": task.verifier,
         **({"metadata": task.example.metadata} if task.example.metadata else {}),

@@ -83,7 +83,7 @@ class Selection:
 
     def fits(self, task: Task) -> bool:
         """Whether a task's prompt is short enough."""
-        return len(self.renderer.encode(task.messages)) <= self.max_prompt_tokens
+        return len(self.renderer.encode(task.messages, task.example.images)) <= self.max_prompt_tokens
 
     def require_one(self) -> None:
         """Refuse a source of which nothing fits before a run depends on it.

@@ -17,6 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from spark_rl.config import Config
+from spark_rl.models.load import unwrap
+from spark_rl.models.processor import ImageProcessor
+from spark_rl.models.vision import Vision, vision_parameters
 from spark_rl.train.advantages import advantages
 from spark_rl.train.batches import (
     MicroBatch,
@@ -41,13 +44,23 @@ class Updater:
 
     Args:
         say: told in a sentence when something had to be done differently.
+        images: prepares those of a vision-language model.
     """
 
     def __init__(
-        self, model: Any, config: Config, accelerator: Accelerator, pad_id: int, say: Callable[[str], None]
+        self,
+        model: Any,
+        config: Config,
+        accelerator: Accelerator,
+        pad_id: int,
+        say: Callable[[str], None],
+        images: ImageProcessor | None = None,
     ) -> None:
         self.config, self.accelerator, self.pad_id, self.say = config, accelerator, pad_id, say
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.vision = Vision(model, images) if images else None
+        for parameter in vision_parameters(unwrap(model)) if config.model.freeze_vision else ():
+            parameter.requires_grad_(False)
         self.reference = self._frozen(model) if config.loss.kl_coef > 0 else None
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -82,9 +95,16 @@ class Updater:
         packed = micro_batches(trainable, max_tokens, fill_tokens(max_tokens, device.type))
         if self.world > 1:  # every rank makes the same number of forwards: under FSDP each is a collective
             any_group = groups[share][0]
-            idle = TrainGroup(any_group.prompt_ids, [any_group.rollouts[0].token_ids], [0.0], [0.0], temperature=1.0)
+            idle = TrainGroup(
+                any_group.prompt_ids,
+                [any_group.rollouts[0].token_ids],
+                [0.0],
+                [0.0],
+                temperature=1.0,
+                images=any_group.task.example.images,
+            )
             packed += [[idle]] * (max(gather_object([len(packed)])) - len(packed))
-        batches = [to_tensors(micro, self.pad_id, device) for micro in packed]
+        batches = [to_tensors(micro, self.pad_id, device, self.vision, self.world > 1) for micro in packed]
         self.logprobs.train()
         old = self._old_logps(batches) if config.train.epochs_per_step > 1 else [None] * len(batches)
         reference = [self._reference_logps(micro) for micro in batches]
@@ -172,11 +192,14 @@ class Updater:
         if self._checked or not groups:
             return
         self._checked = True
-        few = sorted(groups, key=lambda g: len(g.prompt_ids))[:2]
+        few = sorted(groups, key=lambda g: (not g.task.example.images, len(g.prompt_ids)))[:2]
+        shown = [g.task.example.images for g in few]
+        images = self.vision.read([g.prompt_ids for g in few], shown) if self.vision else None
         batch = collate(
             [(g.prompt_ids, [r.token_ids for r in g.rollouts[:2]]) for g in few],
             self.pad_id,
             self.accelerator.device,
+            images,
         )
         module = self.accelerator.unwrap_model(self.logprobs)
         with self.accelerator.autocast():

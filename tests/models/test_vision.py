@@ -1,0 +1,176 @@
+"""Images in engine and update: the same tokens, losses and gradients as the model's own forward, five families."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vision import FAMILIES, image_file, save_vision_model
+
+from spark_rl.config import ModelConfig
+from spark_rl.images import open_image
+from spark_rl.models.load import load_model, load_tokenizer
+from spark_rl.models.processor import ImageProcessor, load_image_processor
+from spark_rl.models.vision import Vision
+from spark_rl.prompts import ChatRenderer
+from spark_rl.rollout.engine import Request
+from spark_rl.rollout.transformers_engine import TransformersEngine
+from spark_rl.train.forward import GroupBatch, GroupLogProbs, collate
+from spark_rl.types import IMAGE, Image
+
+
+@dataclass
+class Loaded:
+    model: Any
+    tokenizer: Any
+    images: ImageProcessor
+    renderer: ChatRenderer
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loaded]:
+    known: dict[str, Loaded] = {}
+
+    def load(family: str) -> Loaded:
+        if family not in known:
+            folder = save_vision_model(family, tmp_path_factory.mktemp(family))
+            config = ModelConfig(path=str(folder))
+            tokenizer = load_tokenizer(config)
+            images = load_image_processor(config, tokenizer)
+            model = load_model(config)
+            with torch.no_grad():  # so that no greedy path goes through an image token
+                model.get_output_embeddings().weight[model.config.image_token_id] = 0
+            known[family] = Loaded(model, tokenizer, images, ChatRenderer(tokenizer, images=images), folder)
+        return known[family]
+
+    return load
+
+
+def prompts(of: Loaded) -> list[tuple[str, tuple[Image, ...]]]:
+    """A text, one image, two images among words, and the same image once more."""
+    first, second = image_file(of.folder, 1, 48, 40), image_file(of.folder, 2, 24, 16)
+    return [
+        ("What is 2+2?", ()),
+        (f"{IMAGE}How many are red?", (first,)),
+        (f"Is {IMAGE} larger than {IMAGE}? Say so.", (first, second)),
+        (f"Is this right? {IMAGE} Three.", (first,)),
+    ]
+
+
+def encoded(of: Loaded) -> list[tuple[list[int], tuple[Image, ...]]]:
+    return [(of.renderer.encode([{"role": "user", "content": c}], i), i) for c, i in prompts(of)]
+
+
+def batch_of(of: Loaded, seed: int = 0, odd: int | None = None) -> GroupBatch:
+    """Groups of the prompts, with completions of several lengths; `odd` is a token that one of them begins with."""
+    generator = torch.Generator().manual_seed(seed)
+    taken = encoded(of)
+    lengths = [(3, 5), (4,), (1, 6, 2), (2, 2)]
+    completions = [
+        [torch.randint(8, 60, (n,), generator=generator).tolist() for n in of_prompt] for of_prompt in lengths
+    ]
+    if odd is not None:
+        completions[1][0][0] = odd
+    vision = Vision(of.model, of.images)
+    images = vision.read([ids for ids, _ in taken], [shown for _, shown in taken])
+    return collate([(ids, group) for (ids, _), group in zip(taken, completions, strict=True)], 0, None, images)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_those_of_the_processor(loaded, family):
+    of = loaded(family)
+    for content, images in prompts(of):
+        if not images:
+            continue
+        parts = of.renderer._content(content)
+        text = of.images.processor.apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+        )
+        if family == "llava_onevision" and len(images) > 1:
+            continue  # its processor makes less of each of several images, which are taken here as if alone
+        pictures = [open_image(image) for image in images]
+        expected = of.images.processor(images=[pictures], text=[text], add_special_tokens=False)["input_ids"][0]
+        assert of.renderer.encode([{"role": "user", "content": content}], images) == list(expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_prompts_have_the_models_own_log_probabilities(loaded, family):
+    of = loaded(family)
+    for implementation in ("shared", "plain"):
+        module = GroupLogProbs(copy.deepcopy(of.model), implementation)
+        assert module.self_check(batch_of(of), tolerance=1e-4) is None, implementation
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_those_of_the_plain_forward(loaded, family):
+    of, gradients, losses = loaded(family), {}, {}
+    for implementation in ("shared", "plain"):
+        model = copy.deepcopy(of.model)
+        batch = batch_of(of)
+        logps_RT = GroupLogProbs(model, implementation)(batch).logps_RT
+        weight_RT = torch.linspace(-1, 1, logps_RT.numel()).view_as(logps_RT)
+        loss = (logps_RT * weight_RT).sum() / logps_RT.numel()
+        loss.backward()
+        losses[implementation] = loss.detach()
+        gradients[implementation] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(losses["shared"], losses["plain"], atol=1e-5, rtol=1e-5)
+    assert gradients["shared"].keys() == gradients["plain"].keys()
+    assert any("vis" in name for name in gradients["shared"])
+    scale = max(gradient.abs().max() for gradient in gradients["plain"].values())
+    for name, gradient in gradients["plain"].items():
+        torch.testing.assert_close(gradients["shared"][name] / scale, gradient / scale, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shares", [True, False])
+def test_greedy_tokens_are_those_of_generate(loaded, family, shares, monkeypatch):
+    of = loaded(family)
+    monkeypatch.setattr("spark_rl.rollout.transformers_engine.can_share", lambda model: shares)
+    taken = encoded(of)
+    requests = [
+        Request(str(i), tuple(ids), n=2, max_new_tokens=8, temperature=0.0, images=images)
+        for i, (ids, images) in enumerate(taken)
+    ]
+    engine = TransformersEngine(of.model, of.tokenizer, images=of.images)
+    made = engine.generate(requests)
+    vision = Vision(of.model, of.images)
+    for (ids, images), completions in zip(taken, made, strict=True):
+        input_ids = torch.tensor([ids])
+        read = vision.read([ids], [images])
+        extra = read.stock(of.model, input_ids, [0]) if read else {}
+        if read and read.blocks is not None:
+            extra["token_type_ids"] = extra.pop("mm_token_type_ids", (input_ids == of.images.image_token_id).long())
+        out = of.model.generate(
+            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), do_sample=False, max_new_tokens=8, **extra
+        )
+        expected = out[0, len(ids) :].tolist()
+        for completion in completions:
+            assert completion.token_ids == expected
+
+
+def test_an_image_token_that_was_sampled_is_no_image(loaded):
+    of = loaded("qwen2_5_vl")
+    batch = batch_of(of, odd=of.images.image_token_id)
+    assert GroupLogProbs(copy.deepcopy(of.model), "shared").self_check(batch, tolerance=1e-4) is None
+
+
+def test_an_image_token_that_was_typed_is_no_image(loaded):
+    of = loaded("qwen2_5_vl")
+    image = image_file(of.folder, 1, 48, 40)
+    ids = of.renderer.encode([{"role": "user", "content": f"{IMAGE}<|image_pad|> is a token"}], (image,))
+    assert ids.count(of.images.image_token_id) == of.images.prepare(image).num_tokens
+    plain = of.renderer.encode([{"role": "user", "content": "<|image_pad|> is a token"}])
+    assert of.images.image_token_id not in plain
+
+
+def test_an_image_is_prepared_and_encoded_once(loaded):
+    of = loaded("qwen2_5_vl")
+    images = batch_of(of).images
+    assert len(images.images) == 2
+    assert images.of_prompt == [[], [0], [0, 1], [0]]

@@ -1,0 +1,110 @@
+"""Whole runs of a tiny vision-language model: it trains, recycles with images, and resumes bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from factories import lines, read_rows, small_run
+from safetensors.torch import load_file
+from vision import picture, save_vision_model
+
+from spark_rl.config import Config
+from spark_rl.train.loop import Trainer
+
+ROLES = "roles={answer: {share: 0.25}, pointwise: {share: 0.25}, pairwise: {share: 0.25}, reflection: {share: 0.25}}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_vision_model("qwen2_5_vl", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions without, with one and with two images, which any text answers half of the time."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for i in range(24):
+        names = [f"{i}-{k}.png" for k in range(i % 3)]
+        for k, name in enumerate(names):
+            picture(10 * i + k, 24, 16 + 8 * k).save(folder / name)
+        prompt = f"Number {i}: " + " and ".join(["<image>"] * len(names)) + " right?"
+        rows.append({"prompt": prompt, "answer": "Yes", "images": names, "id": f"q{i}"})
+    path = folder / "questions.jsonl"
+    path.write_text(lines(rows))
+    return path
+
+
+def run_config(model: Path, questions: Path, output: Path, *overrides: str) -> Config:
+    return small_run(
+        output,
+        f"model.path={model}",
+        f"data.train={questions}",
+        "data.verifier=trl:tests_of_vision:even_length",
+        "data.check_golds=false",
+        "rollout.groups_per_step=8",
+        "rollout.max_new_tokens=6",
+        "checkpoint.every=1",
+        ROLES,
+        *overrides,
+    )
+
+
+@pytest.fixture(autouse=True)
+def grader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verifier of the user's, so that a random model is right now and then."""
+    (tmp_path / "tests_of_vision.py").write_text(
+        "def even_length(completions, **kwargs):\n"
+        "    return [float(len(completion[0]['content']) % 2 == 0) for completion in completions]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+
+def test_images_go_round(model, questions, tmp_path):
+    summary = Trainer(run_config(model, questions, tmp_path / "run")).run()
+    assert summary is not None
+    rows = [row for path in sorted((tmp_path / "run" / "rollouts").glob("*.jsonl")) for row in read_rows(path)]
+    roles = {row["role"] for row in rows if row.get("images")}
+    assert {"answer", "pointwise", "pairwise", "reflection"} == roles
+    for row in rows:
+        assert sum(m["content"].count("<image>") for m in row["prompt"]) == len(row.get("images", []))
+    final = tmp_path / "run" / "final"
+    assert (final / "preprocessor_config.json").exists()
+    before, after = load_file(model / "model.safetensors"), load_file(final / "model.safetensors")
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert any("visual" in name for name in changed)
+    assert any("model.layers" in name for name in changed)
+
+
+def test_a_frozen_vision_tower_stays_what_it_was(model, questions, tmp_path):
+    Trainer(run_config(model, questions, tmp_path / "run", "model.freeze_vision=true", "train.steps=1")).run()
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "run" / "final"))
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed and not any("visual" in name for name in changed)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(model, questions, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    Trainer(run_config(model, questions, whole)).run()
+    stopped = Trainer(run_config(model, questions, parts))
+    step = stopped.step
+
+    def stop_after_one() -> object:
+        stopped._stop = True
+        return step()
+
+    stopped.step = stop_after_one  # type: ignore[method-assign]
+    assert stopped.run() is None
+    assert json.loads((parts / "checkpoints" / "step-000001" / "trainer.json").read_text())
+    Trainer(run_config(model, questions, parts), resume=True).run()
+    ends = [load_file(folder / "final" / "model.safetensors") for folder in (whole, parts)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_language_model_is_given_no_images(questions, tmp_path):
+    with pytest.raises(ValueError, match="takes no images"):
+        Trainer(run_config(Path("embedded"), questions, tmp_path / "run"))
