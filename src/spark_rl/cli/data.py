@@ -16,7 +16,7 @@ import typer
 
 from spark_rl.cli.rows import Output, progress, say
 from spark_rl.data.convert import FORMATS, Picture, Question, Unusable, detect, image_suffix
-from spark_rl.data.tables import Table, leave_encoded, open_tables
+from spark_rl.data.tables import Table, open_tables
 from spark_rl.jsonl import MAX_ROW_BYTES
 
 data = typer.Typer(help="Prepare data.", no_args_is_help=True)
@@ -58,7 +58,6 @@ def convert(
         raise ValueError(f"{out}: rows are written as JSON lines; name a file that ends with .jsonl")
     tables = open_tables(source, split="train", subset=None)
     for table in tables:
-        leave_encoded(table)
         if out.exists() and Path(table.place).exists() and out.samefile(table.place):
             raise ValueError(f"{out}: is the file that is read; name another")
     name = format or _detected(tables)

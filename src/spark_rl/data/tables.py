@@ -163,21 +163,6 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def leave_encoded(table: Table) -> None:
-    """Have images come as bytes and path, as they are stored, and not as pictures."""
-    if not isinstance(table, ArrowTable):
-        return
-    import datasets
-
-    dataset: Any = table.rows
-    for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            dataset = dataset.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    table.rows = dataset
-
-
 def open_tables(path: str, *, split: str, subset: str | None) -> list[Table]:
     """The tables of a path, a pattern or a Hub id.
 

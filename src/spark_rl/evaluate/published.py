@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import FILE_SUFFIXES
-from spark_rl.data.tables import Table, leave_encoded, open_tables
+from spark_rl.data.tables import Table, open_tables
 from spark_rl.evaluate.published_rows import BestOfItem, ImagePair, Item, Row
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.types import Example
@@ -86,8 +86,6 @@ def _tables(published: PublishedSet, path: Path | None) -> list[Table]:
     else:
         for file in _files(published, path) if path.is_dir() else [path]:
             tables += open_tables(str(file.absolute()), split="", subset=None)
-    for table in tables:
-        leave_encoded(table)
     return tables
 
 
