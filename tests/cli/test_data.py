@@ -5,6 +5,7 @@ The schemas of the rows are those of `tests/data/test_convert.py`, which cites w
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,16 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import PIL.Image
 import pytest
 
 from spark_rl.cli.data import ImageFolder
 from spark_rl.cli.rows import Output
+from spark_rl.config import DataConfig, SourceConfig
+from spark_rl.data.sources import open_sources
 from spark_rl.jsonl import MAX_ROW_BYTES
+from spark_rl.types import IMAGE
 
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe0def46b8"
-    "0000000049454e44ae426082"
-)
+
+def png() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = png()
 OTHER = PNG + b"more"
 
 
@@ -113,6 +122,18 @@ def test_bytes_become_files(tmp_path, spark_rl):
     assert all(image.startswith("out_images/") and image.endswith(".png") for row in rows for image in row["images"])
     assert visible(tmp_path / "out_images") == {Path(image).name for row in rows for image in row["images"]}
     assert not [name for name in visible(tmp_path) if name.startswith(".")]
+
+
+def test_what_comes_out_trains(tmp_path, spark_rl):
+    write_parquet(
+        tmp_path / "a.parquet", [geometry(PNG), geometry(PNG, PNG, problem="Which?"), geometry(problem="1+1?")]
+    )
+    assert spark_rl("data", "convert", "a.parquet", "out.jsonl").code == 0
+    (source,) = open_sources([SourceConfig(path="out.jsonl")], DataConfig(), set(), held_out=False)
+    examples = [source.task(index).example for index in range(source.num_rows)]
+    assert [example.question for example in examples] == [f"{IMAGE}Find x.", f"{IMAGE}\n{IMAGE}\nWhich?", "1+1?"]
+    assert [[Path(image.path).read_bytes() for image in each.images] for each in examples] == [[PNG], [PNG] * 2, []]
+    assert [(example.answer, example.verifier) for example in examples] == [("3", "math")] * 3
 
 
 def test_images_may_join_a_folder_that_is_there(tmp_path, spark_rl):
