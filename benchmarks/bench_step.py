@@ -151,7 +151,7 @@ def main() -> None:
         model = folder / "model"
         warm.model.save_pretrained(model)
         warm.tokenizer.save_pretrained(model)
-        batch = min((32, 64, 128), key=lambda size: statistics.median(trl(model, rows, size, 2, [])))
+        batch = min((16, 32, 64, 128), key=lambda size: statistics.median(trl(model, rows, size, 2, [])))
 
         frozen = [f"model.path={model}", "train.learning_rate=1e-9"]
         sides = {

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from image_files import BAD, png
 
 from spark_rl.models.folder import resolve_path
 
@@ -251,6 +252,57 @@ DATA = [
         spoil=rows(Q, {**Q, "answer": "Yes", "role": "pointwise", "verifier": "self"}),
     ),
 ]
+DISCS = {"prompt": "How many discs are there?", "answer": 3}
+
+
+def seen(*images: str, prompt: str = DISCS["prompt"]) -> Callable[[Path], object]:
+    """A good row and one with these images, of which `good.png` is good."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "good.png").write_bytes(png())
+        for name in set(images) & set(BAD):
+            (folder / name).write_bytes(BAD[name][0])
+        rows(Q, {**DISCS, "prompt": prompt, "images": images})(folder)
+
+    return spoil
+
+
+IMAGES = [
+    *(
+        train(
+            f"image {name}", "--dry-run", words=["data.jsonl, row 2", name, *BAD[name][1].split("; ")], spoil=seen(name)
+        )
+        for name in ("truncated.jpg", "text.png", "empty.png", "pixel.png", "huge.png", "moving.gif", "float.tif")
+    ),
+    train("no image", "--dry-run", words=["data.jsonl, row 2", "no.png", "check the path"], spoil=seen("no.png")),
+    train("image is a folder", "--dry-run", words=["data.jsonl, row 2", "model is a folder"], spoil=seen("model")),
+    train(
+        "image of the web",
+        "--dry-run",
+        words=["data.jsonl, row 2", "https://example.org/a.png", "data.allow_image_urls=true"],
+        spoil=seen("https://example.org/a.png"),
+    ),
+    train(
+        "images and markers",
+        "--dry-run",
+        words=["data.jsonl, row 2", "images is 1", "<image> in 'prompt' is 2", "write it once"],
+        spoil=seen("good.png", prompt="Is <image> like <image>?"),
+    ),
+    train(
+        "no row with a good image",
+        "--dry-run",
+        "data.train=seen.jsonl",
+        "data.bad_rows=skip",
+        words=["seen.jsonl", "no row is usable", "row 1", "no.png"],
+        spoil=rows({**DISCS, "images": "no.png"}, name="seen.jsonl"),
+    ),
+    Case(
+        "recycle: bad image",
+        ["recycle", "data.jsonl", "--out", "made.jsonl"],
+        ["data.jsonl, row 1", "no.png", "--skip-bad"],
+        rows({**ROLLOUTS, "images": ["no.png"]}),
+    ),
+]
 MODEL = [
     train("no model folder", "model.path=./nowhere", words=["model.path", "nowhere"]),
     train("model is a file", "model.path=run.yaml", words=["model.path", "run.yaml", "folder"]),
@@ -470,7 +522,7 @@ INFER = [
         ["engine.max_new_tokens is 2000", "1024", "lower"],
     ),
 ]
-CASES = [*EVAL, *ENGINES, *CONFIG, *DATA, *MODEL, *OUTPUT, *VERBS, *SERVE, *INFER]
+CASES = [*EVAL, *ENGINES, *CONFIG, *DATA, *IMAGES, *MODEL, *OUTPUT, *VERBS, *SERVE, *INFER]
 
 
 @pytest.fixture
@@ -515,6 +567,17 @@ def test_a_mistake_gets_one_line_and_code_2(case: Case, folder: Path) -> None:
     assert "Traceback" not in errors[0] and done.stdout == ""
     assert contents(folder) == before
     assert seconds < LIMIT
+
+
+def test_rows_with_bad_images_are_skipped_and_said_and_a_typed_marker_is_text(folder: Path) -> None:
+    (folder / "empty.png").write_bytes(b"")
+    rows(
+        Q, {**Q, "prompt": "What is <image> in HTML?"}, *({**DISCS, "images": name} for name in ("empty.png", "no.png"))
+    )(folder)
+    command = [sys.executable, "-m", "spark_rl.cli", *TRAIN, "--dry-run", "data.bad_rows=skip"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "2 of the 4 rows of data.jsonl are left out of training; the first one is data.jsonl, row 3" in done.stderr
 
 
 def test_the_good_folder_is_good(folder: Path) -> None:

@@ -12,13 +12,15 @@ import pytest
 from factories import make_example, make_group, question_group
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import png
 
 from spark_rl.cli.recycle import GROUPS_PER_STEP, _group
 from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
 from spark_rl.data import question_task
 from spark_rl.data.rows import RowReader
+from spark_rl.images import reference
 from spark_rl.recycle import recycle
-from spark_rl.types import Group, Role
+from spark_rl.types import IMAGE, Group, Role
 from spark_rl.verify import box
 
 COMMAND = [sys.executable, "-m", "spark_rl.cli", "recycle"]
@@ -153,6 +155,31 @@ def test_its_output_trains(tmp_path: Path) -> None:
         assert task.example.metadata == ({"tolerance": 0.5} if task.role is Role.REFLECTION else {})
 
 
+def test_images_go_with_the_question_into_what_trains(tmp_path: Path) -> None:
+    """From a file, and from what a run writes of the same questions; whatever was typed or written stays text."""
+    for seed, name in enumerate("ab"):
+        (tmp_path / f"{name}.png").write_bytes(png(seed))
+    images = [reference(f"{name}.png", tmp_path) for name in "ab"]
+    rollouts = [{"text": f"<image>{IMAGE} {box(str(number))}", "reward": int(number == 3)} for number in (3, 4)]
+    content = [{"type": "image"}, {"type": "text", "text": "<image> or "}, {"type": "image"}]
+    given = {"prompt": [{"role": "user", "content": content}], "images": ["a.png", "b.png"], "answer": 3}
+    (tmp_path / "rows.jsonl").write_text(lines(given | {"rollouts": rollouts}))
+    run_row = a_runs_row(make_group(RowReader(SourceConfig(path="rows"), DataConfig(), "rows", tmp_path).task(given, 0),
+                                    [r["text"] for r in rollouts]))  # fmt: skip
+    columns = {"prompt": "messages", "answer": "label"}
+    reader = RowReader(SourceConfig(path="items", columns=columns), DataConfig(), "items")
+    of_file = run(tmp_path / "rows.jsonl")
+    for done in (of_file, run(rows=lines(run_row))):
+        assert done.returncode == 0, done.stderr
+        tasks = [reader.task(item, i) for i, item in enumerate(parsed(done.stdout))]
+        assert {task.role for task in tasks} == set(Role) - {Role.ANSWER}
+        for task in tasks:
+            assert task.example.images == tuple(images)
+            assert task.example.question == f"{IMAGE}<image> or {IMAGE}"
+            assert f"```\n{IMAGE}<image> or {IMAGE}\n```" in task.messages[0]["content"]
+            assert task.messages[0]["content"].count(IMAGE) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
@@ -161,6 +188,16 @@ def test_its_output_trains(tmp_path: Path) -> None:
         ([], {"prompt": 3}, "'prompt' must be text or a list, not 3"),
         ([], {"prompt": [{"role": "assistant", "content": "hi"}]}, "end with a user's turn"),
         ([], {"answer": None}, "row 1: 'answer' is empty"),
+        (
+            [],
+            {"images": "a.png"},
+            "a.png cannot be read (No such file or directory); check the path (--skip-bad leaves",
+        ),
+        (
+            [],
+            {"images": ["/", "/"], "prompt": "<image>"},
+            "the number of images is 2, and that of <image> in 'prompt' is",
+        ),
         ([], {"rollouts": None}, "row 1: has no 'rollouts'; add it (--skip-bad leaves such rows out)"),
         ([], {"rollouts": {}}, "'rollouts' must be a list"),
         ([], {"rollouts": ["text"]}, "row 1: rollout 0: must be an object with a 'text' and a 'reward'"),

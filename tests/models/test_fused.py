@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from spark_rl.models.fused import LogSoftmaxAt, RMSNorm, fuse
+from spark_rl.models.fused import LogSoftmaxAt, RMSNorm, fuse, stock
 
 
 def test_rms_norm_equals_torch():
@@ -107,3 +107,33 @@ def test_half_precision_is_left_to_the_model(tiny_model):
     expected = model(ids).logits
     fuse(model)
     assert torch.equal(model(ids).logits, expected)
+
+
+def test_only_some_layers_of_a_class_may_have_a_weight():
+    class ScaledRMSNorm(torch.nn.Module):
+        def __init__(self, with_scale):
+            super().__init__()
+            self.eps = 1e-6
+            if with_scale:
+                self.weight = torch.nn.Parameter(torch.full((4,), 2.0))
+
+        def forward(self, x):
+            normed = torch.nn.functional.rms_norm(x, (4,), None, self.eps)
+            return normed * self.weight if hasattr(self, "weight") else normed
+
+    model = torch.nn.Sequential(ScaledRMSNorm(True), ScaledRMSNorm(False))
+    x = torch.randn(2, 4)
+    expected = model(x)
+    fuse(model)
+    torch.testing.assert_close(model(x), expected)
+    assert ["forward" in vars(module) for module in model] == [True, False]
+
+
+def test_the_models_own_norms_can_be_had(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.RMSNorm(4, eps=1e-6))
+    fuse(model)
+    x = torch.randn(2, 4)
+    expected = model(x).clone()
+    monkeypatch.setattr(RMSNorm, "forward", staticmethod(lambda ctx, *args: args[0]))
+    with stock():
+        torch.testing.assert_close(model(x), expected)

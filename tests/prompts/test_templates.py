@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spark_rl.data import question_task
 from spark_rl.prompts import TEMPLATES, View, answer_prompt, fill, shown, templates_for, verdict
 from spark_rl.prompts.templates import cut, fence
-from spark_rl.types import Role
+from spark_rl.types import IMAGE, Role
 from spark_rl.verify import ANSWER_TAG, Check, VerifierPool, box, extract_answer
 
 PLACEHOLDERS = {
@@ -184,6 +184,12 @@ def test_over_long_reasoning_is_cut_visibly_and_keeps_its_answer():
 def test_the_answer_view_shows_nothing_but_the_answer():
     assert shown(f"Because of that it is {box('7')}.", "7", View.ANSWER, 100) == box("7")
     assert shown("I give up.", None, View.ANSWER, 100) is None
+
+
+@pytest.mark.parametrize("view", View)
+def test_nothing_that_a_response_says_stands_for_an_image(view):
+    seen = shown(f"I see {IMAGE}, so {box(IMAGE)}.", IMAGE, view, 100)
+    assert seen is not None and IMAGE not in seen and box("\ufffd") in seen
 
 
 def test_the_reasoning_view_shows_all_that_is_visible():

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from spark_rl.config import RecycleConfig
 from spark_rl.recycle import Bundle, Pool, recycle
-from spark_rl.types import Response, Role, Task
+from spark_rl.types import Image, Response, Role, Task
 
 RECYCLED = [role for role in Role if role.is_recycled]
 
 
 def bundle(*names: str, role: Role = Role.POINTWISE, step: int = 0) -> Bundle:
-    example = make_example(metadata={"tolerance": 0.5, "of": ["a", {"b": None}]})
+    images = (Image("/images/a.png", "0" * 64), Image('drawn:{"size":[9,9],"marks":[]}', "f" * 64))
+    example = make_example(metadata={"tolerance": 0.5, "of": ["a", {"b": None}]}, images=images)
     shown = (Response("r", "a response", "5", 1.0), Response("s", "no answer \u2028 é", None, 0.0))
     return tuple(
         Task(f"{role}-{name}", role, example.prompt, "Yes", "choice", example, "t-1", shown, 1, step) for name in names

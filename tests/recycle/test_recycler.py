@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 
 from spark_rl.config import RecycleConfig
 from spark_rl.data import question_task
-from spark_rl.prompts import TEMPLATES, templates_for
+from spark_rl.prompts import TEMPLATES, answer_prompt, templates_for
 from spark_rl.prompts.templates import fence
 from spark_rl.recycle import Bundle, Recycled, recycle
-from spark_rl.types import Group, Role, Task
+from spark_rl.types import IMAGE, Group, Image, Role, Task
 from spark_rl.verify import Check, VerifierPool, box, extract_answer, grade
 
 DEFAULT = RecycleConfig()
 PAPER = RecycleConfig(
     balanced=False, both_orders=False, pair_rate=0.7, items_per_group=1, keep_right_share=0, max_depth=1
 )
+RECYCLED_ROLES = {role for role in Role if role.is_recycled}
 configs = st.builds(
     RecycleConfig,
     both_orders=st.booleans(),
@@ -481,6 +482,32 @@ def test_hostile_questions_and_responses_stay_quotations(text):
         assert prompt(task).startswith(f"Question:\n{fence(text)}\n")
         for response in task.shown:
             assert prompt(task).count(fence(response.text)) == 1
+
+
+@given(
+    texts=st.lists(st.text(st.sampled_from(f"{IMAGE}` a")), min_size=4, max_size=4),
+    config=configs,
+    seed=st.integers(0, 9),
+)
+@example(texts=[IMAGE] * 4, config=DEFAULT, seed=0)
+def test_a_recycled_task_shows_the_questions_images_and_no_others(texts, config, seed):
+    """Whatever the responses say; the two images stand in the question one behind the other, with text between."""
+    question = f"Is {IMAGE} the same as {IMAGE}?"
+    images = tuple(Image(f"/{name}.png", name * 64) for name in "ab")
+    asked = make_example(4, question=question, prompt=answer_prompt(question), images=images)
+    answers = ("5", "6", f"5 {IMAGE}", IMAGE)
+    group = make_group(
+        question_task(asked), [f"{i} {t} {box(a)}" for i, (t, a) in enumerate(zip(texts, answers, strict=True))]
+    )
+    made = tasks_of(recycle([group], config, seed=seed, step=0))
+    second_tries = [
+        make_group(task, [f"{IMAGE}{box('5')}", f"{IMAGE} {box('6')}"]) for task in made if task.role is Role.REFLECTION
+    ]
+    again = tasks_of(recycle(second_tries, config, seed=seed, step=1))
+    assert ({task.role for task in made} == RECYCLED_ROLES and len(again) > 0) or config != DEFAULT
+    for task in [*made, *again]:
+        assert task.example.images == images
+        assert prompt(task).count(IMAGE) == 2 and prompt(task).startswith(f"Question:\n{fence(question)}\n")
 
 
 def test_random_state_outside_does_not_matter():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,9 @@ import torch
 from transformers import GenerationConfig
 
 from spark_rl.rollout.engine import Request, uniforms
+from spark_rl.rollout.running_rows import PromptOnceRows
 from spark_rl.rollout.transformers_engine import TransformersEngine
+from spark_rl.train.forward import GroupLogProbs, collate
 
 CONFIGS = {
     "Qwen2": {},
@@ -235,3 +239,63 @@ def test_a_model_that_hands_nothing_on_to_its_attention_runs_every_prompt(tiny_m
     monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", deaf)
     (group,) = TransformersEngine(model, tiny_tokenizer).generate(requests)
     assert [c.token_ids for c in group] == [c.token_ids for c in expected[0]]
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("Phimoe", {"sliding_window": 6, "num_local_experts": 2}),  # its window is in the mask alone
+        ("DiffLlama", {}),  # two attentions a layer
+        ("Doge", {}),  # a mask of each layer's own
+    ],
+)
+def test_models_that_cannot_share_are_found_out(tiny_model, tiny_tokenizer, family, config):
+    """Generation and the update fall back to the plain forward, with the model's own log-probabilities."""
+    model = tiny_model(family, **config)
+    engine = TransformersEngine(model, tiny_tokenizer)
+    prompt = tuple(2 + i % 50 for i in range(20))
+    ((completion,),) = engine.generate([Request("a", prompt, 1, 4, temperature=1.0, seed=1)])
+    assert not engine.shares
+    ids = torch.tensor([[*prompt, *completion.token_ids]])
+    logps = model(ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+    expected = logps.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(completion.logps), expected, atol=1e-4, rtol=0)
+    module = GroupLogProbs(copy.deepcopy(model), "auto")
+    batch = collate([(list(prompt), [completion.token_ids])])
+    if module.self_check(batch) is not None:
+        module.implementation = "plain"
+        assert module.self_check(batch) is None
+
+
+def test_a_request_may_come_twice(tiny_model, tiny_tokenizer):
+    engine = TransformersEngine(tiny_model(), tiny_tokenizer)
+    request, other = (Request(str(i), p, 2, 6, seed=1) for i, p in enumerate(random_prompts([7, 7])))
+    first, _, again = engine.generate([request, other, request])
+    assert [c.token_ids for c in first] == [c.token_ids for c in again]
+
+
+def test_two_threads_may_generate_at_once(tiny_model, tiny_tokenizer):
+    engine = TransformersEngine(tiny_model(), tiny_tokenizer)
+    requests = [Request(str(i), p, 2, 30, temperature=2.0, seed=i) for i, p in enumerate(random_prompts([5, 9]))]
+    expected = [[c.token_ids for c in completions] for completions in engine.generate(requests)]
+    with ThreadPoolExecutor(4) as pool:
+        for made in pool.map(lambda _: engine.generate(requests), range(8)):
+            assert [[c.token_ids for c in completions] for completions in made] == expected
+    assert engine.model.config._attn_implementation == "sdpa"
+
+
+def test_rows_have_room_for_their_limit_only(tiny_model, tiny_tokenizer, monkeypatch):
+    rooms: list[int] = []
+    keep = PromptOnceRows._with
+
+    def watched(self, layer, *states):
+        kept = keep(self, layer, *states)
+        rooms.append(self._own[layer][0].shape[2])
+        return kept
+
+    monkeypatch.setattr(PromptOnceRows, "_with", watched)
+    engine = TransformersEngine(tiny_model(eos_token_id=None), tiny_tokenizer)
+    for limit in (4, 70):
+        engine.generate([Request("a", random_prompts([5])[0], 2, limit, temperature=0)])
+        assert max(rooms) <= limit
+        rooms.clear()

@@ -281,3 +281,12 @@ def test_splitting_keeps_rows_with_their_numbers():
         replace(group, completions=[[1], [2]], advantages=[0.1, 0.2], scales=[0.4, 0.5]),
         replace(group, completions=[[3]], advantages=[0.3], scales=[0.6]),
     ]
+
+
+def test_one_long_rollout_does_not_blow_up_a_batch():
+    """Attention pads to the longest completion of a batch, so it is kept away from many short ones."""
+    groups = [TrainGroup([1] * 5, [[1] * 4] * 8, [1.0] * 8, [1.0] * 8, 1.0) for _ in range(40)]
+    groups.append(TrainGroup([1] * 5, [[1] * 4] * 7 + [[1] * 600], [1.0] * 8, [1.0] * 8, 1.0))
+    for batch in micro_batches(groups, 4096, 2048):
+        rows = sum(len(group.completions) for group in batch)
+        assert rows * max(group.width for group in batch) <= 2 * 4096

@@ -7,12 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 from factories import make_group
+from image_files import png
 
 from spark_rl.config import Config, load_config
 from spark_rl.data import load_data
+from spark_rl.images import reference
 from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.train.validation import HeldOut
-from spark_rl.types import Group, Role, Task
+from spark_rl.types import IMAGE, Group, Role, Task
 from spark_rl.verify import box
 
 
@@ -46,6 +48,22 @@ def test_every_source_is_among_the_items_and_they_are_read_back(tmp_path: Path) 
     assert before["n_answer"] == 20 and before["n_pointwise"] == 20
     again = held_out(config, [])
     assert again.begin(directory, is_main=True) == before and again.items == made.items
+
+
+def test_items_keep_their_images(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [{"prompt": f"<image> What is {i}+0?", "answer": i, "images": ["a.png"]} for i in range(6)]
+    (tmp_path / "seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_config(None, [f"data.validation={tmp_path / 'seen.jsonl'}"])
+    made, directory = held_out(config, []), RunDirectory(tmp_path / "run")
+    directory.create(resume=False)
+    made.begin(directory, is_main=True)
+    again = held_out(config, [])
+    again.begin(directory, is_main=True)
+    assert {task.role for task in again.items} > {Role.ANSWER, Role.POINTWISE} and again.items == made.items
+    for task in again.items:
+        assert task.example.images == (reference("a.png", tmp_path),)
+        assert sum(m["content"].count(IMAGE) for m in task.messages) == 1
 
 
 def test_long_questions_and_items_are_left_out_and_said(tmp_path: Path) -> None:

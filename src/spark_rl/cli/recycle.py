@@ -69,7 +69,8 @@ def recycle(
     config = _settings(preset, settings)
     source = Input(file, skip_bad)
     name = source.path.stem if source.path else "stdin"
-    reader = RowReader(SourceConfig(path=name), DataConfig(verifier=verifier), name)
+    folder = source.path.parent if source.path else Path()
+    reader = RowReader(SourceConfig(path=name), DataConfig(verifier=verifier), name, folder)
     counts: Counter[str] = Counter()
 
     def parse(row: Row, number: int) -> Group | None:
@@ -154,20 +155,23 @@ def _grade(groups: Sequence[Group], pool: VerifierPool) -> None:
 
 def _record(task: Task, number: int) -> dict[str, Any]:
     """A recycled task as a row to train on. Questions may come up again in a stream, so ids are numbered."""
+    from spark_rl.data.row_images import written_columns
+
+    columns = written_columns(task.messages, task.example.question, task.example.images)
     record = {
         "id": f"{task.id}-{number}",
         "role": task.role,
-        "messages": task.messages,
+        "messages": columns.pop("prompt"),
         "label": task.label,
         "verifier": task.verifier,
         "template": task.template,
         "parents": [response.id for response in task.shown],
         "question_id": task.example.id,
-        "question": task.example.question,
+        "question": columns.pop("question"),
         "source": task.example.source,
     }
     reads_metadata = task.role is Role.REFLECTION and task.example.metadata
-    return record | ({"metadata": task.example.metadata} if reads_metadata else {})
+    return record | columns | ({"metadata": task.example.metadata} if reads_metadata else {})
 
 
 def _report(counts: Counter[str], as_json: bool) -> None:

@@ -48,7 +48,8 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; `auto` is bfloat16 on a GPU that has it (weights stay in float32), else float32."""
     attn_implementation: str | None = None
-    """An attention implementation of transformers (`sdpa`, `flash_attention_2`, ...); null lets it choose."""
+    """An attention implementation of transformers (`sdpa`, `flash_attention_2`, ...); null lets it choose. Where
+    prompts are shared, torch's scaled-dot-product attention is used, whatever is named here."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     max_pixels: Annotated[int, Field(ge=784)] = 1_048_576
@@ -128,13 +129,15 @@ class DataConfig(Section):
     model's own verdict (see `self_reward`)."""
     system: str | None = None
     """System message put before questions that are given as plain strings."""
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What happens when a row is malformed, its id is taken, or its gold cannot be read: the run is refused before its
-    first step, or the row is skipped and counted."""
     image_folder: Path | None = None
-    """Where relative paths of images begin; null is the folder of the file that names them."""
+    """What the paths of images are relative to; null is the folder of the file that names them, and for data sets of
+    the Hub the current one."""
     allow_image_urls: bool = False
-    """Fetch images that rows give as http or https addresses; otherwise such rows are bad."""
+    """Fetch images that are given as http(s) addresses, at most 64 MiB and 20 seconds each; otherwise they are
+    refused."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What happens when a row is malformed, an image of it cannot be read, its id is taken, or its gold cannot be read:
+    the run is refused before its first step, or the row is skipped and counted."""
     check_golds: bool = True
     """Have the verifier grade every gold against itself before the first step. Costs about a millisecond a row."""
     max_prompt_tokens: Positive = 4096
@@ -339,8 +342,8 @@ class TrainConfig(Section):
     """Most tokens in one forward and backward pass, prompts counted once; gradients are accumulated over a step. On a
     CPU small groups are put together up to 2048 tokens only, which is faster."""
     shared_prefix: Literal["auto", "plain"] = "auto"
-    """`auto` computes the prompt of a group once in the update, wherever the model's architecture allows it; `plain`
-    repeats it for every rollout."""
+    """`auto` computes the prompt of a group once, in generation and in the update, wherever the model's architecture
+    allows it; `plain` repeats it for every rollout."""
     threads: Positive | None = None
     """CPU threads of torch; null leaves its default."""
     trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_listed)] = []

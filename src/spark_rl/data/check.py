@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spark_rl.config import DataConfig
-from spark_rl.data.rows import ImageError
 from spark_rl.data.sources import Source
+from spark_rl.images import ImageError
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import Task
+from spark_rl.types import IMAGE, Task
 from spark_rl.verify import SELF, Check, VerifierPool, box, gold_problem
 
 T = TypeVar("T")
@@ -37,12 +37,13 @@ _INSTRUCTION = _plain(answer_prompt("")[0]["content"])
 
 
 def question_key(task: Task) -> int:
-    """A 64-bit number for a question's text and images, whatever its case, its white space and our own answer
-    instruction.
+    """A 64-bit number for a question's text, whatever its case, its white space and our own answer instruction, and
+    for its images, wherever they stand in the text.
 
-    So a question is the same one given as text, or as chat messages that already ask for the box as we would.
+    So a question is the same one given as text, or as chat messages that already ask for the box as we would; and the
+    same text about two images is two questions.
     """
-    text = _plain(task.example.question).removesuffix(_INSTRUCTION).rstrip()
+    text = _plain(task.example.question.replace(IMAGE, " ")).removesuffix(_INSTRUCTION).rstrip()
     return _key("\0".join([text, *(image.sha256 for image in task.example.images)]))
 
 
@@ -198,5 +199,5 @@ def _content(task: Task) -> bytes:
     """All that a question's rollouts and their grades hang on."""
     e = task.example
     parts = (task.id, task.messages, task.label, task.verifier, e.question, e.source, e.metadata)  # its id has the role
-    images = [image.sha256 for image in e.images]
-    return repr((*parts, images) if images else parts).encode()
+    images = "".join(image.sha256 for image in e.images)  # not their paths: they may lie elsewhere when a run goes on
+    return (repr(parts) + images).encode()

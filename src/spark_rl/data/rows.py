@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from spark_rl.config import DataConfig, SourceConfig
+from spark_rl.data.row_images import listed, placed, placed_in_question
 from spark_rl.data.tables import lookup
 from spark_rl.images import reference
 from spark_rl.prompts import answer_prompt, verdict
-from spark_rl.types import IMAGE, Example, Image, Message, Role, Task, without_images
+from spark_rl.types import Example, Message, Role, Task, without_images
 from spark_rl.verify import SELF, box, resolve
 
 MAX_PROMPT_CHARS = 1_000_000
@@ -22,20 +23,16 @@ MAX_PROMPT_CHARS = 1_000_000
 _FIELDS: dict[str, tuple[type, ...]] = {
     "prompt": (str, list),
     "answer": (str, int, float, Decimal),
-    "question": (str,),
+    "question": (str, list),
     "role": (str,),
     "id": (str, int, float),
     "verifier": (str,),
     "source": (str,),
     "system": (str,),
     "metadata": (dict,),
-    "images": (list, str, bytes, dict),
 }
-_NO_PROMPT = "'prompt' must be text, or chat messages (role, content) that end with a user's turn"
 _NUMBERS = dict.fromkeys((int, float, Decimal), "a number")
-_JSON_NAMES = {str: "text", list: "chat messages", dict: "an object", bytes: "bytes", **_NUMBERS}
-_MARKER = "<image>"
-"""What stands for an image in the text of a row that has some."""
+_JSON_NAMES = {str: "text", list: "chat messages", dict: "an object", **_NUMBERS}
 
 
 class RowReader:
@@ -43,12 +40,13 @@ class RowReader:
 
     Args:
         name: the source's short name, for ids and metrics of rows that give none.
-        folder: where relative paths of images begin.
+        folder: what the paths of images are relative to, unless the config says.
     """
 
     def __init__(self, source: SourceConfig, config: DataConfig, name: str, folder: Path = Path()) -> None:
-        self.name, self.folder, self.allow_urls = name, config.image_folder or folder, config.allow_image_urls
-        self.columns: dict[str, str] = dict(zip(_FIELDS, _FIELDS, strict=True))
+        self.name = name
+        self.folder, self.allow_urls = config.image_folder or folder, config.allow_image_urls
+        self.columns: dict[str, str] = {field: field for field in (*_FIELDS, "images")}
         for given in (config.columns, source.columns):
             self.columns.update((str(field), column) for field, column in given.items())
         self.functions = {source.verifier, config.verifier}
@@ -76,25 +74,23 @@ class RowReader:
         values = {
             field: lookup(row, column) if "." in column else row.get(column) for field, column in self.columns.items()
         }
+        column = listed(values.pop("images"))
         self._check(values, row)
         role = _role(values["role"])
         verifier = self._verifier(values["verifier"], role)
         label = self._label(values["answer"], role, verifier)
-        prompt, images = self._images(values["prompt"], values["images"])
-        messages, question = _prompt(prompt, role, values["system"] or self.system)
-        if values["question"]:
-            question = _placed(without_images(values["question"]), len(images))
+        messages, question, given = _prompt(values["prompt"], role, values["system"] or self.system, column)
         if (length := sum(len(m["content"]) for m in messages)) > MAX_PROMPT_CHARS:
             raise ValueError(f"'prompt' has {length} characters, more than {MAX_PROMPT_CHARS}; shorten it")
         example = Example(
             id=f"{self.name}-{index + 1}" if values["id"] in (None, "") else str(values["id"]),
             prompt=messages,
-            question=question,
+            question=placed_in_question(values["question"], len(given)) if values["question"] else question,
             answer=label,
             verifier=verifier,
             source=values["source"] or self.name,
             metadata=self._metadata(values["metadata"], row, verifier),
-            images=images,
+            images=tuple(reference(value, self.folder, allow_urls=self.allow_urls) for value in given),
         )
         return question_task(example, role)
 
@@ -108,7 +104,8 @@ class RowReader:
             is_known = type(value) in _FIELDS[field]  # not isinstance: true is an int as well
             if value is None or (is_known and not (type(value) is float and not math.isfinite(value))):
                 continue
-            wanted = " or ".join(dict.fromkeys(_JSON_NAMES[t] for t in _FIELDS[field]))
+            names = {**_JSON_NAMES, list: "parts of a message"} if field == "question" else _JSON_NAMES
+            wanted = " or ".join(dict.fromkeys(names[t] for t in _FIELDS[field]))
             raise ValueError(
                 f"{self.columns[field]!r} must be {wanted}, not {json.dumps(value, default=str)[:40]}; change it, or "
                 f"name the column that is meant: data.columns.{field}=<name>"
@@ -129,25 +126,6 @@ class RowReader:
             f", or have the model judge it: 'verifier': '{SELF}'" if field == "answer" and not row.get("role") else ""
         )
         return f"has no {column!r}{found}; add it, or say which column holds it: data.columns.{field}=<name>{hint}"
-
-    def _images(self, prompt: Any, given: Any) -> tuple[Any, tuple[Image, ...]]:
-        """The prompt with `IMAGE` where an image goes, and the images in this order.
-
-        A text holds the marker `<image>` for each image, or none: then they come first. Chat messages may have contents
-        in parts, of which some are images, with or without an image of their own.
-        """
-        column = [] if given is None else given if isinstance(given, list) else [given]
-        if isinstance(prompt, str):
-            images, prompt = column, _placed(without_images(prompt), len(column))
-        else:
-            prompt, own = _flattened(prompt)
-            images = own or column
-            if not own and column:
-                prompt = _placed_in_turns(prompt, len(column))
-        try:
-            return prompt, tuple(reference(image, self.folder, allow_urls=self.allow_urls) for image in images)
-        except ValueError as error:
-            raise ImageError(str(error)) from None
 
     def _verifier(self, given: str | None, role: Role) -> str:
         """The verifier of a row. Data from elsewhere must not choose which function of which module is called."""
@@ -188,61 +166,6 @@ class RowReader:
         return json.loads(json.dumps(given, default=str)) if given else {}
 
 
-class ImageError(ValueError):
-    """An image of a row cannot be used."""
-
-
-def _placed(text: str, num_images: int) -> str:
-    """A text with `IMAGE` for each of its markers; without markers the images come first."""
-    markers = text.count(_MARKER)
-    if num_images and markers == num_images:
-        return text.replace(_MARKER, IMAGE)
-    if num_images and markers:
-        raise ValueError(
-            f"{markers} times {_MARKER!r} stands in the text of a row with {num_images} images; write it once for "
-            "each, or leave it out"
-        )
-    return f"{IMAGE}\n" * num_images + text
-
-
-def _placed_in_turns(prompt: list[Message], num_images: int) -> list[Message]:
-    """Chat messages with `IMAGE` for each marker; without markers the images come first in the last turn."""
-    contents = [m["content"] for m in prompt]
-    if any(_MARKER in content for content in contents):
-        placed = _placed("\0".join(contents), num_images).split("\0")
-    else:
-        placed = [*contents[:-1], _placed(contents[-1], num_images)]
-    return [{**m, "content": content} for m, content in zip(prompt, placed, strict=True)]
-
-
-def _flattened(prompt: Any) -> tuple[list[Message], list[Any]]:
-    """Chat messages with their parts as text, and the images that are given in them.
-
-    An image part without an image becomes a marker, whose image is in the row's column.
-    """
-    images: list[Any] = []
-
-    def text(part: Any) -> str:
-        if part.get("type") not in ("image", "image_url"):
-            return without_images(part["text"])
-        value = part.get("image") or part.get("image_url") or part.get("url") or part.get("path")
-        value = value.get("url") if isinstance(value, dict) and "url" in value else value
-        if value is None:
-            return _MARKER
-        images.append(value)
-        return IMAGE
-
-    messages: list[Message] = []
-    try:
-        for m in prompt:
-            content = m["content"]
-            content = without_images(content) if isinstance(content, str) else "".join(map(text, content))
-            messages.append({**m, "content": content})
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(_NO_PROMPT) from None
-    return messages, images
-
-
 def question_task(example: Example, role: Role = Role.ANSWER) -> Task:
     """Ask an example's question; with another role, a ready judge or reflection item."""
     return Task(
@@ -271,21 +194,30 @@ def _verdict(role: Role, answer: str) -> str:
     return found[0]
 
 
-def _prompt(prompt: Any, role: Role, system: str | None) -> tuple[tuple[Message, ...], str]:
-    """The chat messages, and the question as judges will see it."""
+def _prompt(
+    prompt: Any, role: Role, system: str | None, column: Sequence[Any]
+) -> tuple[tuple[Message, ...], str, list[Any]]:
+    """The chat messages, the question as judges will see it, and the images' values in the order of both."""
+    system = system and without_images(system)
     if isinstance(prompt, str):
-        if role.is_judge:
-            text = f"{prompt}\n\nEnd with {box(verdict(role, True))} or {box(verdict(role, False))}."
-            opening = [{"role": "system", "content": system}] if system else []
-            return (*opening, {"role": "user", "content": text}), prompt
-        return answer_prompt(prompt, system), prompt
+        ((turn,), images) = placed([{"role": "user", "content": prompt}], column)
+        text = turn["content"]
+        if not role.is_judge:
+            return answer_prompt(text, system), text, images
+        asked = f"{text}\n\nEnd with {box(verdict(role, True))} or {box(verdict(role, False))}."
+        return (*_opening(system), {"role": "user", "content": asked}), text, images
     well_formed = isinstance(prompt, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str | list)
+        for m in prompt
     )
     if not well_formed or prompt[-1]["role"] != "user":
-        raise ValueError(_NO_PROMPT)
-    turns = [m for m in prompt if m["role"] != "system"]
+        raise ValueError("'prompt' must be text, or chat messages (role, content) that end with a user's turn")
+    messages, images = placed(prompt, column)
+    turns = [m for m in messages if m["role"] != "system"]
     question = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
-    has_system = any(m["role"] == "system" for m in prompt)
-    opening = [{"role": "system", "content": system}] if system and not has_system else []
-    return (*opening, *prompt), question
+    has_system = len(turns) < len(messages)
+    return (*_opening(None if has_system else system), *messages), question, images
+
+
+def _opening(system: str | None) -> list[Message]:
+    return [{"role": "system", "content": system}] if system else []

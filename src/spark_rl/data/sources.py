@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from importlib import metadata
-from pathlib import Path
 
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.rows import RowReader, question_task
 from spark_rl.data.tables import Table, names_files, open_tables
 from spark_rl.embedded.tasks import FACTS, FAMILIES, TRANSFER, Problem, problems
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import Example, Task
+from spark_rl.types import Example, Task, without_images
 
 HELD_OUT_SEED = 10**9
 """Generated held-out questions come from seeds that no training set of a lesser size reaches."""
@@ -40,8 +39,8 @@ class Source:
     generator: str = ""
     """What identifies generated rows, which are made when they are drawn; empty for rows that are stored."""
     left_out: dict[int, str] = field(default_factory=dict)
-    """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`, `held_out` or
-    `repeated`."""
+    """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`, `held_out`
+    or `repeated`."""
 
     def task(self, index: int) -> Task:
         """The task of a row that was good before.
@@ -119,8 +118,7 @@ def _stored(source: SourceConfig, tables: Sequence[Table], names: Sequence[str],
 
 
 def _reader(source: SourceConfig, table: Table, name: str, config: DataConfig) -> Callable[[int], Task]:
-    folder = Path(table.place).parent if names_files(source.path) else Path()
-    reader = RowReader(source, config, name, folder)
+    reader = RowReader(source, config, name, table.folder)
     return lambda index: reader.task(table[index], index)
 
 
@@ -169,10 +167,11 @@ def _generated(source: SourceConfig, task: str, name: str, config: DataConfig, h
 
     def read(index: int) -> Task:
         entry = json.loads(made(index))
+        question = without_images(entry["question"])
         example = Example(
             id=f"{name}-{seed + index}",
-            prompt=answer_prompt(entry["question"], source.system or config.system),
-            question=entry["question"],
+            prompt=answer_prompt(question, source.system or config.system),
+            question=question,
             answer=entry["answer"] or "",  # some tasks have a scorer and no single right answer
             verifier="reasoning_gym",
             source=name,

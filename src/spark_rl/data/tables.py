@@ -29,6 +29,8 @@ class Table(Protocol):
     """Short name for metrics: the file's stem, the data set's name."""
     place: str
     """What messages call it: the path, or the data set and its split."""
+    folder: Path
+    """What paths in its rows are relative to: the file's folder, or the current one."""
 
     def __len__(self) -> int: ...
 
@@ -43,7 +45,7 @@ class LineTable:
     """A JSONL or CSV file, indexed by where its rows start."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name, self.place = path, path.stem, str(path)
+        self.path, self.name, self.place, self.folder = path, path.stem, str(path), path.parent
         self.is_csv = path.suffix in (".csv", ".tsv")
         self._file = _open(path)
         self._starts = array("q")
@@ -134,8 +136,8 @@ class LineTable:
 class ListTable:
     """Rows that are in memory."""
 
-    def __init__(self, rows: Sequence[Any], name: str, place: str) -> None:
-        self.rows, self.name, self.place = rows, name, place
+    def __init__(self, rows: Sequence[Any], name: str, place: str, folder: Path = Path()) -> None:
+        self.rows, self.name, self.place, self.folder = rows, name, place, folder
         if not len(rows):
             raise ValueError(_no_rows(place))
 
@@ -150,10 +152,16 @@ class ListTable:
 
 
 class ArrowTable(ListTable):
-    """Rows of a `datasets.Dataset`, mapped from disk."""
+    """Rows of a `datasets.Dataset`, mapped from disk. They are taken as they are stored: an image is a mapping of its
+    `bytes` and its `path`, wherever it stands in the row, since decoding it is not the table's business."""
+
+    def __init__(self, rows: Any, name: str, place: str, folder: Path = Path()) -> None:
+        super().__init__(rows.with_format("arrow"), name, place, folder)
 
     def __getitem__(self, index: int) -> Any:
-        return {column: _without_nulls(value) for column, value in self.rows[index].items()}
+        table: Any = self.rows[index : index + 1]
+        (row,) = table.to_pylist()
+        return {column: _without_nulls(value) for column, value in row.items()}
 
 
 def _without_nulls(value: Any) -> Any:
@@ -202,7 +210,7 @@ def _open_file(path: Path) -> Table:
             return _open_array(path) if first == b"[" else LineTable(path)
         case ".parquet":
             rows = _load_dataset(str(path), "write it again", "parquet", data_files=str(path), split="train")
-            return ArrowTable(rows, path.stem, str(path))
+            return ArrowTable(rows, path.stem, str(path), path.parent)
     raise ValueError(f"{path}: cannot tell its format; name a file that ends with {', '.join(FILE_SUFFIXES)}")
 
 
@@ -212,7 +220,7 @@ def _open_array(path: Path) -> Table:
         rows = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return ListTable(rows, path.stem, str(path))
+    return ListTable(rows, path.stem, str(path), path.parent)
 
 
 def _open_hub(name: str, *, split: str, subset: str | None) -> Table:
@@ -228,26 +236,11 @@ def _load_dataset(place: str, remedy: str, *arguments: Any, **keywords: Any) -> 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # it prints errors, and then raises them
     try:
-        rows = datasets.load_dataset(*arguments, **keywords)
+        return datasets.load_dataset(*arguments, **keywords)
     except Exception as error:  # whatever its readers, the file system or the network raise
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300]
         raise ValueError(f"{place}: cannot be loaded ({type(cause).__name__}: {reason}); {remedy}") from None
-    return _undecoded(rows)
-
-
-def _undecoded(rows: Any) -> Any:
-    """The same rows with images as their bytes and paths: they are looked at by our own rules, and not all at once."""
-    import datasets
-
-    def plain(feature: Any) -> Any:
-        if isinstance(feature, datasets.Image):
-            return datasets.Image(decode=False)
-        if isinstance(feature, datasets.List | datasets.LargeList):
-            return type(feature)(plain(feature.feature))
-        return {key: plain(value) for key, value in feature.items()} if isinstance(feature, dict) else feature
-
-    return rows.cast(datasets.Features({name: plain(feature) for name, feature in rows.features.items()}))
 
 
 def _open(path: Path) -> Any:

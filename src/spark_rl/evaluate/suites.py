@@ -151,7 +151,7 @@ def embedded_examples(path: str) -> list[Example]:
 
 def _file(path: Path, pool: VerifierPool, limit: int | None) -> Suite:
     suite = Suite(path.name, [])
-    reader = RowReader(SourceConfig(path=path.stem), DataConfig(), path.stem)
+    reader = RowReader(SourceConfig(path=path.stem), DataConfig(), path.stem, path.parent)
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:

@@ -1,219 +1,208 @@
-"""From what data, users and servers give as an image to a reference, and from a reference to a picture.
-
-A file is decoded once before it is referred to: a broken image is found before a run begins, not in its middle. Sizes
-are read from the header first, so that a small file cannot unfold into gigabytes.
-"""
+"""From what data, users and servers give as an image to a reference, and from a reference to a picture."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import io
 import os
 import re
-import warnings
+import stat
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import PIL.ImageOps
 
+from spark_rl.images.cache import keep
+from spark_rl.images.decode import ImageError, decoded, loaded
+from spark_rl.images.fetch import fetch
 from spark_rl.types import Image
 
-MAX_FILE_BYTES = 64 * 2**20
-MAX_PIXELS = 64 * 10**6
-"""Of an image as it comes, 192 MB once it is decoded; `model.max_pixels` is what a model is shown."""
-MIN_SIDE = 8
-"""Pixels; less shows nothing."""
-MAX_RATIO = 200
-"""Of the longer side to the shorter one; more is refused by Qwen's image processors."""
-DRAWN = "drawn:"
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-_MODES = (
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "I;16",
-    "I;16B",
-    "I;16L",
-    "I",
-)
-_URL = re.compile(r"https?://", re.I)
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(.*)", re.I | re.S)
+MAX_BYTES = 64 * 2**20
+"""Of a file; a photo at the limit of pixels has about half."""
+_REMEMBERED = 2**17
+"""Files and addresses that a process need not look at again, about 400 bytes of memory each."""
+_BYTES = "an image given as bytes"
+_DRAWN = "drawn:"
+_DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
 def reference(value: Any, folder: Path, *, allow_urls: bool = False) -> Image:
     """The reference to an image that is given as a path (relative ones are in `folder`), bytes, a PIL image, a mapping
-    of `bytes` and `path` as Hub image columns have it, or a data URL. What is no file becomes one, in the cache.
+    of `bytes` and `path` as Hub image columns have it, or a data URL. What is no file becomes one.
+
+    Any path that this process can read is looked at: values that strangers send must be checked before.
 
     Args:
-        allow_urls: fetch http and https addresses.
+        allow_urls: whether http(s) addresses are fetched.
 
     Raises:
-        ValueError: it is no image that can be used; the reason alone, since the caller knows the place.
+        ImageError: it is no image that can be used; the sentence names the image, but not where it was given.
     """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, Mapping):
+        return _reference(value, folder, allow_urls)
+    data, path = value.get("bytes"), value.get("path")
+    if isinstance(data, bytes):
+        return _kept(data, _named(path) if path else _BYTES)
+    if data is None and isinstance(path, str):
+        return _reference(path, folder, allow_urls)
+    raise _unknown(value)
+
+
+def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
+    if isinstance(value, str):
+        start = value[:16].lower()
+        if value.startswith(_DRAWN):
+            return _drawing(value)
+        if start.startswith("data:"):
+            return _kept(_from_data_url(value), "an image given as a data URL")
+        if start.startswith(("http://", "https://")):
+            if not allow_urls:
+                raise ImageError(
+                    f"{_named(value)} is an address, and none is fetched; give a file, or set "
+                    "data.allow_image_urls=true"
+                )
+            return _fetched(value)
+    if isinstance(value, str | Path) and str(value).strip():
+        return _of_file(Path(os.path.abspath(folder.expanduser() / Path(value).expanduser())))
+    if isinstance(value, bytes | bytearray):
+        return _kept(bytes(value), _BYTES)
     if isinstance(value, PIL.Image.Image):
-        buffer = io.BytesIO()
-        value.save(buffer, "PNG")
-        value = buffer.getvalue()
-    if isinstance(value, str) and value.startswith(DRAWN):
-        return _drawn(value)
-    if isinstance(value, str) and (found := _DATA_URL.fullmatch(value)):
-        try:
-            value = base64.b64decode(found[1], validate=True)
-        except binascii.Error:
-            raise ValueError("a data URL is not valid base64; encode the image again") from None
-    elif isinstance(value, str) and _URL.match(value):
-        if not allow_urls:
-            raise ValueError(
-                f"{value[:100]} is an address, and images are not fetched unless data.allow_image_urls=true; download "
-                "it, or set that"
-            )
-        value = _fetched(value)
-    if isinstance(value, bytes):
-        return _stored(value)
-    if not isinstance(value, str | Path) or not str(value):
-        raise ValueError("an image must be a path, bytes, or a data URL; give one of these")
-    path = Path(os.path.abspath(folder / Path(value).expanduser()))
-    try:
-        stat = path.stat()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the image {path} cannot be read ({_reason(error)}); check the path") from None
-    return Image(str(path), _checked(str(path), stat.st_size, stat.st_mtime_ns))
+        return _kept(_as_png(value), "an image given as a PIL image")
+    raise _unknown(value)
+
+
+def _unknown(value: object) -> ImageError:
+    kinds = "a path, bytes, a mapping of 'bytes' or 'path', or a data URL"
+    return ImageError(f"an image must be {kinds}, not {str(value)[:40]!r}; change it")
 
 
 def open_image(image: Image) -> PIL.Image.Image:
     """The picture, in RGB and upright.
 
     Raises:
-        ValueError: the file is gone or another one by now.
+        ImageError: the file is gone, another one by now, or cannot be used.
     """
-    if image.path.startswith(DRAWN):
+    if image.path.startswith(_DRAWN):
         from spark_rl.images.drawn import draw
 
         return draw(image.path)
-    content = _content(image.path)
-    if hashlib.sha256(content).hexdigest() != image.sha256:
-        raise ValueError(f"the image {image.path} is another one than when it was first read; put it back")
-    return _picture(content, image.path)
-
-
-def _drawn(path: str) -> Image:
-    image = Image(path, hashlib.sha256(path.encode()).hexdigest())
-    open_image(image)
-    return image
-
-
-@lru_cache(maxsize=100_000)
-def _checked(path: str, size: int, changed: int) -> str:
-    """The digest of a file that holds a usable image; one of the same size and time is not read again."""
-    content = _content(path)
-    _picture(content, path)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _content(path: str) -> bytes:
+    name = _named(image.path)
+    data = _read(Path(image.path))
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise ImageError(f"{name} is not what it was when it was first read; put the file back, or begin anew")
     try:
-        if (size := os.path.getsize(path)) > MAX_FILE_BYTES:
-            raise ValueError(f"the image {path} has {size} bytes, more than {MAX_FILE_BYTES}; make it smaller")
-        return Path(path).read_bytes()
+        return decoded(data)
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from None
+
+
+def _named(path: object) -> str:
+    """On one line, whatever the path holds."""
+    text = str(path)[:300]
+    return f"the image {text if text.isprintable() else ascii(text)}"
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _of_file(path: Path) -> Image:
+    """A file that is known by its size and time is not read again."""
+    status = _status(path)
+    return _decoded_file(str(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(_REMEMBERED)
+def _decoded_file(path: str, size: int, mtime_ns: int) -> Image:
+    data = _read(Path(path))
+    try:
+        decoded(data)
+    except ImageError as error:
+        raise ImageError(f"{_named(path)} {error}") from None
+    return Image(path, hashlib.sha256(data).hexdigest())
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # the latter: a null byte, or what is no text
+        raise _unreadable(path, error) from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise ImageError(f"{_named(path)} is {kind}; give the path of an image file")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(f"{_named(path)} {_too_heavy(status.st_size)}")
+    return status
+
+
+def _read(path: Path) -> bytes:
+    _status(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"the image {path} cannot be read ({_reason(error)}); check the path") from None
+        raise _unreadable(path, error) from None
 
 
-def _picture(content: bytes, place: str) -> PIL.Image.Image:
-    """The picture in a file's bytes, in RGB and upright."""
-    if not content:
-        raise ValueError(f"the image {place} is empty; save it again")
+def _unreadable(path: Path, error: OSError | ValueError) -> ImageError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return ImageError(f"{_named(path)} cannot be read ({reason}); check the path")
+
+
+def _too_heavy(num_bytes: int) -> str:
+    return f"has {num_bytes / 2**20:.0f} MiB, more than {MAX_BYTES // 2**20}; make it smaller"
+
+
+# ------------------------------------------------------------------------------------------------ what is no file
+
+
+def _kept(data: bytes, name: str) -> Image:
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name} {_too_heavy(len(data))}")
+    sha256 = hashlib.sha256(data).hexdigest()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PIL's guard against large images: ours is stricter
-            picture = PIL.Image.open(io.BytesIO(content), formats=_FORMATS)
-    except PIL.Image.DecompressionBombError:
-        raise ValueError(f"the image {place} has more than {MAX_PIXELS} pixels; make it smaller") from None
-    except (OSError, ValueError, SyntaxError):
-        raise ValueError(f"the image {place} is no {', '.join(_FORMATS)} file; convert it") from None
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"the image {place} has {width}x{height} pixels, more than {MAX_PIXELS}; make it smaller")
-    if min(width, height) < MIN_SIDE or max(width, height) > MAX_RATIO * min(width, height):
-        raise ValueError(
-            f"the image {place} has {width}x{height} pixels; a side needs {MIN_SIDE} at least and at most {MAX_RATIO} "
-            "times the other"
-        )
-    if getattr(picture, "n_frames", 1) > 1:
-        raise ValueError(f"the image {place} has {picture.n_frames} frames; save the one that is meant")  # type: ignore[attr-defined]
-    if picture.mode not in _MODES:
-        raise ValueError(f"the image {place} has the mode {picture.mode!r}, which is not known here; save it as RGB")
+        return Image(str(keep(data, sha256)), sha256)
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from None
+
+
+def _from_data_url(url: str) -> bytes:
+    if not (start := _DATA_URL.match(url)):
+        raise ImageError(f"the data URL {url[:40]!r} is not of the form data:image/png;base64,...; correct it")
     try:
-        picture.load()
-        return _in_rgb(PIL.ImageOps.exif_transpose(picture))
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ValueError(f"the image {place} is broken ({_reason(error)}); save or copy it again") from None
+        return base64.b64decode(url[start.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"the data URL {url[:40]!r} holds no base64 ({error}); write it again") from None
 
 
-def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Transparent pixels become white; 16 bits a pixel become 8."""
-    if picture.mode.startswith("I"):
-        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", picture.size, "white")
-        return PIL.Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+@functools.lru_cache(_REMEMBERED)
+def _fetched(url: str) -> Image:
+    name = _named(url)
+    try:
+        data = fetch(url, MAX_BYTES)
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from None
+    return _kept(data, name)
 
 
-def _stored(content: bytes) -> Image:
-    """A file for bytes, named by their digest, so that the same image is kept once."""
-    if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"an image has {len(content)} bytes, more than {MAX_FILE_BYTES}; make it smaller")
-    digest = hashlib.sha256(content).hexdigest()
-    cache = Path(os.environ.get("SPARK_RL_CACHE") or Path.home() / ".cache" / "spark-rl")
-    path = cache.absolute() / "images" / digest[:2] / digest
-    if not path.exists():
-        _picture(content, "in the row")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            partial.write_bytes(content)
-            partial.replace(path)
-        except OSError as error:
-            raise ValueError(
-                f"an image cannot be kept in {path.parent} ({_reason(error)}); set SPARK_RL_CACHE to another folder"
-            ) from None
-    return Image(str(path), digest)
+def _as_png(picture: PIL.Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        loaded(picture).save(buffer, "PNG", compress_level=1)
+    except ImageError as error:
+        raise ImageError(f"an image given as a PIL image {error}") from None
+    return buffer.getvalue()
 
 
-def _fetched(address: str) -> bytes:
-    import httpx
+@functools.lru_cache(_REMEMBERED)
+def _drawing(path: str) -> Image:
+    from spark_rl.images.drawn import draw
 
     try:
-        with httpx.stream("GET", address, timeout=30, follow_redirects=True) as answer:
-            answer.raise_for_status()
-            content = b""
-            for block in answer.iter_bytes():
-                content += block
-                if len(content) > MAX_FILE_BYTES:
-                    raise ValueError(f"{address[:100]} has more than {MAX_FILE_BYTES} bytes; make it smaller")
-            return content
-    except httpx.HTTPError as error:
-        raise ValueError(f"{address[:100]} cannot be fetched ({_reason(error)}); download it") from None
-
-
-def _reason(error: BaseException) -> str:
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return " ".join(said.split()) or type(error).__name__
+        draw(path)
+    except ValueError as error:
+        raise ImageError(str(error)) from None
+    return Image(path, hashlib.sha256(path.encode()).hexdigest())

@@ -5,6 +5,9 @@ A decoder's matrices run near the machine's rate; what is left of an update is m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -32,6 +35,7 @@ class RMSNorm(torch.autograd.Function):
         return grad.addcmul_(normed, along).mul_(scale), of_weight, None
 
 
+_STOCK: ContextVar[bool] = ContextVar("stock", default=False)
 _LOWEST = -80.0
 """exp of less is as good as zero, but takes a CPU up to 15 times as long: it is no normal float32."""
 
@@ -68,10 +72,22 @@ def fuse(model: nn.Module) -> None:
     known: dict[type, bool] = {}
     for module in model.modules():
         kind = type(module)
+        if not _may_be_rms_norm(module) or "forward" in vars(module):
+            continue
         if kind not in known:
             known[kind] = _is_rms_norm(module)
-        if known[kind] and "forward" not in vars(module):
+        if known[kind]:
             module.forward = _Norm(module)
+
+
+@contextmanager
+def stock() -> Iterator[None]:
+    """Inside, fused layers compute as the model's own code does."""
+    token = _STOCK.set(True)
+    try:
+        yield
+    finally:
+        _STOCK.reset(token)
 
 
 class _Norm:
@@ -82,7 +98,7 @@ class _Norm:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight = self.module.weight
-        if args or kwargs or x.dtype is not torch.float32 or weight.dtype is not torch.float32:
+        if _STOCK.get() or args or kwargs or x.dtype is not torch.float32 or weight.dtype is not torch.float32:
             out: Tensor = self.stock(self.module, x, *args, **kwargs)
             return out
         normed: Tensor = RMSNorm.apply(x, weight, _eps(self.module))
@@ -93,17 +109,22 @@ def _eps(module: Any) -> float | None:
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
-@torch.no_grad()
-def _is_rms_norm(module: nn.Module) -> bool:
-    """Whether a module, which its name calls one, computes an RMSNorm with `weight` as it is."""
+def _may_be_rms_norm(module: nn.Module) -> bool:
+    """Whether its name calls it one and it has what one needs: not every layer of a class does (Gemma 4)."""
     weight = getattr(module, "weight", None)
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or _eps(module) is None:
-        return False
+    is_vector = isinstance(weight, Tensor) and weight.dim() == 1
+    return type(module).__name__.endswith("RMSNorm") and is_vector and _eps(module) is not None
+
+
+@torch.no_grad()
+def _is_rms_norm(module: Any) -> bool:
+    """Whether a layer that may be one computes an RMSNorm with `weight` as it is."""
+    weight = module.weight
     x = torch.linspace(-1, 2, 2 * weight.shape[-1], device=weight.device).view(2, -1)
     try:
         expected = module(x)
     except (TypeError, RuntimeError):  # it takes more than one input, or another shape
         return False
-    if weight.dim() != 1 or not isinstance(expected, Tensor):
+    if not isinstance(expected, Tensor):
         return False
     return torch.allclose(expected, RMSNorm.apply(x, weight.float(), _eps(module)).to(expected.dtype), atol=1e-5)

@@ -15,6 +15,7 @@ completion without its last token, S = P + T, N tokens of the row, H query heads
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,6 +31,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from spark_rl.models.vision import PromptImages
 
 _PREFIX = "prompt_once_"
+_ROUTING = threading.RLock()
 _SHAREABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -87,11 +89,15 @@ def can_share(model: Any) -> bool:
 
 
 def share(model: Any) -> None:
-    """Route the attention of a model that `can_share` through here, for good; its own forward stays what it was."""
+    """Route the attention of a model that `can_share` through here, for good; its own forward stays what it was.
+
+    But for flash attention, which transformers looks up by the name in the config: torch's takes its place.
+    """
     config = model.config.get_text_config()
     base = config._attn_implementation
     if base.startswith(_PREFIX):
         return
+    base = "sdpa" if "flash" in base else base
     name = _PREFIX + base
     AttentionInterface.register(name, partial(_attention, base))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
@@ -100,15 +106,16 @@ def share(model: Any) -> None:
 
 @contextmanager
 def sharing(model: Any) -> Iterator[None]:
-    """Inside, the attention of a model that `can_share` is routed through here."""
-    config = model.config.get_text_config()
-    base = config._attn_implementation
-    if can_share(model):
-        share(model)
-    try:
-        yield
-    finally:
-        config._attn_implementation = base
+    """Inside, the attention of a model that `can_share` is routed through here. One thread at a time."""
+    with _ROUTING:
+        config = model.config.get_text_config()
+        base = config._attn_implementation
+        if can_share(model):
+            share(model)
+        try:
+            yield
+        finally:
+            config._attn_implementation = base
 
 
 def run(decoder: Any, ids: Tensor, positions: Tensor, shared_prompts: SharedPrompts, **kwargs: Any) -> Any:
@@ -142,10 +149,23 @@ def _attention(
         return out
     if kwargs.get("position_bias") is not None:
         raise CannotShare("this model adds a bias to its attention, which is not known here")
+    if attention_mask is not None and attention_mask.numel() != 1:
+        raise CannotShare("this model's layers make attention masks of their own")
     softcap, sinks = (None if base == "sdpa" else kwargs.get(name) for name in ("softcap", "s_aux"))  # it has neither
     score = Score(kwargs.get("scaling"), softcap, sinks, kwargs.get("dropout") or 0.0)
     window = kwargs.get("sliding_window")
+    if window is None and _has_window(module):
+        raise CannotShare("this model's layers do not hand on their sliding window")
     return shared_prompts.attend(module.layer_idx, query, key, value, window, score), None
+
+
+def _has_window(module: Any) -> bool:
+    """Whether, by the config, the layer sees a window only."""
+    config = module.config
+    if not getattr(config, "sliding_window", None) or getattr(config, "use_sliding_window", True) is False:
+        return False
+    layers = getattr(config, "layer_types", None)
+    return not layers or layers[module.layer_idx] == "sliding_attention"
 
 
 # ------------------------------------------------------------------------------------------------ whole sequences
@@ -222,6 +242,8 @@ class PackedRow:
         key_B, key_R = _Spread.apply(key_N, self, True)
         value_B, value_R = _Spread.apply(value_N, self, True)
         if self.kept is not None:
+            if layer in self.kept:
+                raise CannotShare("a layer of this model attends more than once")
             self.kept[layer] = key_B, value_B
         folds = query.shape[1] // key.shape[1]
         sees_all = window is None or window >= query_B.shape[2]

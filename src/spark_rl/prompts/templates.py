@@ -120,7 +120,10 @@ def cut(text: str, max_chars: int) -> str:
 
 
 def shown(text: str, extracted: str | None, view: View, max_chars: int) -> str | None:
-    """What a judge sees of a response; None when the view has nothing to show (no answer was given)."""
+    """What a judge sees of a response; None when the view has nothing to show (no answer was given).
+
+    Nothing in it stands for an image, whatever the model wrote.
+    """
     if view is View.ANSWER:
         return None if extracted is None else cut(box(without_images(extracted)), max_chars)
     return cut(without_images(visible(text)).strip(), max_chars) or None

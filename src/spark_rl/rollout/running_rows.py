@@ -43,31 +43,12 @@ class Rows(Protocol):
         ...
 
 
-def start_rows(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    prompt_of_row: Sequence[int],
-    images: PromptImages | None,
-    shares: bool,
-    pad_id: int,
-) -> tuple[Tensor, Rows]:
-    """The first logits [R, V] and the rows, on shared prompts if these can be shared."""
-    rows: Rows
-    if shares:
-        try:
-            rows = PromptOnceRows(model)
-            return rows.start(prompts, prompt_of_row, images), rows
-        except CannotShare:
-            pass  # seen in the first forward, before anything was sampled
-    rows = CachedRows(model, pad_id)
-    return rows.start(prompts, prompt_of_row, images), rows
-
-
 class PromptOnceRows:
     """Rows on shared prompts; the object that attends in the model's forward (see `models/prompt_once.py`)."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, limit: int) -> None:
+        """`limit`: most tokens of a row."""
+        self.model, self.limit = model, limit
 
     def start(
         self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], images: PromptImages | None
@@ -144,10 +125,12 @@ class PromptOnceRows:
     def _with(self, layer: int, *states: Tensor) -> list[Tensor]:
         """The rows' own keys and values [R, K, U, D] with those of a further token."""
         if layer not in self._own:
-            self._own[layer] = [x.new_empty(*x.shape[:2], _FIRST_ROOM, x.shape[3]) for x in states]
+            room = min(_FIRST_ROOM, self.limit)
+            self._own[layer] = [x.new_empty(*x.shape[:2], room, x.shape[3]) for x in states]
         own = self._own[layer]
-        if self.used > own[0].shape[2]:
-            own[:] = [torch.cat([x, torch.empty_like(x)], dim=2) for x in own]
+        if self.used > (room := own[0].shape[2]):
+            more = min(room, self.limit - room)
+            own[:] = [torch.cat([x, x.new_empty(*x.shape[:2], more, x.shape[3])], dim=2) for x in own]
         for buffer, x in zip(own, states, strict=True):
             buffer[:, :, self.used - 1] = x[:, :, 0]
         return [buffer[:, :, : self.used] for buffer in own]

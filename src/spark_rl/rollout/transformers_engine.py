@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from spark_rl.models.processor import ImageProcessor
-from spark_rl.models.prompt_once import can_share, sharing
+from spark_rl.models.prompt_once import CannotShare, can_share, sharing
 from spark_rl.models.vision import Vision
 from spark_rl.rollout.engine import Completion, Request, uniforms
-from spark_rl.rollout.running_rows import start_rows
+from spark_rl.rollout.running_rows import CachedRows, PromptOnceRows, Rows
 
 _DROP_AT = 0.75
 """Ended rows are dropped when at most this share of the rows is still running."""
@@ -39,34 +39,56 @@ class TransformersEngine:
     """Samples from `model` in this process. See `spark_rl.rollout.engine.Engine`."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, images: ImageProcessor | None = None, max_batch_tokens: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        images: ImageProcessor | None = None,
+        max_batch_tokens: int | None = None,
+        shares: bool = True,
     ) -> None:
         """`images` prepares those of a vision-language model. `max_batch_tokens` bounds the tokens of a chunk, hence
         the memory of its keys and values: every prompt once and all rows at their limit. The default is that of
-        `cache_tokens`."""
+        `cache_tokens`. `shares`: compute each prompt once, if the model's architecture allows it."""
         self.model = model
         self.tokenizer = tokenizer
         self.vision = Vision(model, images) if images else None
         self.max_batch_tokens = max_batch_tokens
+        self.shares = shares and can_share(model)
+        """Whether prompts are computed once; off for good once the model shows that it cannot."""
 
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
+        with evaluating(self.model), sharing(self.model), torch.inference_mode():
+            try:
+                return self._generate(requests, progress)
+            except CannotShare:
+                if not self.shares:
+                    raise
+                self.shares = False
+                return self._generate(requests, progress)
+
+    def _generate(
+        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None
+    ) -> list[list[Completion]]:
         results: dict[int, list[Completion]] = {}
         total, done = sum(r.n for r in requests), 0
         budget = self.max_batch_tokens or cache_tokens(_device(self.model).type)
-        with evaluating(self.model), sharing(self.model), torch.inference_mode():
-            for chunk in _chunks(requests, budget, can_share(self.model)):
-                rows = [(requests[i], sample) for i, sample in chunk]
-                completions = self._run(rows, partial(_report, progress, done, total))
-                for (i, _), completion in zip(chunk, completions, strict=True):
-                    results.setdefault(i, []).append(completion)
-                done += len(rows)
-                _report(progress, done, total, 0)
+        for chunk in _chunks(requests, budget, self.shares):
+            rows = [(requests[i], sample) for i, sample in chunk]
+            numbers = [i for i, _ in chunk]
+            completions = self._run(rows, numbers, partial(_report, progress, done, total))
+            for i, completion in zip(numbers, completions, strict=True):
+                results.setdefault(i, []).append(completion)
+            done += len(rows)
+            _report(progress, done, total, 0)
         return [results[i] for i in range(len(requests))]
 
-    def _run(self, rows: list[tuple[Request, int]], report: Callable[[int], None]) -> list[Completion]:
-        """Sample the rows of one chunk; rows of the same request are neighbours."""
+    def _run(
+        self, rows: list[tuple[Request, int]], numbers: list[int], report: Callable[[int], None]
+    ) -> list[Completion]:
+        """Sample the rows of one chunk; rows of the same request, which have the same number, are neighbours."""
         model, device = self.model, _device(self.model)
         cap = max(request.max_new_tokens for request, _ in rows)
         sampler = _Sampler(rows, cap, device)
@@ -78,17 +100,14 @@ class TransformersEngine:
 
         row_R = torch.arange(len(rows), device=device)
         check_every = 1 if device.type == "cpu" or stops else _CHECK_EVERY
-        unique = list({id(request): request for request, _ in rows}.values())
-        number = {id(request): b for b, request in enumerate(unique)}
-        prompts = [request.prompt_ids for request in unique]
-        logits_RV, running = start_rows(
-            model,
-            prompts,
-            [number[id(request)] for request, _ in rows],
-            self.vision.read(prompts, [request.images for request in unique]) if self.vision else None,
-            can_share(model),
-            self.tokenizer.pad_token_id or 0,
+        unique = {number: request for number, (request, _) in zip(numbers, rows, strict=True)}
+        place = {number: b for b, number in enumerate(unique)}
+        prompts = [request.prompt_ids for request in unique.values()]
+        images = self.vision.read(prompts, [request.images for request in unique.values()]) if self.vision else None
+        running: Rows = (
+            PromptOnceRows(model, cap) if self.shares else CachedRows(model, self.tokenizer.pad_token_id or 0)
         )
+        logits_RV = running.start(prompts, [place[number] for number in numbers], images)
         for t in range(cap):
             ids_R, logp_RN[row_R, t] = sampler.draw(logits_RV, row_R, t)
             token_RN[row_R, t] = ids_R

@@ -14,6 +14,9 @@ from spark_rl.train.forward import GroupBatch, collate
 from spark_rl.train.loss import rollout_scale
 from spark_rl.types import Group, Image
 
+_PADDING = 2
+"""How many times the tokens of a batch attention may have, padding included."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainGroup:
@@ -105,19 +108,26 @@ def micro_batches(groups: Sequence[TrainGroup], max_tokens: int, fill: int | Non
     """Groups of like shape together, up to `fill` tokens (by default `max_tokens`), prompts counted once.
 
     A group alone may have `max_tokens`. A larger one is split; its prompt is then computed once for each part.
+    Attention pads all completions of a batch to the longest one; what that adds is bounded as well (`_PADDING`).
     """
     parts = [part for group in groups for part in _split(group, max_tokens)]
     parts.sort(key=lambda g: (len(g.prompt_ids), g.width))
     batches: list[list[TrainGroup]] = []
     room = 0
     for part in parts:
-        if part.num_tokens <= room:
+        if part.num_tokens <= room and _padded([*batches[-1], part]) <= _PADDING * (fill or max_tokens):
             batches[-1].append(part)
         else:
             batches.append([part])
             room = fill or max_tokens
         room -= part.num_tokens
     return batches
+
+
+def _padded(groups: Sequence[TrainGroup]) -> int:
+    """Tokens of these groups as attention takes them."""
+    rows, width = sum(len(g.completions) for g in groups), max(g.width for g in groups)
+    return sum(len(g.prompt_ids) for g in groups) + rows * width
 
 
 def fill_tokens(max_tokens: int, device_type: str) -> int:
@@ -146,7 +156,7 @@ def to_tensors(
 
 
 def _split(group: TrainGroup, max_tokens: int) -> list[TrainGroup]:
-    if group.num_tokens <= max_tokens:
+    if group.num_tokens <= max_tokens and _padded([group]) <= _PADDING * max_tokens:
         return [group]
     rows = max(1, (max_tokens - len(group.prompt_ids)) // max(1, group.width))
     return [

@@ -243,6 +243,8 @@ def _shared(decoder: _Decoder, batch: GroupBatch) -> Tensor:
     completions = batch.completion_ids_RT[:, :-1][batch.completion_mask_RT[:, 1:].bool()]
     ids = torch.cat([prompts, read_back(decoder.lm, completions)])
     features = batch.images.features(decoder.lm.base_model) if batch.images else {}
+    if not decoder.own_head:  # so that there are no logits of prompts
+        return run(decoder.body, ids[None], row.positions, row, logits_to_keep=row.source_M, **features).logits[0]
     out = run(decoder.body, ids[None], row.positions, row, **features)
     return decoder.features(out)[0].index_select(0, row.source_M)
 
@@ -258,6 +260,7 @@ def _logps_of_model(model: nn.Module, batch: GroupBatch) -> Tensor:
         inputs |= batch.images.stock(lm, inputs["input_ids"], batch.group_R.tolist())
         if batch.images.positions is not None:
             del inputs["position_ids"]
-    out = lm(use_cache=False, **inputs)
+    with fused.stock():
+        out = lm(use_cache=False, **inputs)
     logits_NV = out.logits[:, batch.prompt_ids_BP.shape[1] - 1 :].flatten(0, 1)[batch.token_N].float()
     return logits_NV.log_softmax(-1).gather(-1, batch.completion_ids_RT.flatten()[batch.token_N, None])[:, 0]

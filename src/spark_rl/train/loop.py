@@ -132,7 +132,11 @@ class Trainer:
         )
         self.model = self.updater.model
         self.engine = TransformersEngine(
-            self.model, self.tokenizer, images=self.images, max_batch_tokens=config.rollout.max_batch_tokens
+            self.model,
+            self.tokenizer,
+            images=self.images,
+            max_batch_tokens=config.rollout.max_batch_tokens,
+            shares=config.train.shared_prefix != "plain",
         )
         self.verifiers = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
         rules = RuleScorer(self.verifiers, config.loss.truncated)
@@ -206,6 +210,7 @@ class Trainer:
         with clock("update"):
             self.display.stage("updating")
             losses = self.updater.update(trained)
+            self.engine.shares &= self.updater.shares
         watched = self.switch.watch(groups)
         self.state.step = step
         with clock("validate"):

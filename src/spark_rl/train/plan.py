@@ -12,13 +12,13 @@ from statistics import mean
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from spark_rl.config import Config, ModelConfig
 from spark_rl.data import Data, load_data
 from spark_rl.models.folder import resolve_path
 from spark_rl.models.load import load_tokenizer
-from spark_rl.models.processor import load_image_processor
+from spark_rl.models.processor import is_vision_language, load_image_processor
 from spark_rl.prompts import ChatRenderer
 from spark_rl.recycle import recycle
 from spark_rl.rollout.transformers_engine import cache_tokens
@@ -230,7 +230,7 @@ def _with_tokens(config: Config, tokens: int) -> Config:
 
 
 def _empty_model(config: ModelConfig) -> Any:
-    """The causal LM on torch's meta device: every module, no weights.
+    """The model on torch's meta device: every module, no weights.
 
     Raises:
         ValueError: the folder or id holds no config of a causal LM.
@@ -239,9 +239,8 @@ def _empty_model(config: ModelConfig) -> Any:
     try:
         settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-            )
+            loader: Any = AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
+            return loader.from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"model.path: no causal LM could be built from {path!r} ({line})") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from accelerate import Accelerator
 
 from spark_rl.config import Config, flat, load_config
+from spark_rl.data.row_images import written_columns
 from spark_rl.train.checkpoint import RunDirectory
-from spark_rl.types import Group, with_markers
+from spark_rl.types import Group
 
 
 def rollout_record(group: Group) -> dict[str, Any]:
@@ -23,9 +24,7 @@ def rollout_record(group: Group) -> dict[str, Any]:
     return {
         "id": task.id,
         "role": task.role,
-        "prompt": [{**message, "content": with_markers(message["content"])} for message in task.messages],
-        "question": with_markers(task.example.question),
-        **({"images": [asdict(image) for image in task.example.images]} if task.example.images else {}),
+        **written_columns(task.messages, task.example.question, task.example.images),
         "answer": task.label,
         "verifier": task.verifier,
         **({"metadata": task.example.metadata} if task.example.metadata else {}),
@@ -93,7 +92,7 @@ _FIXED = {
     "validation.best": "the best checkpoint so far was chosen by it",
 }
 """Settings (or sections) that no run can change on its way, and why."""
-_FREE = {"data.max_prompt_tokens"}
+_FREE = {"data.max_prompt_tokens", "data.image_folder", "data.allow_image_urls"}
 """Settings in those sections that it can."""
 
 Changes = dict[str, tuple[Any, Any]]

@@ -74,6 +74,12 @@ class Updater:
         accelerator.register_for_checkpointing(self.schedule)
         self._checked, self._skipped = False, 0
 
+    @property
+    def shares(self) -> bool:
+        """Whether prompts are computed once: off once the self-check has found that this changes something."""
+        module: GroupLogProbs = self.accelerator.unwrap_model(self.logprobs)
+        return module.implementation == "shared"
+
     def apply_settings(self) -> None:
         """Set the config's optimizer settings once more: a loaded checkpoint brings those it was saved with."""
         train, schedule = self.config.train, self.schedule
@@ -192,7 +198,8 @@ class Updater:
         if self._checked or not groups:
             return
         self._checked = True
-        few = sorted(groups, key=lambda g: (not g.task.example.images, len(g.prompt_ids)))[:2]
+        by_length = sorted(groups, key=lambda g: (not g.task.example.images, len(g.prompt_ids)))
+        few = [by_length[0], by_length[-1]] if len(groups) > 1 else by_length
         shown = [g.task.example.images for g in few]
         images = self.vision.read([g.prompt_ids for g in few], shown) if self.vision else None
         batch = collate(
