@@ -5,27 +5,36 @@ They prove how a row of that form is read, not that the data on the Hub still ha
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import PIL.Image
 import pytest
 
 from spark_rl.evaluate.published import in_suite, load
-from spark_rl.evaluate.published_rows import IN_THE_IMAGE, LETTER, BestOfItem, ImagePair
+from spark_rl.evaluate.published_rows import IN_THE_IMAGE, LETTER, BestOfItem, ImagePair, placed
 from spark_rl.evaluate.published_sets import PUBLISHED
 from spark_rl.evaluate.suites import open_suite
-from spark_rl.types import Example
+from spark_rl.types import IMAGE, Example, Image
 from spark_rl.verify import VerifierPool, check_gold, grade
 from spark_rl.verify.pool import Check
 
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe0def46b8"
-    "0000000049454e44ae426082"
-)
-IMAGE = {"bytes": PNG, "path": None}
+
+def png(width: int = 8) -> bytes:
+    """A picture, another one for each width."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (width, 8), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = png()
+PICTURE = {"bytes": PNG, "path": None}
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Case:
 
     row: dict[str, Any]
     question: str
+    """As it stands in the data, with our instruction: `shown` puts the images into it."""
     gold: str
     right: tuple[str, ...]
     """Answers that must be graded 1; the gold itself always is."""
@@ -112,7 +122,7 @@ CASES: dict[str, list[Case]] = {
                 "pid": "1",
                 "question": "How long is AB?",
                 "image": "images/1.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "choices": ["3 cm", "4 cm"],
                 "unit": None,
                 "precision": None,
@@ -130,7 +140,7 @@ CASES: dict[str, list[Case]] = {
                 "pid": "2",
                 "question": "How far?",
                 "image": "images/2.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "choices": None,
                 "unit": "m",
                 "precision": 1.0,
@@ -148,7 +158,7 @@ CASES: dict[str, list[Case]] = {
                 "pid": "3",
                 "question": "When?",
                 "image": "images/3.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "choices": None,
                 "unit": None,
                 "precision": None,
@@ -166,7 +176,7 @@ CASES: dict[str, list[Case]] = {
                 "pid": "4",
                 "question": "How many?",
                 "image": "images/4.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "choices": None,
                 "unit": None,
                 "precision": None,
@@ -188,7 +198,7 @@ CASES: dict[str, list[Case]] = {
                 "question": "Which one? <image1>",
                 "options": ["A", "B", "C", "D", "E"],
                 "image": "images/4.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "answer": "D",
                 "solution": None,
                 "level": 2,
@@ -205,7 +215,7 @@ CASES: dict[str, list[Case]] = {
                 "question": "How many? <image1>",
                 "options": [],
                 "image": "images/5.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "answer": r"\frac{3}{2}",
                 "solution": None,
                 "level": 5,
@@ -222,7 +232,7 @@ CASES: dict[str, list[Case]] = {
                 "question": "How big? <image1>",
                 "options": ["$30$", "$35$"],
                 "image": "images/6.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "answer": "B",
                 "solution": None,
                 "level": 3,
@@ -244,7 +254,7 @@ CASES: dict[str, list[Case]] = {
                 "question": "What is the area (  ) m²?",
                 "option": "A. 200.96;B. 3215.36; C. 6280; D. No correct answer",
                 "answer": "B",
-                "image_path": IMAGE,
+                "image_path": PICTURE,
                 "key": "3steps_3",
                 "question number": 1575,
                 "knowledge concept description": "...",
@@ -263,7 +273,7 @@ CASES: dict[str, list[Case]] = {
                 "problem_index": "1",
                 "problem_version": "Text Dominant",
                 "question": "Find x.\nChoices:\nA:40°\nB:50°",
-                "image": IMAGE,
+                "image": PICTURE,
                 "answer": "B",
                 "question_type": "multi-choice",
                 "metadata": {"split": "testmini", "subject": "Plane Geometry"},
@@ -282,7 +292,7 @@ CASES: dict[str, list[Case]] = {
                 "problem_index": "2",
                 "problem_version": "Vision Only",
                 "question": "",
-                "image": IMAGE,
+                "image": PICTURE,
                 "answer": "x=-1",
                 "question_type": "free-form",
                 "metadata": {"split": "testmini", "subject": "Functions"},
@@ -303,7 +313,7 @@ CASES: dict[str, list[Case]] = {
                 "id": "1",
                 "question": "Which? Choices: (A) up (B) down",
                 "image": "images/1.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "ground_truth": "A",
                 "answer_type": "multiple choice",
                 "subject": "analytic geometry",
@@ -319,7 +329,7 @@ CASES: dict[str, list[Case]] = {
                 "id": "2",
                 "question": "What is the limit?",
                 "image": "images/2.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "ground_truth": "2.333",
                 "answer_type": "float",
                 "subject": "algebra",
@@ -335,7 +345,7 @@ CASES: dict[str, list[Case]] = {
                 "id": "3",
                 "question": "What is the name?",
                 "image": "images/3.jpg",
-                "decoded_image": IMAGE,
+                "decoded_image": PICTURE,
                 "ground_truth": "Mark",
                 "answer_type": "text",
                 "subject": "puzzle test",
@@ -354,7 +364,7 @@ CASES: dict[str, list[Case]] = {
                 "id": "v1_0",
                 "question": "Which choice (A, B or C)?",
                 "answer": "C",
-                "image": IMAGE,
+                "image": PICTURE,
                 "skill": ["inductive"],
             },
             "Which choice (A, B or C)?\nAnswer with the letter, or with all letters if several are right.",
@@ -363,7 +373,7 @@ CASES: dict[str, list[Case]] = {
             ("A", "A, C"),
         ),
         Case(
-            {"id": "v1_1", "question": "Select two.", "answer": "A, C", "image": IMAGE, "skill": ["spatial"]},
+            {"id": "v1_1", "question": "Select two.", "answer": "A, C", "image": PICTURE, "skill": ["spatial"]},
             "Select two.\nAnswer with the letter, or with all letters if several are right.",
             "A, C",
             ("C, A", "AC", "A and C"),
@@ -377,7 +387,7 @@ CASES: dict[str, list[Case]] = {
                 "question": "What is the length?\nA. $$10.5$$\nB. $$12$$",
                 "answer": "A",
                 "subject": "math",
-                "image": IMAGE,
+                "image": PICTURE,
             },
             f"What is the length?\nA. $$10.5$$\nB. $$12$$\n{LETTER}",
             "A",
@@ -398,7 +408,7 @@ CASES: dict[str, list[Case]] = {
                 "C": "nan",
                 "D": None,
                 "category": "image_topic",
-                "image": IMAGE,
+                "image": PICTURE,
                 "source": "LLaVA",
                 "L2-category": "coarse_perception",
                 "comment": "nan",
@@ -420,7 +430,7 @@ CASES: dict[str, list[Case]] = {
                 "C": "green",
                 "D": "grey",
                 "category": "color",
-                "image": IMAGE,
+                "image": PICTURE,
                 "source": "x",
                 "L2-category": "y",
                 "comment": "nan",
@@ -438,7 +448,7 @@ CASES: dict[str, list[Case]] = {
             {
                 "index": 0,
                 "question": "Which option?\nOptions: A: one, B: two, C: three, D: four",
-                "image": IMAGE,
+                "image": PICTURE,
                 "answer": "A",
                 "category": "coarse perception",
                 "l2_category": "image scene and topic",
@@ -458,7 +468,7 @@ CASES: dict[str, list[Case]] = {
                 "question": "<image 1> Baxter earns what?",
                 "options": "['$1,000', \"$2,000\"]",
                 "explanation": "",
-                **{f"image_{i}": IMAGE if i == 1 else None for i in range(1, 8)},
+                **{f"image_{i}": PICTURE if i == 1 else None for i in range(1, 8)},
                 "img_type": "['Tables']",
                 "answer": "B",
                 "topic_difficulty": "Medium",
@@ -476,7 +486,7 @@ CASES: dict[str, list[Case]] = {
                 "question": "<image 1> and <image 2>?",
                 "options": "[]",
                 "explanation": "",
-                **{f"image_{i}": IMAGE if i < 3 else None for i in range(1, 8)},
+                **{f"image_{i}": PICTURE if i < 3 else None for i in range(1, 8)},
                 "img_type": "['Diagrams']",
                 "answer": "['24/7', '3.429']",
                 "topic_difficulty": "Hard",
@@ -494,7 +504,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             {
                 "question_id": "v1_0",
-                "image": IMAGE,
+                "image": PICTURE,
                 "question": "What is x in the equation?",
                 "answer": "-1<AND>-5",
                 "image_source": "web",
@@ -508,7 +518,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             {
                 "question_id": "v1_1",
-                "image": IMAGE,
+                "image": PICTURE,
                 "question": "Which car?",
                 "answer": "a Beetle<OR>Volkswagen",
                 "image_source": "web",
@@ -524,7 +534,7 @@ CASES: dict[str, list[Case]] = {
     "scienceqa": [
         Case(
             {
-                "image": IMAGE,
+                "image": PICTURE,
                 "question": "Which is an animal?",
                 "choices": ["rock", "newt"],
                 "answer": 1,
@@ -553,7 +563,7 @@ CASES: dict[str, list[Case]] = {
                 "question": "Is there a snowboard in the image?",
                 "answer": "yes",
                 "image_source": "COCO_val2014_000000310196",
-                "image": IMAGE,
+                "image": PICTURE,
                 "category": "adversarial",
             },
             "Is there a snowboard in the image?\nAnswer Yes or No.",
@@ -576,7 +586,7 @@ CASES: dict[str, list[Case]] = {
                 "answer": "A",
                 "data_id": "1454426_2591111986",
                 "data_type": "image",
-                "image": [IMAGE],
+                "image": [PICTURE],
             },
             f"How many towels?\nA. One\nB. Two\nC. Three\nD. Four\n{LETTER}",
             "A",
@@ -588,7 +598,7 @@ CASES: dict[str, list[Case]] = {
     "realworldqa": [
         Case(
             {
-                "image": IMAGE,
+                "image": PICTURE,
                 "question": "Which side?\n\nA. Left\nB. Right\n\n"
                 "Please answer directly with only the letter of the correct option and nothing else.",
                 "answer": "B",
@@ -600,7 +610,7 @@ CASES: dict[str, list[Case]] = {
         ),
         Case(
             {
-                "image": IMAGE,
+                "image": PICTURE,
                 "question": "Uphill or downhill? Please answer directly with a single word or number.",
                 "answer": "Downhill",
             },
@@ -618,6 +628,7 @@ QUESTION_SETS = [name for name, each in PUBLISHED.items() if each.suite != "pape
 def no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("SPARK_RL_CACHE", str(tmp_path / "images"))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -630,7 +641,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     """As the Hub holds it: columns of images are typed as such."""
     dataset = datasets.Dataset.from_list(rows)
     for column, value in rows[0].items():
-        if value == IMAGE or value == [IMAGE]:
+        if value == PICTURE or value == [PICTURE]:
             typed = datasets.List(datasets.Image()) if isinstance(value, list) else datasets.Image()
             dataset = dataset.cast_column(column, typed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -648,6 +659,14 @@ def write(name: str, folder: Path) -> Path:
     return write_jsonl(folder / f"{start}.jsonl", rows)
 
 
+def shown(name: str, case: Case) -> str:
+    """A question with its images in the places of their markers, or before it."""
+    if not PUBLISHED[name].has_images:
+        return case.question
+    placed, count = re.subn(r"<image ?\d>", IMAGE, case.question)
+    return placed if count else f"{IMAGE}\n{placed}"
+
+
 def test_every_set_of_questions_has_rows_here():
     assert sorted(CASES) == sorted(QUESTION_SETS)
     sizes = {suite: len(in_suite(f"paper-{suite}")) for suite in ("text", "vision", "reward", "general")}
@@ -657,7 +676,7 @@ def test_every_set_of_questions_has_rows_here():
 @pytest.mark.parametrize("name", QUESTION_SETS)
 def test_rows_become_questions(name, tmp_path):
     items = load(name, write(name, tmp_path))
-    assert [item.question for item in items] == [case.question for case in CASES[name]]
+    assert [item.question for item in items] == [shown(name, case) for case in CASES[name]]
     assert [item.answer for item in items] == [case.gold for case in CASES[name]]
     for number, item in enumerate(items, start=1):
         assert isinstance(item, Example)
@@ -688,21 +707,66 @@ def test_own_rules_run_in_a_worker(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in QUESTION_SETS if PUBLISHED[name].has_images])
-def test_images_are_referred_to_and_not_read(name, tmp_path):
-    path = write(name, tmp_path)
-    for row, item in enumerate(load(name, path)):
-        column = PUBLISHED[name].images[0]
-        assert item.metadata["images"][0] == {"table": str(path), "row": row, "column": column, "number": 0}
+def test_questions_have_their_images(name, tmp_path):
+    for item in load(name, write(name, tmp_path)):
+        assert {Path(image.path).read_bytes() for image in item.images} == {PNG}
+        assert {image.sha256 for image in item.images} == {hashlib.sha256(PNG).hexdigest()}
+        assert [text.count(IMAGE) for text in (item.question, item.prompt[0]["content"])] == [len(item.images)] * 2
 
 
-def test_several_images_and_paths(tmp_path):
-    assert [image["column"] for image in load("mmmu", write("mmmu", tmp_path))[1].metadata["images"]] == [
-        "image_1",
-        "image_2",
-    ]
-    row = {**CASES["pope"][0].row, "image": "val2014/310196.jpg"}
-    (item,) = load("pope", write_jsonl(tmp_path / "test.jsonl", [row]))
-    assert item.metadata["images"] == ["val2014/310196.jpg"]
+def test_several_images(tmp_path):
+    two = {**CASES["mmmu"][1].row, **{f"image_{i}": {"bytes": png(8 + i), "path": None} for i in (1, 2)}}
+    rows = [{**two, "question": "Is <image 2> or <image 1> larger?"}, {**two, "question": "Is <image 2> large?"}]
+    first, second = load("mmmu", write_parquet(tmp_path / "validation.parquet", rows))
+    digests = [hashlib.sha256(png(8 + i)).hexdigest() for i in (1, 2)]
+    assert first.question.startswith(f"Is {IMAGE} or {IMAGE} larger?\n")
+    assert [image.sha256 for image in first.images] == digests[::-1]
+    assert second.question.startswith(f"{IMAGE}\nIs {IMAGE} large?\n")
+    assert [image.sha256 for image in second.images] == digests
+
+
+def pictures(count: int) -> list[Image]:
+    return [Image(f"/{i}.png", str(i)) for i in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    ("question", "count", "text", "order"),
+    [
+        ("Which?", 0, "Which?", ""),
+        ("Is <image 1> one?", 0, "Is <image 1> one?", ""),
+        ("Which?", 2, "@\n@\nWhich?", "12"),
+        ("<image1>, <image 2>, <image_3>", 3, "@, @, @", "123"),
+        ("<image> or <image>?", 2, "@ or @?", "12"),
+        ("<image> or <image 1>?", 2, "@ or @?", "21"),
+        ("Is <image 1> like <image 1>?", 1, "Is @ like @?", "11"),
+        ("<image 1>: A. <image 2> B. <image 3>", 1, "@: A. image 2 B. image 3", "1"),
+        ("<image> and <image>", 1, "@ and image", "1"),
+        ("<image 0>", 1, "@\nimage 0", "1"),
+        ("What is \ufffc?", 1, "@\nWhat is \ufffd?", "1"),
+    ],
+)
+def test_markers(question, count, text, order):
+    written, images = placed(question, pictures(count))
+    assert (written, "".join(image.sha256 for image in images)) == (text.replace("@", IMAGE), order)
+
+
+def test_images_that_are_files(tmp_path):
+    """Their paths begin where the row's file is, or at the top of the copy."""
+    row = CASES["pope"][0].row
+    rows = [{**row, "image": "val2014/1.png"}, {**row, "image": "top/2.png"}]
+    path = write_jsonl(tmp_path / "copy" / "data" / "test.jsonl", rows)
+    files = [path.parent / "val2014" / "1.png", tmp_path / "copy" / "top" / "2.png"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(PNG)
+    assert [item.images[0].path for item in load("pope", tmp_path / "copy")] == [str(file) for file in files]
+    files[1].unlink()
+    with pytest.raises(ValueError, match=r"^pope, row 2: 'image': .*top/2.png.*; compare .*test.jsonl with "):
+        load("pope", tmp_path / "copy")
+    assert len(load("pope", tmp_path / "copy", 1)) == 1, "what is not asked for is not looked at"
+    (tmp_path / "words.jsonl").write_text(json.dumps({**row, "image": str(path)}) + "\n")
+    with pytest.raises(ValueError, match=r"^pope, row 1: 'image': .*test.jsonl"):
+        load("pope", tmp_path / "words.jsonl")
 
 
 def test_rows_that_a_set_leaves_out(tmp_path):
@@ -712,7 +776,8 @@ def test_rows_that_a_set_leaves_out(tmp_path):
     with pytest.raises(ValueError, match=r"mmlu-stem: no row of .*a.jsonl belongs to the set"):
         load("mmlu-stem", write_jsonl(tmp_path / "a.jsonl", [law]))
     video = {**CASES["seedbench"][0].row, "data_type": "video", "image": ["1.mp4"]}
-    image = {**CASES["seedbench"][0].row, "image": ["1.jpg"]}
+    image = {**CASES["seedbench"][0].row, "image": ["1.png"]}
+    (tmp_path / "1.png").write_bytes(PNG)
     assert len(load("seedbench", write_jsonl(tmp_path / "b.jsonl", [video, image]))) == 1
 
 
@@ -747,7 +812,7 @@ PAIR = {
     "id": "RLAIF-V-11",
     "query": "What is in the image?",
     "response": ["A cat.", "A dog."],
-    "image": IMAGE,
+    "image": PICTURE,
     "human_ranking": [0, 1],
     "models": ["a", "b"],
     "judge": None,
@@ -768,10 +833,12 @@ def test_reward_bench_2(tmp_path):
 def test_vl_reward_bench(tmp_path):
     swapped = {**PAIR, "id": "mathverse_8", "human_ranking": [1, 0]}
     other = {**PAIR, "id": "wildvision-battle-5"}
-    path = write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [PAIR, swapped, other])
-    at = {"table": str(path), "row": 0, "column": "image", "number": 0}
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [PAIR, swapped, other])
     first, second, third = load("vl-reward-bench", tmp_path)
-    assert first == ImagePair("RLAIF-V-11", "What is in the image?", "A cat.", "A dog.", "hallucination", (at,))
+    (image,) = first.images
+    assert Path(image.path).read_bytes() == PNG
+    question = f"{IMAGE}\nWhat is in the image?"
+    assert first == ImagePair("RLAIF-V-11", question, "A cat.", "A dog.", "hallucination", (image,))
     assert (second.right, second.wrong, second.group) == ("A dog.", "A cat.", "reasoning")
     assert third.group == "general"
 
@@ -905,18 +972,25 @@ def test_a_set_is_a_suite_too(tmp_path, pool):
     assert [len(item.responses) for item in suite.best_of] == [4, 3]
 
 
-@pytest.mark.parametrize(
-    ("suite", "reason"),
-    [
-        ("paper-vision", "mathvista, .* asks about images, .* choose paper-text"),
-        ("pope", "pope asks about images"),
-        ("paper-reward", "vl-reward-bench asks about images, .* name reward-bench-2 alone"),
-        ("gsm9k", "unknown suite 'gsm9k'; did you mean 'gsm8k'"),
-    ],
-)
-def test_suites_that_cannot_be_opened(suite, reason, pool):
-    with pytest.raises(ValueError, match=reason):
-        open_suite(suite, pool)
+def test_sets_with_images_are_suites(tmp_path, pool):
+    local = {each.name: write(each.name, tmp_path / each.name) for each in in_suite("paper-vision")}
+    suite = open_suite("paper-vision", pool, 1, local)
+    assert [question.source for question in suite.questions] == list(local)
+    assert all(question.images for question in suite.questions)
+    reward = {
+        "reward-bench-2": write_jsonl(tmp_path / "best.jsonl", [BEST_OF]),
+        "vl-reward-bench": write_parquet(tmp_path / "pairs.parquet", [PAIR]),
+    }
+    suite = open_suite("paper-reward", pool, None, reward)
+    assert (len(suite.best_of), suite.questions, suite.points) == (1, [], [])
+    (pair,) = suite.pairs
+    assert (pair.id, pair.right, pair.wrong, pair.source) == ("RLAIF-V-11", "A cat.", "A dog.", "hallucination")
+    assert pair.question.count(IMAGE) == len(pair.images) == 1
+
+
+def test_unknown_suites(pool):
+    with pytest.raises(ValueError, match="unknown suite 'gsm9k'; did you mean 'gsm8k'"):
+        open_suite("gsm9k", pool)
 
 
 def test_a_copy_of_something_else(tmp_path, pool):

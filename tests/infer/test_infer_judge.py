@@ -16,7 +16,7 @@ from spark_rl.infer import ChatModel, Judge, Preference, Verdict
 from spark_rl.recycle import recycle
 from spark_rl.recycle.recycler import Bundle
 from spark_rl.rollout.engine import Request
-from spark_rl.types import Role
+from spark_rl.types import IMAGE, Image, Role
 from spark_rl.verify import box
 
 QUESTION = "What is 3+4?"
@@ -240,6 +240,48 @@ def test_what_does_not_fit_says_so(embedded: ChatModel) -> None:
     assert judge.score(QUESTION, long) == Verdict(None, None, "", no_room=True)
     assert judge.compare(QUESTION, long, RIGHT) == Preference(None, None, None, ("", ""), no_room=True)
     assert judge.spent.total == 0
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+RED, BLUE = Image("/red.png", "1"), Image("/blue.png", "2")
+
+
+def test_the_judge_sees_the_images_of_the_question() -> None:
+    judge, engine = judge_of(reads(says("Yes")))
+    seen = f"Is {IMAGE} larger than {IMAGE}?"
+    judge.compare_all([(seen, RIGHT, WRONG, (RED, BLUE)), (QUESTION, RIGHT, WRONG)])
+    assert [request.images for request in engine.calls[0]] == [(RED, BLUE), (RED, BLUE), (), ()]
+    assert [prompt.count(IMAGE) for prompt in engine.prompts] == [2, 2, 0, 0]
+    judge.score_all([(seen, RIGHT, (RED, BLUE)), (QUESTION, RIGHT)])
+    assert [request.images for request in engine.calls[1]] == [(RED, BLUE), ()]
+
+
+def test_images_without_a_place_come_first() -> None:
+    judge, engine = judge_of(reads(says("Yes")))
+    judge.score(QUESTION, RIGHT, (RED, BLUE))
+    assert f"{IMAGE}\n{IMAGE}\n{QUESTION}" in engine.prompts[0]
+
+
+def test_what_stands_for_an_image_in_a_text_is_none() -> None:
+    judge, engine = judge_of(reads(says("Yes")), view="reasoning")
+    judge.score(f"What is {IMAGE}?", RIGHT)
+    judge.score(f"What is {IMAGE}?", f"{IMAGE} is {box('7')}", (RED,))
+    assert [prompt.count(IMAGE) for prompt in engine.prompts] == [0, 1]
+
+
+def test_noise_depends_on_the_images_and_not_on_their_files() -> None:
+    judge, engine = judge_of(reads(says("Yes")))
+    moved = Image("/moved.png", RED.sha256)
+    for images in ((), (RED,), (BLUE,), (moved,)):
+        judge.score(QUESTION, RIGHT, images)
+        judge.compare(QUESTION, RIGHT, WRONG, images)
+        judge.compare(QUESTION, WRONG, RIGHT, images)
+    points, pairs, swapped = ([call[0].seed for call in engine.calls[i::3]] for i in range(3))
+    for seeds in (points, pairs):
+        assert seeds[1] == seeds[3]
+        assert len(set(seeds)) == 3
+    assert pairs == swapped
 
 
 def test_a_cut_judgement_is_unparsed() -> None:

@@ -17,7 +17,7 @@ from spark_rl.infer import ChatModel, Judge, Solution, Solver
 from spark_rl.infer.strategies import STRATEGIES, parse_strategy
 from spark_rl.prompts import answer_prompt
 from spark_rl.rollout.engine import Request
-from spark_rl.types import Example, Role
+from spark_rl.types import IMAGE, Example, Image, Role
 from spark_rl.verify import VerifierPool, box
 
 Said = str | tuple[str, float]
@@ -92,6 +92,16 @@ def test_greedy_and_sample(strategy: str, temperature: float, pool: VerifierPool
     assert (solution.answer, solution.text, kinds(solution)) == ("3", f"Try 0: {box('3')}", "a")
     ((request,),) = engine.calls
     assert (request.n, request.temperature, request.messages) == (1, temperature, make_example().prompt)
+
+
+@pytest.mark.parametrize("strategy", NAMES)
+def test_images_of_the_question_are_shown_whatever_is_asked(strategy: str, pool: VerifierPool) -> None:
+    model, engine = scripted(noisy)
+    question, images = f"Is {IMAGE} as large as {IMAGE}?", (Image("/1.png", "1"), Image("/2.png", "2"))
+    example = Example("q", answer_prompt(question), question, "7", images=images)
+    Solver(model, pool, SolveConfig(), seed=3).solve([example], strategy)
+    assert {request.images for call in engine.calls for request in call} == {images}
+    assert {prompt.count(IMAGE) for prompt in engine.prompts} == {2}
 
 
 def in_turn(*replies: str) -> Script:

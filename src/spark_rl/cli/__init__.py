@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from spark_rl import __version__
+from spark_rl.cli.data import data
 from spark_rl.cli.doctor import doctor
 from spark_rl.cli.eval import evaluate
 from spark_rl.cli.judge import judge
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.add_typer(data, name="data")
 app.command()(verify)
 app.command()(recycle)
 app.command("eval")(evaluate)

@@ -135,11 +135,12 @@ class Output:
     named pipe) is written to directly.
     """
 
-    def __init__(self, path: Path | None, source: Input) -> None:
+    def __init__(self, path: Path | None, source: Input | None, option: str = "--out ") -> None:
+        """`option` is what messages put before the path."""
         self.path = path
-        self.name = f"--out {path}" if path else "standard output"
+        self.name = f"{option}{path}" if path else "standard output"
         self._temporary: Path | None = None
-        if path and source.path and path.exists() and source.path.exists() and path.samefile(source.path):
+        if path and source and source.path and path.exists() and source.path.exists() and path.samefile(source.path):
             raise ValueError(f"{self.name}: is the file that is read; name another")
 
     def __enter__(self) -> Self:

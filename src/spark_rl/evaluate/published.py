@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from spark_rl.config import FILE_SUFFIXES
-from spark_rl.data.tables import ArrowTable, Table, open_tables
-from spark_rl.evaluate.published_rows import BestOfItem, ImagePair, Item, Row
+from spark_rl.data.tables import Table, open_tables
+from spark_rl.evaluate.published_rows import BestOfItem, Item, Row, placed
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
-from spark_rl.types import Example
+from spark_rl.images import reference
+from spark_rl.prompts import answer_prompt
+from spark_rl.types import Example, Image
 
 
 def in_suite(suite: str) -> list[PublishedSet]:
@@ -20,59 +23,75 @@ def in_suite(suite: str) -> list[PublishedSet]:
     return [each for each in PUBLISHED.values() if each.suite == suite]
 
 
-def load(name: str, path: Path | None = None) -> list[Item]:
-    """All items of a set, from the Hub or from a local copy.
+def load(name: str, path: Path | None = None, limit: int | None = None) -> list[Item]:
+    """The items of a set, all or the first `limit`, from the Hub or from a local copy.
+
+    Images that stand in the data are written to the cache of images.
 
     Args:
         path: a Parquet, JSONL, JSON or CSV file, or a folder as a snapshot download leaves it.
 
     Raises:
-        ValueError: no such set, nothing there, or a row that is not of the published schema; one sentence.
+        ValueError: no such set, nothing there, an image that cannot be read, or a row that is not of the published
+            schema; one sentence.
     """
     if name not in PUBLISHED:
         near = get_close_matches(name, PUBLISHED, n=1, cutoff=0)[0]
         raise ValueError(f"unknown set {name!r}; did you mean {near!r}? Known are {', '.join(PUBLISHED)}")
     published = PUBLISHED[name]
     items: list[Item] = []
-    for table in _tables(published, path):
-        for index in range(len(table)):
-            try:
-                item = _item(published, table, index)
-            except ValueError as error:
-                compare = f"compare {table.place} with {published.place}"
-                raise ValueError(f"{name}, row {index + 1}: {error}; {compare}") from None
-            if isinstance(item, Example):
-                item = replace(item, id=f"{name}-{len(items) + 1}", source=name)
-            if item is not None:
-                items.append(item)
+    for table, index in _places(_tables(published, path)):
+        if len(items) == limit:
+            break
+        try:
+            item = _item(published, table[index], _folders(table, path))
+        except ValueError as error:
+            compare = f"compare {table.place} with {published.place}"
+            raise ValueError(f"{name}, row {index + 1}: {error}; {compare}") from None
+        if isinstance(item, Example):
+            item = replace(item, id=f"{name}-{len(items) + 1}", source=name)
+        if item is not None:
+            items.append(item)
     if not items:
         raise ValueError(f"{name}: no row of {path or published.place} belongs to the set; compare it with the card")
     return items
 
 
-def _item(published: PublishedSet, table: Table, index: int) -> Item | None:
-    row = table[index]
+def _places(tables: Sequence[Table]) -> Iterator[tuple[Table, int]]:
+    for table in tables:
+        for index in range(len(table)):
+            yield table, index
+
+
+def _folders(table: Table, copy: Path | None) -> list[Path]:
+    """Where paths of images may begin: the folder of the row's file, and the one that was given as the copy."""
+    return [Path()] if copy is None else [Path(table.place).parent, *([copy] if copy.is_dir() else [])]
+
+
+def _item(published: PublishedSet, row: Any, folders: Sequence[Path]) -> Item | None:
     if not isinstance(row, Mapping):
         raise ValueError("must be an object with the columns of the set")
     item = published.row(row)
     if item is None or isinstance(item, BestOfItem):
         return item
-    images = list(_images(published, table, index, row))
-    if isinstance(item, ImagePair):
-        return replace(item, images=tuple(images))
-    return replace(item, metadata={**item.metadata, "images": images}) if images else item
+    question, images = placed(item.question, list(_images(published, row, folders)))
+    if isinstance(item, Example):
+        return replace(item, prompt=answer_prompt(question), question=question, images=images)
+    return replace(item, question=question, images=images)
 
 
-def _images(published: PublishedSet, table: Table, index: int, row: Row) -> Iterator[Any]:
-    """Paths and addresses as they are; of an image that is in the table, its place there, for it may be large."""
+def _images(published: PublishedSet, row: Row, folders: Sequence[Path]) -> Iterator[Image]:
     for column in published.images:
         value = row.get(column)
         if value is None and column == published.images[0]:
             raise ValueError(f"{column!r} is empty" if column in row else f"has no {column!r}")
         values = value if isinstance(value, list) else [value] if value is not None else []
-        for number, each in enumerate(values):
-            at = {"table": table.place, "row": index, "column": column, "number": number}
-            yield each if isinstance(each, str) else at
+        for each in values:
+            found = [folder for folder in folders if isinstance(each, str) and os.path.exists(folder / each)]
+            try:
+                yield reference(each, [*found, *folders][0])
+            except ValueError as error:
+                raise ValueError(f"{column!r}: {error}") from None
 
 
 def _tables(published: PublishedSet, path: Path | None) -> list[Table]:
@@ -86,23 +105,7 @@ def _tables(published: PublishedSet, path: Path | None) -> list[Table]:
     else:
         for file in _files(published, path) if path.is_dir() else [path]:
             tables += open_tables(str(file.absolute()), split="", subset=None)
-    for table in tables:
-        if isinstance(table, ArrowTable):
-            _leave_encoded(table)
     return tables
-
-
-def _leave_encoded(table: ArrowTable) -> None:
-    """Images need not be decoded to be referred to."""
-    import datasets
-
-    dataset: Any = table.rows
-    for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            dataset = dataset.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    table.rows = dataset
 
 
 def _files(published: PublishedSet, folder: Path) -> list[Path]:

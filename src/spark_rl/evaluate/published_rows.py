@@ -1,7 +1,7 @@
 """From the rows of the published sets, as they stand on the Hub, to questions and items to judge.
 
 A row function takes one raw row and gives one item, or None for a row that the set leaves out. What it cannot read is
-a ValueError that names the column. Images are not read here: `published.load` refers to them.
+a ValueError that names the column. Images are not read here: `published.load` adds them, by `placed`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from spark_rl.evaluate.rules import ANY_OF, HAS_PARTS, SAME_LETTERS
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import Example
+from spark_rl.types import IMAGE, Example, Image, without_images
 
 Row = Mapping[str, Any]
 LETTER = "Answer with the letter of the right option."
@@ -43,8 +43,8 @@ class ImagePair:
     right: str
     wrong: str
     group: str
-    images: tuple[Any, ...] = ()
-    """As in `Example.metadata["images"]`."""
+    images: tuple[Image, ...] = ()
+    """As those of an `Example`."""
 
 
 Item = Example | BestOfItem | ImagePair
@@ -101,6 +101,37 @@ def _letter_at(row: Row, column: str, options: Sequence[str]) -> str:
     if not 0 <= index < len(options):
         raise _unreadable(column, f"an index below {len(options)}", index)
     return ascii_uppercase[index]
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+_MARKER = re.compile(r"<image[ _]?(\d*)>")
+
+
+def placed(question: str, images: Sequence[Image]) -> tuple[str, tuple[Image, ...]]:
+    """The question with `IMAGE` where an image goes, and the images in the order of these.
+
+    A marker with a number (`<image 2>`, `<image2>`) stands for the image of this number, again if it is there twice;
+    one without for the next that has no number in the question. An image without a marker comes first; a marker without
+    an image (several pictures may be drawn into one) stays as words.
+    """
+    question = without_images(question)
+    if not images:
+        return question, ()
+    named = {int(number) for number in _MARKER.findall(question) if number}
+    unnamed = [number for number in range(1, len(images) + 1) if number not in named]
+    order: list[int] = []
+
+    def place(marker: re.Match[str]) -> str:
+        number = int(marker[1]) if marker[1] else unnamed.pop(0) if unnamed else 0
+        if not 1 <= number <= len(images):
+            return f"image {marker[1]}".strip()
+        order.append(number)
+        return IMAGE
+
+    question = _MARKER.sub(place, question)
+    order = [*unnamed, *order]
+    return f"{IMAGE}\n" * len(unnamed) + question, tuple(images[number - 1] for number in order)
 
 
 # ------------------------------------------------------------------------------------------------ questions

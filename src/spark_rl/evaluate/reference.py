@@ -11,8 +11,15 @@ _HEAD = """# Published sets
 
 The sets on which the SPARK paper reports. `spark-rl eval MODEL --suite paper-text` takes all of a collection,
 `--suite gsm8k` one of them, from the Hub or, with `--local gsm8k=PATH`, from a copy: a Parquet, JSONL, JSON or CSV
-file, or a folder as a snapshot download leaves it. Answers are boxed in our prompt and graded by rule. Sets with images
-are read and graded, but can only be asked once models that see are supported.
+file, or a folder as a snapshot download leaves it. Answers are boxed in our prompt and graded by rule.
+
+Sets with images need a vision-language model. An image goes where the question marks it (`<image>`, `<image 1>`), and
+before the question where it does not; a pair of `vl-reward-bench` is judged with its image in view. Images that stand
+in the data are kept as files in the cache of images.
+
+The data itself was not seen when this was written: schemas were taken from cards and from the code of other evaluators,
+rows in the tests are written after these, and no score here was compared with a published one. What each source left
+open is listed below its table.
 
 For what [lm-eval](https://github.com/EleutherAI/lm-evaluation-harness) has, its own prompts and scores can be used in
 place of these, with a strategy of ours as the model:

@@ -100,7 +100,7 @@ class Runner:
         self._solve("own answer", questions, "sample", 0)
         rows = {row["id"]: row for row in self.samples.rows if row["part"] == "own answer" and self._is_mine(row)}
         own = [(q, rows[q.id]) for q in questions if q.id in rows and rows[q.id]["reward"] is not None]
-        self._points("own", [PointItem(q.id, q.question, row["text"], row["reward"] == 1) for q, row in own])
+        self._points("own", [PointItem(q.id, q.question, row["text"], row["reward"] == 1, q.images) for q, row in own])
 
     def _is_mine(self, row: Row) -> bool:
         return bool(row["model"] == self.label)
@@ -138,7 +138,7 @@ class Runner:
     def _points(self, part: str, items: Sequence[PointItem], kinds: dict[str, str] | None = None) -> None:
         base = {"model": self.label, "part": part, "strategy": "judge", "seed": 0}
         for chunk in self._open(f"judging, {part}", items, base):
-            verdicts = self.judge.score_all([(item.question, item.response) for item in chunk])
+            verdicts = self.judge.score_all([(item.question, item.response, item.images) for item in chunk])
             self.samples.add(
                 [
                     {
@@ -159,7 +159,9 @@ class Runner:
     def _pairs(self, part: str, items: Sequence[PairItem]) -> None:
         base = {"model": self.label, "part": part, "strategy": "judge", "seed": 0}
         for chunk in self._open(f"judging, {part}", items, base):
-            preferences = self.judge.compare_all([(item.question, item.right, item.wrong) for item in chunk])
+            preferences = self.judge.compare_all(
+                [(each.question, each.right, each.wrong, each.images) for each in chunk]
+            )
             self.samples.add(
                 [
                     {

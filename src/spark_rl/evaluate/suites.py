@@ -4,6 +4,7 @@
     embedded:test    those of the test split (what is reported)
     paper-text       published sets, all or one by name (`published_sets.py`): gsm8k, math-500, aime24, ...
     reward-bench-2   responses to choose among, scored by its own rule
+    paper-vision     published sets whose questions have images; vl-reward-bench compares responses to such ones
     FILE.jsonl       yours: rows to answer (`prompt`, `answer`), to judge (`question`, `response`, `right`: true or
                      false) and to compare (`question`, `right`, `wrong`: responses)
 
@@ -25,10 +26,10 @@ from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import open_sources
 from spark_rl.evaluate.probes import Probe, probes_of
 from spark_rl.evaluate.published import in_suite, load
-from spark_rl.evaluate.published_rows import BestOfItem
+from spark_rl.evaluate.published_rows import BestOfItem, ImagePair
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.jsonl import read_row
-from spark_rl.types import Example
+from spark_rl.types import Example, Image
 from spark_rl.verify import Check, VerifierPool, box, gold_problem
 
 EMBEDDED = ("embedded", "embedded:validation", "embedded:test")
@@ -43,6 +44,8 @@ class PointItem:
     question: str
     response: str
     right: bool
+    images: tuple[Image, ...] = ()
+    """Of the question, as those of an `Example`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class PairItem:
     wrong: str
     source: str = ""
     """Reported by it, if there are several."""
+    images: tuple[Image, ...] = ()
+    """Of the question, as those of an `Example`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +108,16 @@ def _known_sets(published: Sequence[PublishedSet]) -> str:
 
 
 def _published(name: str, published: Sequence[PublishedSet], limit: int | None, local: Mapping[str, Path]) -> Suite:
-    if seen := [each.name for each in published if each.has_images]:
-        others = [each.name for each in published if not each.has_images]
-        instead = f"name {' or '.join(others)} alone" if others else "choose paper-text"
-        raise ValueError(
-            f"suite: {', '.join(seen)} asks about images, and models that see are not supported yet; {instead}"
-        )
     suite = Suite(name, [])
     for each in published:
-        items = load(each.name, local.get(each.name))[:limit]
+        items = load(each.name, local.get(each.name), limit)
         suite.questions.extend(item for item in items if isinstance(item, Example))
         suite.best_of.extend(item for item in items if isinstance(item, BestOfItem))
+        suite.pairs.extend(
+            PairItem(item.id, item.question, item.right, item.wrong, item.group, item.images)
+            for item in items
+            if isinstance(item, ImagePair)
+        )
     return suite
 
 

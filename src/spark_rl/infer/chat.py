@@ -137,7 +137,7 @@ class ChatModel:
         """The request with its prompt's ids and a limit that fits; None if nothing fits."""
         if self.renderer is None:
             return request
-        ids = tuple(self.renderer.encode(request.messages))
+        ids = tuple(self.renderer.encode(request.messages, request.images))
         room = request.max_new_tokens if self.context is None else self.context - len(ids)
         if room < 1:
             return None

@@ -17,10 +17,15 @@ from spark_rl.config import JudgeConfig, load_inference
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.plan import Ask, Plan, Reply, Spent, run
 from spark_rl.prompts import TEMPLATES, View, fill, shown
-from spark_rl.types import Message
+from spark_rl.types import IMAGE, Image, Message, without_images
 from spark_rl.verify import extract_answer, resolve
 
 T = TypeVar("T")
+Images = tuple[Image, ...]
+ToScore = tuple[str, str] | tuple[str, str, Images]
+"""A question and a response, and the images of the question if it has some."""
+ToCompare = tuple[str, str, str] | tuple[str, str, str, Images]
+"""A question and two responses, and the images of the question if it has some."""
 _TEMPLATES = {template.name: template for template in TEMPLATES}
 
 
@@ -74,6 +79,9 @@ class Preference:
 class Judge:
     """A model that judges.
 
+    The images of a question are those for which `IMAGE` stands in its text, in order; where it does not, they come
+    first.
+
     >>> judge = Judge.open("runs/quickstart/final")  # doctest: +SKIP
     >>> judge.score("What is 2+2?", r"It is \\boxed{5}.").verdict  # doctest: +SKIP
     'wrong'
@@ -97,34 +105,34 @@ class Judge:
         settings = load_inference(overrides, model={"path": model})
         return cls(ChatModel.open(settings), settings.judge, seed=settings.seed)
 
-    def score(self, question: str, response: str) -> Verdict:
+    def score(self, question: str, response: str, images: Images = ()) -> Verdict:
         """Is the final answer of this response right?"""
-        return self.score_all([(question, response)])[0]
+        return self.score_all([(question, response, images)])[0]
 
-    def compare(self, question: str, a: str, b: str) -> Preference:
+    def compare(self, question: str, a: str, b: str, images: Images = ()) -> Preference:
         """Which of the two has the right final answer?"""
-        return self.compare_all([(question, a, b)])[0]
+        return self.compare_all([(question, a, b, images)])[0]
 
-    def score_all(
-        self, items: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
-    ) -> list[Verdict]:
-        """`score` of many (question, response), in one generation call."""
+    def score_all(self, items: Sequence[ToScore], progress: Callable[[int, int], None] | None = None) -> list[Verdict]:
+        """`score` of many (question, response) or (question, response, images), in one generation call."""
 
-        def begin(question: str, response: str) -> Callable[[Spent], Plan[Verdict]]:
-            return lambda spent: self.pointwise(question, response)
+        def begin(question: str, response: str, images: Images = ()) -> tuple[str, Callable[[Spent], Plan[Verdict]]]:
+            return _content_id((question, response), images), lambda spent: self.pointwise(question, response, images)
 
-        return self._carry_out([(_content_id(item), begin(*item)) for item in items], progress)
+        return self._carry_out([begin(*item) for item in items], progress)
 
     def compare_all(
-        self, items: Sequence[tuple[str, str, str]], progress: Callable[[int, int], None] | None = None
+        self, items: Sequence[ToCompare], progress: Callable[[int, int], None] | None = None
     ) -> list[Preference]:
-        """`compare` of many (question, a, b), in one generation call."""
+        """`compare` of many (question, a, b) or (question, a, b, images), in one generation call."""
 
-        def begin(question: str, a: str, b: str) -> Callable[[Spent], Plan[Preference]]:
-            return lambda spent: self.pairwise(question, a, b)
+        def begin(
+            question: str, a: str, b: str, images: Images = ()
+        ) -> tuple[str, Callable[[Spent], Plan[Preference]]]:
+            id = _content_id((question, *sorted((a, b))), images)
+            return id, lambda spent: self.pairwise(question, a, b, images)
 
-        ids = [_content_id((question, *sorted((a, b)))) for question, a, b in items]
-        return self._carry_out([(i, begin(*item)) for i, item in zip(ids, items, strict=True)], progress)
+        return self._carry_out([begin(*item) for item in items], progress)
 
     def _carry_out(
         self, plans: Sequence[tuple[str, Callable[[Spent], Plan[T]]]], progress: Callable[[int, int], None] | None
@@ -134,22 +142,22 @@ class Judge:
         self.spent.generated_tokens += sum(each.spent.generated_tokens for each in done)
         return [each.value for each in done]
 
-    def pointwise(self, question: str, response: str) -> Plan[Verdict]:
+    def pointwise(self, question: str, response: str, images: Images = ()) -> Plan[Verdict]:
         """`score` as a plan, for strategies that judge along the way."""
-        (replies,) = yield [self._ask(self.settings.pointwise_template, question=question, response=response)]
+        (replies,) = yield [self._ask(self.settings.pointwise_template, images, question=question, response=response)]
         probability = self._probability(replies, "Yes", "No")
         verdict = None if probability is None else "right" if probability > 0.5 else "wrong"
         no_room = replies[0].finish_reason == "no_room"
         return Verdict(verdict, probability, replies[0].text, no_room)  # type: ignore[arg-type]
 
-    def pairwise(self, question: str, a: str, b: str) -> Plan[Preference]:
+    def pairwise(self, question: str, a: str, b: str, images: Images = ()) -> Plan[Preference]:
         """`compare` as a plan. That of (b, a) is the same one, down to its sampling noise."""
         if b < a:
-            return (yield from self.pairwise(question, b, a)).swapped()
+            return (yield from self.pairwise(question, b, a, images)).swapped()
         name = self.settings.pairwise_template
         forward, backward = yield [
-            self._ask(name, question=question, first=a, second=b),
-            self._ask(name, question=question, first=b, second=a),
+            self._ask(name, images, question=question, first=a, second=b),
+            self._ask(name, images, question=question, first=b, second=a),
         ]
         a_first = self._probability(forward, "A", "B")
         b_first = self._probability(backward, "B", "A")
@@ -163,11 +171,15 @@ class Judge:
             no_room="no_room" in (forward[0].finish_reason, backward[0].finish_reason),
         )
 
-    def _ask(self, template: str, question: str, **responses: str) -> Ask:
+    def _ask(self, template: str, images: Images, question: str, **responses: str) -> Ask:
         quoted = dict(zip(responses, self._views(*responses.values()), strict=True))
+        if not images:
+            question = without_images(question)
+        elif IMAGE not in question:
+            question = f"{IMAGE}\n" * len(images) + question
         messages: tuple[Message, ...] = fill(_TEMPLATES[template], question=question, **quoted)
         n = self.settings.samples
-        return Ask(messages, n, self.settings.temperature if n > 1 else 0.0)
+        return Ask(messages, n, self.settings.temperature if n > 1 else 0.0, images)
 
     def view(self, response: str) -> str:
         """What is shown of a response: all of it where there is no answer to show alone, even if it is empty."""
@@ -199,8 +211,8 @@ class Judge:
         return certainty if says_yes else 1 - certainty
 
 
-def _content_id(item: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(item).encode()).hexdigest()[:16]
+def _content_id(texts: Sequence[str], images: Images) -> str:
+    return hashlib.sha256("\0".join([*texts, *(image.sha256 for image in images)]).encode()).hexdigest()[:16]
 
 
 def _rounded(probability: float) -> float:

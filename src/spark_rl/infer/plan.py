@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 from spark_rl.infer.chat import ChatModel
 from spark_rl.rollout.engine import Completion, Request
-from spark_rl.types import Message
+from spark_rl.types import Image, Message
 
 T = TypeVar("T")
 Reply = Completion
@@ -33,6 +33,8 @@ class Ask:
     n: int = 1
     temperature: float = 0.0
     """0 is greedy."""
+    images: tuple[Image, ...] = ()
+    """Those of the messages, in order."""
 
 
 @dataclass(slots=True)
@@ -141,6 +143,7 @@ def _round(
                 id=f"{plans[i][0]}/{j}",
                 prompt_ids=(),
                 messages=ask.messages,
+                images=ask.images,
                 n=ask.n,
                 max_new_tokens=cap,
                 temperature=ask.temperature,

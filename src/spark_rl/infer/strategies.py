@@ -70,42 +70,46 @@ class Attempt:
     spent: Spent
     k: int = 1
 
+    def ask(self, n: int = 1, temperature: float = 0.0) -> Ask:
+        """The question itself."""
+        return Ask(self.example.prompt, n, temperature, self.example.images)
+
 
 def greedy(attempt: Attempt) -> Plan[Outcome]:
     """The most likely answer."""
-    ((reply,),) = yield [Ask(attempt.example.prompt)]
+    ((reply,),) = yield [attempt.ask()]
     return _outcome(reply, [_answer(reply)])
 
 
 def sample(attempt: Attempt) -> Plan[Outcome]:
     """One sampled answer."""
-    ((reply,),) = yield [Ask(attempt.example.prompt, temperature=attempt.settings.temperature)]
+    ((reply,),) = yield [attempt.ask(temperature=attempt.settings.temperature)]
     return _outcome(reply, [_answer(reply)])
 
 
 def reflect(attempt: Attempt) -> Plan[Outcome]:
     """The greedy answer, revised until it is accepted, stays the same or cannot be read, or `rounds` are over."""
-    settings, question = attempt.settings, attempt.example.question
-    ((reply,),) = yield [Ask(attempt.example.prompt)]
+    settings, question, images = attempt.settings, attempt.example.question, attempt.example.images
+    ((reply,),) = yield [attempt.ask()]
     steps = [_answer(reply)]
     for _ in range(settings.rounds):
         before = extract_answer(reply.text)
         if settings.revise == "wrong" and before is not None:
-            verdict = yield from attempt.judge.pointwise(question, reply.text)
+            verdict = yield from attempt.judge.pointwise(question, reply.text, images)
             steps.append(_judged(verdict))
             if verdict.verdict != "wrong":
                 break
         prompt = fill(
             _TEMPLATES[settings.reflection_template], question=question, response=attempt.judge.view(reply.text)
         )
-        ((revision,),) = yield [Ask(prompt)]
+        ((revision,),) = yield [Ask(prompt, images=images)]
         steps.append(_answer(revision, "revise"))
         after = extract_answer(revision.text)
         if after is None:
             break
         is_same = before is not None and attempt.same(before, after)
         if settings.accept == "preferred" and before is not None and not is_same:
-            preference = yield from attempt.judge.pairwise(question, reply.text, revision.text)
+            preference = yield from attempt.judge.pairwise(question, reply.text, revision.text, images)
             steps.append(Step("compare", preference.texts[0], None, preference.preferred, preference.probability))
             if preference.preferred != "b":
                 break
@@ -164,8 +168,8 @@ def tournament(attempt: Attempt) -> Plan[Outcome]:
         pairs = _closest(len(camps), lambda i, j: (games[i] + games[j], abs(score(i) - score(j))), met)[:left]
         if not pairs:
             break
-        question = attempt.example.question
-        duels = [attempt.judge.pairwise(question, camps[i][0].text, camps[j][0].text) for i, j in pairs]
+        question, images = attempt.example.question, attempt.example.images
+        duels = [attempt.judge.pairwise(question, camps[i][0].text, camps[j][0].text, images) for i, j in pairs]
         preferences = yield from together(duels)
         for (i, j), preference in zip(pairs, preferences, strict=True):
             steps.append(Step("compare", preference.texts[0], None, preference.preferred, preference.probability))
@@ -220,7 +224,7 @@ def _samples(attempt: Attempt, share: float = 1.0) -> Plan[list[Reply]]:
             n = 1
         if n < 1:
             break
-        (more,) = yield [Ask(attempt.example.prompt, n, attempt.settings.temperature)]
+        (more,) = yield [attempt.ask(n, attempt.settings.temperature)]
         replies += more
         if more[0].finish_reason == "no_room":
             break
@@ -229,11 +233,11 @@ def _samples(attempt: Attempt, share: float = 1.0) -> Plan[list[Reply]]:
 
 def _judged_samples(attempt: Attempt) -> Plan[tuple[list[Reply], list[Step], Callable[[Reply], float]]]:
     """Samples, the steps so far, and how probably each sample is right. Those that look the same are judged once."""
-    judge, question = attempt.judge, attempt.example.question
+    judge, question, images = attempt.judge, attempt.example.question, attempt.example.images
     replies = yield from _samples(attempt, share=0.5)
     answered = [reply.text for reply in replies if extract_answer(reply.text) is not None]
     seen = {judge.view(text): text for text in reversed(answered)}
-    judged = yield from together([judge.pointwise(question, text) for text in seen.values()])
+    judged = yield from together([judge.pointwise(question, text, images) for text in seen.values()])
     verdicts = dict(zip(seen, judged, strict=True))
 
     def chance(reply: Reply) -> float:
