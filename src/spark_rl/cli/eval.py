@@ -83,6 +83,11 @@ def evaluate(
         with _progress() as show:
             for label, each in settings.items():
                 chat = open_model(each)
+                if opened.has_images and chat.renderer and chat.renderer.images is None:
+                    raise ValueError(
+                        f"--suite {suite}: asks about images, and {models[label]} takes none; name a vision-language "
+                        "model, or choose a suite of text such as paper-text"
+                    )
                 _claim(out, described)
                 runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
                 runner.run(opened, names, seeds)

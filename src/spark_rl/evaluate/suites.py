@@ -76,6 +76,12 @@ class Suite:
     """Of several responses, which are right? Scored as RewardBench 2."""
     probes: list[Probe] = field(default_factory=list)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether some of it asks about images."""
+        asked: Sequence[Example | PointItem | PairItem] = [*self.questions, *self.further, *self.points, *self.pairs]
+        return any(each.images for each in asked)
+
 
 def open_suite(
     name: str, pool: VerifierPool, limit: int | None = None, local: Mapping[str, Path] | None = None
