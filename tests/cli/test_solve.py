@@ -182,7 +182,7 @@ def test_settings_that_change_no_result_do_not_matter(whole: Path, spark_rl: Com
         ([], [{"prompt": 3}], "row 1: 'prompt' must be text or a list, not 3"),
         ([], [{"prompt": [{"role": "assistant", "content": "Hi"}]}], "row 1: 'prompt' must be text, or chat messages"),
         ([], [{"prompt": ""}], "row 1: "),
-        ([], [ROWS[0] | {"images": ["a.png"]}], "row 1: has 'images', which cannot be shown yet"),
+        ([], [ROWS[0] | {"images": ["a.png"]}], "row 1: the image "),
         ([], [ROWS[0] | {"verifier": "mth"}], "row 1: unknown verifier 'mth': did you mean 'math'?"),
         ([], [ROWS[0] | {"verifier": "os:abort"}], "row 1: 'verifier' names the function 'os:abort'"),
         (["--check"], [{"prompt": "1+1?"}], "row 1: has no 'gold'"),

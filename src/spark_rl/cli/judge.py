@@ -7,20 +7,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from spark_rl.cli.model import open_model, settings_for, signature
 from spark_rl.cli.rows import Input, Row, check_summary, file_and_settings, take
 from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, sum_up, through
+from spark_rl.types import Image
 
 if TYPE_CHECKING:
     from spark_rl.infer import Judge, Preference, Verdict
 
 _ADDED = ("verdict", "probability", "preferred", "consistent")
-Shown = tuple[str, ...]
-"""A question and its response, or the two to compare."""
+
+
+class Shown(NamedTuple):
+    """What is judged."""
+
+    question: str
+    responses: tuple[str, ...]
+    """One, or the two to compare."""
+    images: tuple[Image, ...]
 
 
 def judge(
@@ -28,6 +36,7 @@ def judge(
     file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="judge.key=value, engine.key=value.")] = None,
     question: Annotated[str | None, typer.Option(help="Judge one item, which needs no rows.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="With --question: a picture it is about.")] = None,
     response: Annotated[str | None, typer.Option(help="With --question: is this right?")] = None,
     a: Annotated[str | None, typer.Option("--a", help="With --question: is this better ...")] = None,
     b: Annotated[str | None, typer.Option("--b", help="... than this?")] = None,
@@ -45,7 +54,8 @@ def judge(
     no judgement held one) and the "probability" that it is right; or {"question",
     "a", "b"}, which is asked in both orders and gains "preferred" (a, b or null),
     the "probability" that it is a, and whether both orders are "consistent".
-    Rows stream in constant memory.
+    A vision-language model is shown the "images" of a row, paths from the file's
+    folder. Rows stream in constant memory.
 
     Examples:
 
@@ -63,7 +73,7 @@ def judge(
 
         return Judge(open_model(config), config.judge, seed=config.seed)
 
-    one = {"question": question, "response": response, "a": a, "b": b}
+    one = {"question": question, "response": response, "a": a, "b": b, "images": image}
     if item := {key: value for key, value in one.items() if value is not None}:
         if file or out or resume:
             raise ValueError("--question judges one item; leave out the file, --out and --resume")
@@ -87,7 +97,8 @@ def judge(
 
         return carry
 
-    through("judge", journal, lambda row, number: Item(number, row, _shown(row)), prepare, chunk)
+    folder = source.path.parent if source.path else Path()
+    through("judge", journal, lambda row, number: Item(number, row, _shown(row, folder)), prepare, chunk)
     summary: dict[str, Any] = {
         "rows": counts.total(),
         "bad_rows": source.num_bad,
@@ -104,28 +115,33 @@ def judge(
     sum_up(summary, said or "nothing judged")
 
 
-def _shown(row: Row) -> Shown:
+def _shown(row: Row, folder: Path) -> Shown:
     """What is judged of a row.
 
     Raises:
-        ValueError: it is no item of either kind, or of both.
+        ValueError: it is no item of either kind, or of both, or an image cannot be used.
     """
+    from spark_rl.data.row_images import listed, placed_in_question
+    from spark_rl.images import reference
+
     question = take(row, "question", str)
     if row.get("response") is not None and (row.get("a") is not None or row.get("b") is not None):
         raise ValueError("has a 'response' as well as 'a' or 'b'; give one or the other")
     if row.get("response") is None and row.get("a") is None and row.get("b") is None:
         raise ValueError("has neither a 'response' nor 'a' and 'b'; add one or the other")
     keys = ("response",) if row.get("response") is not None else ("a", "b")
-    return (question, *(take(row, key, str) for key in keys))
+    images = tuple(reference(image, folder) for image in listed(row.get("images")))
+    question = placed_in_question(question, len(images))
+    return Shown(question, tuple(take(row, key, str) for key in keys), images)
 
 
 def _judge_all(judge: Judge, items: Sequence[Shown], tell: Tell) -> list[Verdict | Preference]:
     """The judgements on items of both kinds, in order."""
-    single = [(item[0], item[1]) for item in items if len(item) == 2]
-    paired = [(item[0], item[1], item[2]) for item in items if len(item) == 3]
+    single = [(q, responses[0], images) for q, responses, images in items if len(responses) == 1]
+    paired = [(q, *responses, images) for q, responses, images in items if len(responses) == 2]
     verdicts = iter(judge.score_all(single, tell) if single else [])
     preferences = iter(judge.compare_all(paired, lambda ended, _: tell(len(single) + ended, 0)) if paired else [])
-    return [next(verdicts) if len(item) == 2 else next(preferences) for item in items]
+    return [next(verdicts) if len(item.responses) == 1 else next(preferences) for item in items]
 
 
 def _word(row: Row) -> str:
@@ -137,7 +153,7 @@ def _word(row: Row) -> str:
 def _one(row: Row, load: Callable[[], Judge], as_json: bool) -> None:
     """Judge what the options hold, and print it: the row, or for people with the judgements in the model's words."""
     try:
-        shown = _shown(row)
+        shown = _shown(row, Path())
     except ValueError as error:
         raise ValueError(f"the item {error} (--question with --response, or with --a and --b)") from None
     from spark_rl.infer import Verdict

@@ -23,7 +23,7 @@ from spark_rl.verify import Check, VerifierPool
 if TYPE_CHECKING:
     from spark_rl.infer import Solution, Solver
 
-_READ = ("prompt", "id", "question", "system", "metadata", "source")
+_READ = ("prompt", "id", "question", "system", "metadata", "source", "images")
 _ADDED = ("answer", "text", "tokens", "prompt_tokens", "generated_tokens", "steps", "reward")
 
 
@@ -38,6 +38,7 @@ def solve(
         typer.Option(help="greedy, sample, reflect, majority@8, best-of-8, weighted-vote@8, tournament@8; any number."),
     ] = "greedy",
     question: Annotated[str | None, typer.Option(help="Solve this one, which needs no rows.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="With --question: a picture it is about.")] = None,
     out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the file of a call that was stopped.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Add the steps: answers, judgements, revisions.")] = False,
@@ -57,7 +58,8 @@ def solve(
     of it), the "text" that was chosen, "tokens" (read and written, by all roles)
     and its parts "prompt_tokens" and "generated_tokens". A gold "answer" that it
     had goes to "gold", and is seen by --check alone, which adds a "reward".
-    solve.max_tokens is a budget a question. Rows stream in constant memory.
+    A vision-language model is shown the "images" of a row, paths from the file's
+    folder. solve.max_tokens is a budget a question. Rows stream in constant memory.
 
     Examples:
 
@@ -67,6 +69,8 @@ def solve(
 
         spark-rl solve embedded questions.jsonl --strategy majority@8 --out solved.jsonl --resume
 
+        spark-rl solve runs/vision/final --question "How many are red?" --image shapes.png
+
         spark-rl solve http://localhost:8000 --strategy tournament@16 solve.max_tokens=20000 < questions.jsonl
     """
     file, settings = file_and_settings(file, overrides)
@@ -75,26 +79,33 @@ def solve(
     from spark_rl.infer.strategies import parse_strategy
 
     parse_strategy(strategy)
-    reader = RowReader(SourceConfig(path="row"), DataConfig(verifier=verifier), "row")
+    folder = Path(file).parent if file not in (None, "-") else Path()
+    reader = RowReader(SourceConfig(path="row"), DataConfig(verifier=verifier), "row", folder)
 
     def read(row: Row, number: int) -> Item[Example]:
         kept = dict(row)
         if row.get("answer") is not None:
             kept.setdefault("gold", kept.pop("answer"))
         take(row, "prompt", str, list)
-        if row.get("images"):
-            raise ValueError("has 'images', which cannot be shown yet; remove the row")
         gold = str(take(kept, "gold", str, int, float)) if check else "-"
         columns = {key: row.get(key) for key in _READ}
         name = take_verifier(row, verifier)
         return Item(number, kept, reader.task(columns | {"answer": gold, "verifier": name}, number - 1).example)
 
+    if image and question is None:
+        raise ValueError("--image belongs to --question; in rows, images are in the column 'images'")
     pool = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
     if question is not None:
         if file or out or resume or check:
             raise ValueError("--question solves one; leave out the file, --out, --resume and --check")
         with pool:
-            return _one(read({"prompt": question}, 1), lambda: _solver(config, pool), strategy, trace, as_json)
+            return _one(
+                read({"prompt": question} | ({"images": image} if image else {}), 1),
+                lambda: _solver(config, pool),
+                strategy,
+                trace,
+                as_json,
+            )
     check_summary(as_json, out)
     source = Input(file, skip_bad)
     by = signature(config, strategy, *["--trace"] * trace, *["--check"] * check)

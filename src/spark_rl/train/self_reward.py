@@ -24,11 +24,11 @@ from spark_rl.rollout.engine import Engine
 from spark_rl.rollout.scoring import RuleScorer
 from spark_rl.train.metrics import Metrics
 from spark_rl.train.validation import HEADLINE
-from spark_rl.types import Group, Role, Rollout
+from spark_rl.types import Group, Image, Role, Rollout
 from spark_rl.verify import SELF, extract_answer
 
-Item = tuple[str, Sequence[str]]
-"""A question and responses to it."""
+Item = tuple[str, Sequence[str], tuple[Image, ...]]
+"""A question, responses to it, and its images."""
 
 
 @dataclass(slots=True)
@@ -157,7 +157,8 @@ class SelfRewardScorer:
             group.weight = self.switch.weight
             answered.append([rollout for rollout in group.rollouts if self._is_open(rollout)])
         items = [
-            (g.task.example.question, [r.text for r in of_group]) for g, of_group in zip(mine, answered, strict=True)
+            (g.task.example.question, [r.text for r in of_group], g.task.example.images)
+            for g, of_group in zip(mine, answered, strict=True)
         ]
         rewards = _REWARDS[self.config.self_reward.kind](self._judge(engine), items)
         for of_group, of_item in zip(answered, rewards, strict=True):
@@ -197,13 +198,17 @@ class SelfRewardScorer:
 
 def pointwise_rewards(judge: Judge, items: Sequence[Item]) -> list[list[float | None]]:
     """For each response the probability, by the judge, that it is right; None where it gave no verdict."""
-    views = [_by_view(judge, responses) for _, responses in items]
-    asked = [(question, shown) for (question, _), seen in zip(items, views, strict=True) for shown in seen.values()]
+    views = [_by_view(judge, responses) for _, responses, _ in items]
+    asked = [
+        (question, shown, images)
+        for (question, _, images), seen in zip(items, views, strict=True)
+        for shown in seen.values()
+    ]
     verdicts = iter(judge.score_all(asked))
     known = [{view: next(verdicts).probability for view in seen} for seen in views]
     return [
         [of_item[judge.view(response)] for response in responses]
-        for (_, responses), of_item in zip(items, known, strict=True)
+        for (_, responses, _), of_item in zip(items, known, strict=True)
     ]
 
 
@@ -212,15 +217,15 @@ def pairwise_rewards(judge: Judge, items: Sequence[Item]) -> list[list[float | N
 
     One half where all look the same; None where no pair got a verdict in both orders.
     """
-    views = [_by_view(judge, responses) for _, responses in items]
+    views = [_by_view(judge, responses) for _, responses, _ in items]
     asked = [
-        (question, seen[a], seen[b])
-        for (question, _), seen in zip(items, views, strict=True)
+        (question, seen[a], seen[b], images)
+        for (question, _, images), seen in zip(items, views, strict=True)
         for a, b in combinations(seen, 2)
     ]
     preferences = iter(judge.compare_all(asked))
     rewards = []
-    for (_, responses), seen in zip(items, views, strict=True):
+    for (_, responses, _), seen in zip(items, views, strict=True):
         wins: dict[tuple[str, str], float] = {}
         for a, b in combinations(seen, 2):
             preference = next(preferences)

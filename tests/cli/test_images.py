@@ -1,0 +1,79 @@
+"""`judge` and `solve` with images, through the real command and a tiny vision-language model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from factories import lines, read_rows
+from vision import picture, save_vision_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    save_vision_model("qwen2_5_vl", folder / "model")
+    for seed in (1, 2):
+        picture(seed).save(folder / f"{seed}.png")
+    rows = [
+        {"question": "How many?", "response": "3", "images": ["1.png"]},
+        {"question": "<image> or <image>?", "a": "3", "b": "4", "images": ["1.png", "2.png"]},
+        {"question": "What is <image>?", "response": "3"},
+    ]
+    (folder / "judge.jsonl").write_text(lines(rows))
+    (folder / "solve.jsonl").write_text(
+        lines([{"prompt": row["question"], "images": row.get("images", [])} for row in rows])
+    )
+    return folder
+
+
+def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["spark-rl", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.mark.parametrize("verb", ["judge", "solve"])
+def test_rows_with_images(folder, tmp_path, verb):
+    """Paths begin at the rows' file, wherever the command is called."""
+    out = tmp_path / "out.jsonl"
+    done = call(
+        verb,
+        str(folder / "model"),
+        str(folder / f"{verb}.jsonl"),
+        "--out",
+        str(out),
+        "--max-new-tokens=4",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row.get("images", []) for row in read_rows(out)] == [["1.png"], ["1.png", "2.png"], []]
+
+
+def test_one_question_about_a_picture(folder):
+    about = ["--question", "How many?", "--image", "1.png", "--json", "--max-new-tokens=8"]
+    words = []
+    for image in ("1.png", "2.png"):
+        about[3] = image
+        done = call("solve", "model", *about, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        words.append(json.loads(done.stdout)["text"])
+    assert words[0] != words[1]
+    done = call("judge", "model", *about, "--response", "3", cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["judge", "model", "--question", "q", "--response", "r", "--image", "gone.png"], "gone.png"),
+        (["judge", "embedded", "--question", "q", "--response", "r", "--image", "1.png"], "takes no images"),
+        (["solve", "embedded", "--question", "q", "--image", "1.png"], "takes no images"),
+        (["solve", "embedded", "solve.jsonl", "--image", "1.png"], "--image belongs to --question"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, arguments, sentence):
+    done = call(*arguments, cwd=folder)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
