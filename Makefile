@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart compare test test-vllm lint bench soak docs base clean
+.PHONY: setup quickstart compare test test-vllm lint bench soak docs base base-vision clean
 
 setup: $(READY)
 
@@ -48,6 +48,9 @@ docs: setup  ## the pages of all settings and of published sets
 
 base: setup  ## rebuild the embedded base from nothing (about half an hour on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.build src/spark_rl/embedded/base
+
+base-vision: setup  ## the vision base as far as it has come (see its docstring), about half an hour on one core
+	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.vision_build runs/vision-base
 
 clean:
 	rm -rf $(VENV) runs

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from spark_rl.config import SourceConfig
 from spark_rl.data.sources import HELD_OUT_SEED
+from spark_rl.embedded.pictures import KINDS
 from spark_rl.embedded.tasks import FAMILIES, TRANSFER
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import Example, Role
+from spark_rl.types import IMAGE, Example, Role
 from spark_rl.verify import Check, VerifierPool, box, grade
 
 
@@ -270,3 +271,21 @@ def test_embedded_prompts_take_the_system_message():
 def test_a_bad_embedded_set_is_named(tmp_path, monkeypatch, path, words):
     monkeypatch.chdir(tmp_path)
     assert words in refusal(path)
+
+
+# ------------------------------------------------------------------------------------------------ embedded pictures
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_embedded_picture_questions_carry_their_image_and_are_gradable(split):
+    made = examples(SourceConfig(path=f"embedded:vision-{split}", size=40))
+    assert len({example.id for example in made}) == 40
+    assert {example.source for example in made} == set(KINDS)
+    for example in made:
+        assert len(example.images) == example.question.count(IMAGE) == example.prompt[-1]["content"].count(IMAGE) == 1
+        assert grade(example.answer, example.answer, example.verifier).reward == 1
+
+
+def test_no_picture_is_in_two_embedded_sets():
+    paths = [{e.images[0].path for e in examples(f"embedded:vision-{split}")} for split in ("train", "validation")]
+    assert not paths[0] & paths[1]

@@ -72,7 +72,8 @@ class SourceConfig(Section):
     path: str
     """A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file or a pattern such as `data/*.jsonl`; a data set of the
     Hub such as `openai/gsm8k`; `reasoning_gym:<task>`, or several tasks joined by `+`; or an embedded set:
-    `embedded:train`, `embedded:validation`, `embedded:test`, `embedded:transfer`, `embedded:retention`."""
+    `embedded:train`, `embedded:validation`, `embedded:test`, `embedded:transfer`, `embedded:retention`; of pictures
+    `embedded:vision-train`, `embedded:vision-validation`, `embedded:vision-test`."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """How often its rows are drawn, relative to the weights of the other sources; null is its number of rows."""
     split: str | None = None

@@ -13,7 +13,8 @@ from importlib import metadata
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.rows import RowReader, question_task
 from spark_rl.data.tables import Table, names_files, open_tables
-from spark_rl.embedded.tasks import FACTS, FAMILIES, TRANSFER, Problem, problems
+from spark_rl.embedded.pictures import picture_problems
+from spark_rl.embedded.tasks import FACTS, FAMILIES, TRANSFER, Problem, Split, problems
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, Task, without_images
 
@@ -223,10 +224,32 @@ def _fact_examples(system: str | None) -> Iterator[Example]:
         yield Example(f"fact-{question}", prompt, question, answer, verifier="choice", source="retention")
 
 
+def _picture_examples(split: Split, count: int, system: str | None) -> Iterator[Example]:
+    """The first `count` different questions about pictures of a split."""
+    seen: set[tuple[str, str]] = set()
+    for problem in picture_problems(split, 0):
+        if len(seen) == count:
+            return
+        if (problem.image.path, problem.asked) not in seen:
+            seen.add((problem.image.path, problem.asked))
+            yield Example(
+                id=f"{problem.kind}-{len(seen)}-{problem.asked}",
+                prompt=answer_prompt(problem.question, system),
+                question=problem.question,
+                answer=problem.answer,
+                verifier="numeric",
+                source=problem.kind,
+                images=(problem.image,),
+            )
+
+
 _EMBEDDED: dict[str, Callable[[str | None], Iterator[Example]]] = {
     "train": lambda system: _problem_examples(problems(FAMILIES, "train", 0), 4096, system),
     "validation": lambda system: _problem_examples(problems(FAMILIES, "validation", 0), 700, system),
     "test": lambda system: _problem_examples(problems(FAMILIES, "test", 0), 700, system),
     "transfer": _transfer_examples,
     "retention": _fact_examples,
+    "vision-train": lambda system: _picture_examples("train", 4096, system),
+    "vision-validation": lambda system: _picture_examples("validation", 700, system),
+    "vision-test": lambda system: _picture_examples("test", 700, system),
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,16 @@ STAGES = (
 )
 
 
-def build_tokenizer(vocab_size: int = 640) -> PreTrainedTokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The text base's tokenizer, trained on what it reads."""
+    quiet = replace(BASE, aside=0.0, hollow=0.0)  # words in no order would take tokens from what is said
+    samples = (s for h, seed in ((CLEAN, 1), (quiet, 2)) for _, s in itertools.islice(corpus(h, ALL_KINDS, seed), 2000))
+    return train_tokenizer(samples, [PAD, "<|im_start|>", END], CHATML, vocab_size=640)
+
+
+def train_tokenizer(
+    samples: Iterable[Sample], special_tokens: list[str], chat_template: str, vocab_size: int
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE in which every number from 0 to 99 and the opening of the answer tag is one token."""
     tokenizer = Tokenizer(models.BPE())
     pattern = r"\\boxed\{|\p{N}{1,2}| ?\p{L}+|\n+|[^\s\p{L}\p{N}]| +"
@@ -80,17 +89,15 @@ def build_tokenizer(vocab_size: int = 640) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, "<|im_start|>", END],
+        special_tokens=special_tokens,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    quiet = replace(BASE, aside=0.0, hollow=0.0)  # words in no order would take tokens from what is said
-    samples = (s for h, seed in ((CLEAN, 1), (quiet, 2)) for _, s in itertools.islice(corpus(h, ALL_KINDS, seed), 2000))
     texts = (text for prompt, pieces in samples for text in (prompt[-1]["content"], pieces[0][0]))
     numbers = (" ".join(map(str, range(100))) for _ in range(1000))
     tokenizer.train_from_iterator(itertools.chain(texts, numbers, ["system user assistant"] * 1000), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=1024)
-    fast.chat_template = CHATML
+    fast.chat_template = chat_template
     return fast
 
 

@@ -21,14 +21,32 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
-from spark_rl.embedded.tasks import FACTS, FAMILIES, Family, Problem, problems
+from spark_rl.embedded.tasks import FACTS, FAMILIES, Carry, Family, Worked, problems
 from spark_rl.prompts import View, answer_prompt, fill, shown, templates_for, verdict
 from spark_rl.types import Message, Role
 from spark_rl.verify.extract import box
 
 Sample = tuple[tuple[Message, ...], list[tuple[str, bool]]]
 """Prompt messages, and the completion in pieces with whether each is to be learned."""
+
+
+class Problem(Protocol):
+    """A question that can be worked again, with or without slips; of words alone or about a picture."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """Numbers of its own, which a guess may repeat."""
+
+    @property
+    def answer(self) -> str: ...
+    def work(self, carry: Carry = ...) -> Worked: ...
+
+
+AnyProblem = TypeVar("AnyProblem", bound=Problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +296,19 @@ MAKERS: dict[str, Maker] = {
 }
 
 
+def mixture(
+    stream: Iterator[AnyProblem], habits: Habits, shares: dict[str, float], seed: int
+) -> Iterator[tuple[str, AnyProblem, Sample]]:
+    """An endless seeded stream of (kind, problem, sample), the kinds in the given shares."""
+    rng = random.Random(f"corpus-{seed}")
+    for problem in stream:
+        kind = rng.choices(list(shares), weights=list(shares.values()))[0]
+        yield kind, problem, MAKERS[kind](problem, rng, habits)
+
+
 def corpus(
     habits: Habits, shares: dict[str, float], seed: int, families: tuple[Family, ...] = FAMILIES
 ) -> Iterator[tuple[str, Sample]]:
     """An endless seeded stream of (kind, sample), the kinds in the given shares; a family may be named twice."""
-    rng = random.Random(f"corpus-{seed}")
     stream = problems(families, "pretrain", seed)
-    while True:
-        kind = rng.choices(list(shares), weights=list(shares.values()))[0]
-        yield kind, MAKERS[kind](next(stream), rng, habits)
+    return ((kind, sample) for kind, _, sample in mixture(stream, habits, shares, seed))

@@ -60,7 +60,7 @@ class Problem:
         return str(self.work()[1])
 
 
-def _chain(first: int, terms: list[tuple[str, int]], carry: Carry) -> Worked:
+def chain(first: int, terms: list[tuple[str, int]], carry: Carry) -> Worked:
     """first op term op term ..., one operation a line."""
     apply = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
     value, lines = first, []
@@ -76,7 +76,7 @@ def _operators(ops: str) -> Callable[[list[int], Carry], Worked]:
 
     def work(x: list[int], carry: Carry) -> Worked:
         signs = ops + ops[-1] * (len(x) - 1 - len(ops))
-        return _chain(x[0], list(zip(signs, x[1:], strict=False)), carry)
+        return chain(x[0], list(zip(signs, x[1:], strict=False)), carry)
 
     return work
 
