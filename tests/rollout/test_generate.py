@@ -35,7 +35,7 @@ class Letters:
 
     opening = ""
 
-    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode(self, messages: Sequence[dict[str, str]], images: Sequence[object] = ()) -> list[int]:
         return [ord(c) for c in messages[-1]["content"]]
 
 
