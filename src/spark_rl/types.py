@@ -33,6 +33,14 @@ def with_markers(text: str) -> str:
     return text.replace(IMAGE, "<image>")
 
 
+def in_parts(text: str) -> list[dict[str, str]]:
+    """A text as the parts of a message: `{"type": "text", "text": ...}`, and `{"type": "image"}` where one stands."""
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(IMAGE)):
+        parts += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(piece)
+    return parts
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A reference to an image: it is loaded where it is needed, and what pools and checkpoints keep is small."""

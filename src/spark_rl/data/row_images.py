@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spark_rl.types import IMAGE, Image, Message, with_markers, without_images
+from spark_rl.types import IMAGE, Image, Message, in_parts, with_markers, without_images
 
 MARKER = "<image>"
 Content = str | list[dict[str, str]]
@@ -66,7 +66,7 @@ def written(texts: Sequence[str]) -> list[Content]:
     """The texts of a prompt as rows hold them, so that they read back as the same: with markers where images stand, or
     as parts where somebody typed a marker."""
     if any(MARKER in text for text in texts):
-        return [_parts(text) if IMAGE in text else text for text in texts]
+        return [in_parts(text) if IMAGE in text else text for text in texts]
     return [with_markers(text) for text in texts]
 
 
@@ -78,13 +78,6 @@ def written_columns(prompt: Sequence[Message], question: str, images: Sequence[I
         "question": written([question])[0],
     }
     return columns | ({"images": [image.path for image in images]} if images else {})
-
-
-def _parts(text: str) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
-    for i, piece in enumerate(text.split(IMAGE)):
-        found += [{"type": "image"}] * (i > 0) + [{"type": "text", "text": piece}] * bool(piece)
-    return found
 
 
 def _joined(content: Any, own: list[Any]) -> str:

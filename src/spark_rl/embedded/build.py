@@ -164,21 +164,26 @@ def _loss(model: Qwen3ForCausalLM, base: Callable[..., Any], batch: list[Encoded
 
 def train_stage(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int) -> None:
     """Run one stage in place."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, 1.0, 50)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.steps - 50, stage.learning_rate / 10)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [50])
     base = torch.compile(model.model, dynamic=True)
+    losses = (_loss(model, base, batch, tokenizer.pad_token_id) for batch in _batches(stage, tokenizer, seed))
+    minimise(model, losses, stage.name, stage.steps, stage.learning_rate)
+
+
+def minimise(model: Any, losses: Iterator[torch.Tensor], name: str, steps: int, learning_rate: float) -> None:
+    """So many steps of AdamW, each on the next loss: warmed up over 50 steps and decayed to a tenth by a cosine."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, 1.0, 50)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - 50, learning_rate / 10)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [50])
     model.train()
-    for step, batch in enumerate(itertools.islice(_batches(stage, tokenizer, seed), stage.steps), start=1):
-        loss = _loss(model, base, batch, tokenizer.pad_token_id)
+    for step, loss in enumerate(itertools.islice(losses, steps), start=1):
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == stage.steps:
-            print(f"{stage.name} {step}/{stage.steps} loss {loss.item():.4f}", flush=True)
+        if step % 50 == 0 or step == steps:
+            print(f"{name} {step}/{steps} loss {loss.item():.4f}", flush=True)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from spark_rl.embedded.build import END, PAD, train_tokenizer
+from spark_rl.embedded.build import END, PAD, minimise, train_tokenizer
 from spark_rl.embedded.habits import BASE, CLEAN, Habits, Sample, mixture
 from spark_rl.embedded.pictures import CELL, KINDS, LEVELS, PictureProblem, picture_problems
 from spark_rl.images.drawn import draw
@@ -245,20 +245,8 @@ def _loss(model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, batch: li
 
 def train_stage(model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, stage: Stage, seed: int) -> None:
     """Run one stage in place."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, 1.0, 50)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.steps - 50, stage.learning_rate / 10)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [50])
-    model.train()
-    for step, batch in enumerate(itertools.islice(_batches(stage, encoder, seed), stage.steps), start=1):
-        loss = _loss(model, encoder, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 25 == 0 or step == stage.steps:
-            print(f"{stage.name} {step}/{stage.steps} loss {loss.item():.4f}", flush=True)
+    losses = (_loss(model, encoder, batch) for batch in _batches(stage, encoder, seed))
+    minimise(model, losses, stage.name, stage.steps, stage.learning_rate)
 
 
 def main() -> None:

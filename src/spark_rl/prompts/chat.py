@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from spark_rl.types import IMAGE, Image, Message
+from spark_rl.types import IMAGE, Image, Message, in_parts
 
 _MARK = "\u27e6content-"
 
@@ -104,15 +104,7 @@ class ChatRenderer:
 
     def _content(self, content: str) -> str | list[dict[str, str]]:
         """A message's content as the template of a vision-language model takes it: in parts."""
-        if self.images is None:
-            return content
-        parts: list[dict[str, str]] = []
-        for number, piece in enumerate(content.split(IMAGE)):
-            if number:
-                parts.append({"type": "image"})
-            if piece:
-                parts.append({"type": "text", "text": piece})
-        return parts
+        return content if self.images is None else in_parts(content)
 
     def _expanded(self, written: list[str], images: Sequence[Image]) -> list[str]:
         """What the template has written, each placeholder in it expanded to the tokens of its image."""

@@ -13,7 +13,7 @@ import io
 import os
 import random
 import re
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -24,7 +24,7 @@ import openai
 from spark_rl.config import EngineConfig
 from spark_rl.images import open_image
 from spark_rl.rollout.engine import Completion, Request
-from spark_rl.types import IMAGE, Image
+from spark_rl.types import IMAGE, Image, in_parts
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -191,16 +191,15 @@ def _messages(request: Request) -> list[dict[str, Any]]:
     """As a server takes them: images as parts of a content, in data URLs."""
     images = iter(request.images)
 
-    def parts(content: str) -> Iterator[dict[str, Any]]:
-        for number, piece in enumerate(content.split(IMAGE)):
-            if number:
-                yield {"type": "image_url", "image_url": {"url": _data_url(next(images))}}
-            if piece:
-                yield {"type": "text", "text": piece}
+    def content(text: str) -> str | list[dict[str, Any]]:
+        if IMAGE not in text:
+            return text
+        return [
+            part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": _data_url(next(images))}}
+            for part in in_parts(text)
+        ]
 
-    return [
-        {**m, "content": list(parts(m["content"])) if IMAGE in m["content"] else m["content"]} for m in request.messages
-    ]
+    return [{**m, "content": content(m["content"])} for m in request.messages]
 
 
 @lru_cache(maxsize=64)
