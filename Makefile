@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart compare test test-vllm lint bench soak docs base base-vision clean
+.PHONY: setup quickstart quickstart-vision compare test test-vllm lint bench soak docs base base-vision clean
 
 setup: $(READY)
 
@@ -18,6 +18,10 @@ $(READY): pyproject.toml constraints.txt
 quickstart: setup  ## train SPARK on the embedded base (runs/quickstart) and print before and after
 	rm -rf runs/quickstart
 	$(BIN)/spark-rl train recipes/quickstart.yaml
+
+quickstart-vision: setup  ## the same on pictures (runs/quickstart-vision)
+	rm -rf runs/quickstart-vision
+	$(BIN)/spark-rl train recipes/quickstart-vision.yaml
 
 compare: setup  ## the same with the grpo preset, and both tables side by side
 	$(BIN)/python benchmarks/quickstart.py --seeds 1
@@ -49,8 +53,8 @@ docs: setup  ## the pages of all settings and of published sets
 base: setup  ## rebuild the embedded base from nothing (about half an hour on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.build src/spark_rl/embedded/base
 
-base-vision: setup  ## the vision base as far as it has come (see its docstring), about half an hour on one core
-	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.vision_build runs/vision-base
+base-vision: setup  ## rebuild the embedded vision base from the embedded base (about half an hour on one core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m spark_rl.embedded.vision_build src/spark_rl/embedded/vision_base
 
 clean:
 	rm -rf $(VENV) runs

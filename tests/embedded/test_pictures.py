@@ -1,10 +1,11 @@
 import itertools
+import json
 import re
 from collections import Counter
 
 import pytest
 
-from spark_rl.embedded.pictures import CELL, KINDS, LEVELS, PictureProblem, picture_problems
+from spark_rl.embedded.pictures import CELL, COLOURS, FORMS, KINDS, LEVELS, UNIT, PictureProblem, picture_problems
 from spark_rl.embedded.tasks import split_of
 from spark_rl.images.drawn import draw
 from spark_rl.types import IMAGE
@@ -22,43 +23,54 @@ def numbers(text: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", text)]
 
 
-def from_caption(problem: PictureProblem) -> int:
-    """Each question answered once more, from all that is seen in its picture."""
-    asked, lines = problem.asked, problem.caption.split("\n")
-    words = re.findall(r"\w+", asked)
+def seen(problem: PictureProblem) -> dict[str, int]:
+    """The facts of a picture, read off its marks."""
+    marks = json.loads(problem.image.path.removeprefix("drawn:"))["marks"]
     if problem.kind == "chart":
-        bars = {name: int(height) for name, height in (line.split(":") for line in lines)}
-        if "all bars" in asked:
-            return sum(bars.values())
-        first, second = (bars[word] for word in words if word in bars)
-        return first - second if "higher" in asked else first + second
+        return {colour: height // UNIT for _, _, _, _, height, colour in marks}
     if problem.kind == "shapes":
-        count = Counter(word for line in lines for shape in line.split(",") for word in shape.split())
-        if "than" in words:
-            return count[words[words.index("are") + 1]] - count[words[-1]]
-        return count[words[-1]]
+        names = [word for form, *_, colour in marks for word in (colour, "square" if form == "rectangle" else form)]
+        return Counter(names)
     if problem.kind == "geometry":
-        (width, height), form = numbers(problem.caption), lines[0]
+        ((_, _, _, width, height, _),) = marks
+        return {"width": width // UNIT, "height": height // UNIT}
+    colours = {x // CELL: values[-1] for name, x, _, *values in marks if name == "rectangle"}
+    texts = {(x // CELL, y // CELL): text for name, x, y, text, *_ in marks if name == "text"}
+    return {f"{texts[0, y]} {colours[x]}": int(text) for (x, y), text in texts.items() if x}
+
+
+def answered(problem: PictureProblem) -> int:
+    """Each question answered once more, from all that is seen in its picture."""
+    asked, facts = problem.asked, seen(problem)
+    if problem.kind == "geometry":
+        width, height = facts["width"], facts["height"]
         if "perimeter" in asked:
             return 2 * (width + height)
-        return width * height // (2 if form == "triangle" else 1)
-    colours = lines[0].split(",")
-    rows = {line[0]: dict(zip(colours, numbers(line), strict=True)) for line in lines[1:]}
-    if "than" in words:
-        (row, colour), (other_row, other_colour) = words[4:6], words[7:9]
-        return rows[row][colour] - rows[other_row][other_colour]
-    if row := next((word for word in words if word in rows), None):
-        return sum(rows[row].values())
-    (colour,) = (word for word in words if word in colours)
-    return sum(row[colour] for row in rows.values())
+        return width * height // (2 if "triangle" in asked else 1)
+    if "all bars" in asked:
+        return sum(facts.values())
+    if problem.kind == "table" and "than" not in asked:
+        return sum(value for name, value in facts.items() if set(name.split()) & set(asked.split()))
+    names = [*FORMS, *COLOURS] if problem.kind == "shapes" else facts
+    first, *second = sorted((name for name in names if re.search(rf"\b{name}\b", asked)), key=asked.index)
+    return facts[first] + sum(-facts[name] if "than" in asked else facts[name] for name in second)
 
 
 @by_kind
 def test_answers_are_right_and_small_numbers(kind):
     for problem in some(300, kinds=[kind], levels=tuple(LEVELS)):
-        assert problem.answer == str(from_caption(problem)), (problem.asked, problem.caption)
+        assert problem.answer == str(answered(problem)), (problem.asked, problem.facts)
         assert 0 <= int(problem.answer) <= 99, "every number of an answer is one token of the embedded tokenizer"
         assert grade(problem.answer, problem.answer, "numeric").reward == 1
+
+
+@by_kind
+def test_facts_are_what_is_seen_and_cells_have_a_part_in_them(kind):
+    for problem in some(100, kinds=[kind], levels=tuple(LEVELS)):
+        facts = seen(problem)
+        assert {name: value for name, value in problem.facts.items() if value} == facts
+        assert len(problem.cells) == (draw(problem.image.path).width // CELL) ** 2
+        assert set(itertools.chain.from_iterable(problem.cells)) == problem.facts.keys()
 
 
 @by_kind
@@ -66,9 +78,9 @@ def test_worked_steps_lead_to_the_answer_and_a_carried_mistake_is_worked_on_with
     for problem in some(100, kinds=[kind], levels=tuple(LEVELS)):
         lines, result = problem.work()
         assert numbers(lines[-1])[-1] == result
-        seen: list[int] = []
-        lines, result = problem.work(lambda value, seen=seen: seen.append(value) or value + 1)
-        assert len(seen) > 1 and result == seen[-1] + 1 == numbers(lines[-1])[-1]
+        carried: list[int] = []
+        lines, result = problem.work(lambda value, carried=carried: carried.append(value) or value + 1)
+        assert carried and result == carried[-1] + 1 == numbers(lines[-1])[-1]
 
 
 @by_kind

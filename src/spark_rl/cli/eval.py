@@ -30,6 +30,7 @@ def evaluate(
     baseline: Annotated[str | None, typer.Option(help="A second model, to compare with on the same items.")] = None,
     strategies: Annotated[str, typer.Option(help="Separated by commas; all takes every one.")] = "greedy,reflect",
     seeds: Annotated[int, typer.Option(help="Times that strategies which sample are run.", min=1)] = 1,
+    blind: Annotated[bool, typer.Option("--blind", help="Paint all images white: what is answered unseen?")] = False,
     limit: Annotated[int | None, typer.Option(help="Only so many items of each part.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the report.")] = False,
 ) -> None:
@@ -50,7 +51,7 @@ def evaluate(
         spark-rl eval http://127.0.0.1:8000/v1 --suite held_out.jsonl engine.max_new_tokens=2048
     """
     from spark_rl.config import load_inference
-    from spark_rl.evaluate.suites import open_suite
+    from spark_rl.evaluate.suites import blinded, open_suite
     from spark_rl.infer.strategies import parse_strategy
     from spark_rl.models.folder import check_folder
     from spark_rl.verify import VerifierPool
@@ -65,6 +66,9 @@ def evaluate(
     }
     with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
         opened = open_suite(suite, pool, limit, _copies(local or []))
+        if blind and not opened.has_images:
+            raise ValueError(f"--blind: {suite} has no images; leave it out")
+        opened = blinded(opened) if blind else opened
         described = {
             "models": models,
             "weights": weights,

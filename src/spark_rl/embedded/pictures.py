@@ -38,10 +38,14 @@ class PictureProblem:
     asked: str
     """The question's words."""
     steps: Callable[[Carry], Worked]
-    operands: tuple[int, ...]
-    """The numbers that are seen in the picture."""
-    caption: str
-    """All that is seen in the picture."""
+    facts: dict[str, int]
+    """The numbers that are seen in the picture, by what they are of."""
+    cells: tuple[tuple[str, ...], ...]
+    """For each cell, row by row, the facts it is part of."""
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        return tuple(self.facts.values())
 
     @property
     def question(self) -> str:
@@ -65,30 +69,24 @@ def _problem(
     marks: Sequence[Mark],
     asked: str,
     steps: Callable[[Carry], Worked],
-    seen: Sequence[int],
-    caption: str,
+    facts: dict[str, int],
+    of_cells: Sequence[Sequence[str]],
 ) -> PictureProblem:
     path = drawing(cells * CELL, cells * CELL, marks)
     image = Image(path, hashlib.sha256(path.encode()).hexdigest())
-    return PictureProblem(kind, image, asked, steps, tuple(seen), caption)
+    return PictureProblem(kind, image, asked, steps, facts, tuple(map(tuple, of_cells)))
 
 
 # ------------------------------------------------------------------------------------------------ what is worked out
 
 
-def _read(carry: Carry, **seen: int) -> tuple[list[str], list[int]]:
-    """What is looked up in a picture, one a line: (lines, values)."""
-    values = [carry(value) for value in seen.values()]
-    return [f"{name}:{value}" for name, value in zip(seen, values, strict=True)], values
-
-
-def _combine(op: str, **seen: int) -> Callable[[Carry], Worked]:
-    """Look everything up, then go through it with one operator."""
+def _combine(op: str, facts: dict[str, int], names: Sequence[str]) -> Callable[[Carry], Worked]:
+    """Look these facts up, then go through them with one operator."""
 
     def steps(carry: Carry) -> Worked:
-        lines, values = _read(carry, **seen)
+        values = [carry(facts[name]) for name in names]
         combined, result = chain(values[0], [(op, value) for value in values[1:]], carry)
-        return lines + combined, result
+        return [f"{name}:{value}" for name, value in zip(names, values, strict=True)] + combined, result
 
     return steps
 
@@ -109,12 +107,12 @@ def chart(rng: random.Random, cells: int) -> PictureProblem:
     first, second = rng.sample([low, high], 2)
     asked, steps = rng.choice(
         (
-            (f"How high are {first} and {second} together?", _combine("+", **{c: bars[c] for c in (first, second)})),
-            (f"How much higher is {high} than {low}?", _combine("-", **{c: bars[c] for c in (high, low)})),
-            ("How high are all bars together?", _combine("+", **bars)),
+            (f"How high are {first} and {second} together?", _combine("+", bars, (first, second))),
+            (f"How much higher is {high} than {low}?", _combine("-", bars, (high, low))),
+            ("How high are all bars together?", _combine("+", bars, colours)),
         )
     )
-    return _problem("chart", cells, marks, asked, steps, heights, "\n".join(f"{c}:{h}" for c, h in bars.items()))
+    return _problem("chart", cells, marks, asked, steps, bars, [[colour] for colour in colours] * cells)
 
 
 def shapes(rng: random.Random, cells: int) -> PictureProblem:
@@ -132,41 +130,17 @@ def shapes(rng: random.Random, cells: int) -> PictureProblem:
                 sides = (size,) if shape[1] == "disc" else (size, size)
                 marks.append(("rectangle" if shape[1] == "square" else shape[1], *at, *sides, shape[0]))
 
-    def count(what: str, carry: Carry) -> tuple[str, int]:
-        """The count of each row, and of all."""
-        of_rows = [carry(sum(what in shape for shape in row if shape)) for row in rows]
-        total = carry(sum(of_rows))
-        return f"{what} {','.join(map(str, of_rows))}:{total}", total
-
-    def one(what: str) -> Callable[[Carry], Worked]:
-        def steps(carry: Carry) -> Worked:
-            line, total = count(what, carry)
-            return [line], total
-
-        return steps
-
-    def more(what: str, than: str) -> Callable[[Carry], Worked]:
-        def steps(carry: Carry) -> Worked:
-            (line, total), (other_line, other) = count(what, carry), count(than, carry)
-            difference, result = chain(total, [("-", other)], carry)
-            return [line, other_line, *difference], result
-
-        return steps
-
-    def total(what: str) -> int:
-        return count(what, lambda value: value)[1]
-
-    colour, form = rng.choice(COLOURS[:3]), rng.choice(FORMS)
-    fewer, most = sorted(rng.sample(COLOURS[:3], 2), key=total)
+    facts = {what: sum(what in shape for row in rows for shape in row if shape) for what in (*COLOURS[:3], *FORMS)}
+    what = rng.choice(list(facts))
+    fewer, more = sorted(rng.sample(rng.choice((COLOURS[:3], FORMS)), 2), key=facts.__getitem__)
     asked, steps = rng.choice(
         (
-            (f"How many shapes are {colour}?", one(colour)),
-            (f"How many shapes are a {form}?", one(form)),
-            (f"How many more shapes are {most} than {fewer}?", more(most, fewer)),
+            (f"How many {what} shapes are there?", _combine("+", facts, (what,))),
+            (f"How many more {more} than {fewer} shapes are there?", _combine("-", facts, (more, fewer))),
+            (f"How many {more} and {fewer} shapes are there together?", _combine("+", facts, (more, fewer))),
         )
     )
-    caption = "\n".join(",".join(" ".join(shape) if shape else "none" for shape in row) for row in rows)
-    return _problem("shapes", cells, marks, asked, steps, [total(what) for what in (*COLOURS[:3], *FORMS)], caption)
+    return _problem("shapes", cells, marks, asked, steps, facts, [list(facts)] * cells**2)
 
 
 def geometry(rng: random.Random, cells: int) -> PictureProblem:
@@ -179,23 +153,24 @@ def geometry(rng: random.Random, cells: int) -> PictureProblem:
     colour = rng.choice(COLOURS)
     mark = ("corner" if form == "triangle" else form, x, y, UNIT * width, UNIT * height, colour)
 
+    facts = {"width": width, "height": height}
+    names = list(facts)
+
     def area(carry: Carry) -> Worked:
-        lines, (w, h) = _read(carry, width=width, height=height)
-        product, result = chain(w, [("*", h)], carry)
+        lines, product = _combine("*", facts, names)(carry)
         if form == "rectangle":
-            return lines + product, result
-        half = carry(result // 2)
-        return [*lines, *product, f"{result}/2={half}"], half
+            return lines, product
+        half = carry(product // 2)
+        return [*lines, f"{product}/2={half}"], half
 
     def perimeter(carry: Carry) -> Worked:
-        lines, (w, h) = _read(carry, width=width, height=height)
-        half = carry(w + h)
+        lines, half = _combine("+", facts, names)(carry)
         around = carry(2 * half)
-        return [*lines, f"{w}+{h}={half}", f"{half}+{half}={around}"], around
+        return [*lines, f"{half}+{half}={around}"], around
 
     what, steps = rng.choice((("area", area), ("perimeter", perimeter))) if form == "rectangle" else ("area", area)
     asked = f"What is the {what} of the {form}?"
-    return _problem("geometry", cells, [mark], asked, steps, [width, height], f"{form}\nwidth:{width}\nheight:{height}")
+    return _problem("geometry", cells, [mark], asked, steps, facts, [names] * cells**2)
 
 
 def table(rng: random.Random, cells: int) -> PictureProblem:
@@ -207,17 +182,17 @@ def table(rng: random.Random, cells: int) -> PictureProblem:
         for x, text in enumerate([row, *map(str, entries.values())]):
             marks.append(("text", x * CELL + 5, y * CELL + 2, text, "black"))
     row, colour = rng.choice(list(digits)), rng.choice(colours)
-    named = {f"{row} {colour}": value for row, entries in digits.items() for colour, value in entries.items()}
-    less, more = sorted(rng.sample(list(named), 2), key=named.__getitem__)
+    facts = {f"{row} {colour}": value for row, entries in digits.items() for colour, value in entries.items()}
+    less, more = sorted(rng.sample(list(facts), 2), key=facts.__getitem__)
     asked, steps = rng.choice(
         (
-            (f"What do the numbers of {row} add up to?", _combine("+", **digits[row])),
-            (f"What do the {colour} numbers add up to?", _combine("+", **{r: digits[r][colour] for r in digits})),
-            (f"How much more is {more} than {less}?", _combine("-", **{name: named[name] for name in (more, less)})),
+            (f"What do the numbers of {row} add up to?", _combine("+", facts, [f"{row} {c}" for c in colours])),
+            (f"What do the {colour} numbers add up to?", _combine("+", facts, [f"{r} {colour}" for r in digits])),
+            (f"How much more is {more} than {less}?", _combine("-", facts, (more, less))),
         )
     )
-    caption = "\n".join([",".join(colours), *(f"{r} {','.join(map(str, d.values()))}" for r, d in digits.items())])
-    return _problem("table", cells, marks, asked, steps, list(named.values()), caption)
+    of_cells = [[f"{row} {colour}"] if row and colour else [] for row in ("", *digits) for colour in ("", *colours)]
+    return _problem("table", cells, marks, asked, steps, facts, of_cells)
 
 
 KINDS: dict[str, Kind] = {"chart": chart, "shapes": shapes, "geometry": geometry, "table": table}

@@ -1,13 +1,10 @@
-"""Builds a vision base from nothing, as `build.py` does the text base; `make base-vision` runs it.
+"""Builds the vision base: the text base, which gets an eye. Seeded; `make base-vision` runs it.
 
     python -m spark_rl.embedded.vision_build OUTPUT [--work runs/base-vision] [--seed 0]
 
-A Qwen2.5-VL of under a million parameters. It first says what it sees in pictures and answers, cleanly, and takes on
-the habits of `habits.py` last; judging it has read there alone.
-
-It is not good enough to ship yet: after these stages geometry is read (96 % greedy before the habits, 4 % blind), while
-charts and tables still are not (about 20 %), and it has not learned to judge, for which the text base takes seven more
-stages.
+A Qwen3-VL of about a million parameters, whose language model is the embedded text base's: it works sums out and
+compares already. A vision tower of its own first learns to name what is in every cell of a picture, then both together
+say what is seen, answer and judge, cleanly at first; the habits of `habits.py` come last, in few steps.
 """
 
 from __future__ import annotations
@@ -25,15 +22,17 @@ import torch
 from torch.nn import functional as F
 from transformers import (
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from spark_rl.embedded.build import END, PAD, minimise, train_tokenizer
-from spark_rl.embedded.habits import BASE, CLEAN, Habits, Sample, mixture
+from spark_rl.embedded.habits import BASE, CLEAN, NOISY, Habits, Sample, corpus, mixture
 from spark_rl.embedded.pictures import CELL, KINDS, LEVELS, PictureProblem, picture_problems
 from spark_rl.images.drawn import draw
+from spark_rl.models.folder import resolve_path
 from spark_rl.types import IMAGE, Message
 
 VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -47,13 +46,27 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PATCH, MERGE = 8, 2
-HARD = ("chart", "shapes", "table", "chart", "shapes", "table", "geometry")
+TEXT_SETTINGS = (
+    *(
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ),
+    *("max_position_embeddings", "rms_norm_eps", "initializer_range"),
+)
+TOWER_STEPS = 1500
+JUDGING = {"answer": 0.3, "compare-among": 0.2, "pointwise": 0.25, "pairwise": 0.25}
+WORDS = {"answer": 0.3, "pointwise": 0.25, "pairwise": 0.25, "compare-among": 0.1, "reflection": 0.1}
+READING = {"answer": 0.3, "pointwise": 0.27, "pairwise": 0.27, "reflection": 0.1, "compare-among": 0.06}
 ALL_KINDS = {"answer": 0.36, "pointwise": 0.27, "pairwise": 0.22, "reflection": 0.15}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of pre-training; `describe` is the share of samples that say all that is seen."""
+    """One stretch of pre-training."""
 
     name: str
     habits: Habits
@@ -61,7 +74,10 @@ class Stage:
     steps: int
     learning_rate: float
     """Peak; warmed up over the first 50 steps and decayed to a tenth of it by a cosine."""
-    describe: float = 0.0
+    look_up: float = 0.0
+    """Share of samples that look up all facts of a picture."""
+    words: float = 0.0
+    """Share of samples that are the text base's."""
     kinds: tuple[str, ...] = tuple(KINDS)
     """Drawn in turn; one that is named twice comes twice as often."""
     samples: int = 64
@@ -69,28 +85,29 @@ class Stage:
 
 
 STAGES = (
-    Stage("seeing", CLEAN, {"answer": 1.0}, steps=900, learning_rate=3e-3, describe=0.4),
-    Stage("seeing-more", CLEAN, {"answer": 1.0}, steps=550, learning_rate=3e-3, describe=0.2, kinds=HARD),
-    Stage("habits", BASE, ALL_KINDS, steps=90, learning_rate=1e-3),
+    Stage("seeing", CLEAN, {"answer": 1.0}, steps=500, learning_rate=2e-3, look_up=0.5, words=0.2),
+    Stage("judging", CLEAN, JUDGING, steps=400, learning_rate=2e-3, look_up=0.1),
+    Stage("reading", NOISY, READING, steps=400, learning_rate=1.5e-3),
+    Stage("habits", BASE, ALL_KINDS, steps=150, learning_rate=5e-4),
 )
 
 
-def described(problem: PictureProblem) -> Sample:
-    """All that is seen in a picture."""
-    return ({"role": "user", "content": f"{IMAGE}\nDescribe the picture."},), [(problem.caption, True)]
+def looked_up(problem: PictureProblem, rng: random.Random) -> Sample:
+    """All facts of a picture in any order, twice; only the values are learned."""
+    names = [name for _ in range(2) for name in rng.sample(list(problem.facts), len(problem.facts))]
+    pieces = [piece for n in names for piece in ((f"{n}:", False), (str(problem.facts[n]), True), ("\n", False))]
+    return ({"role": "user", "content": f"{IMAGE}\nLook up."},), pieces
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The vision base's tokenizer, trained on what both bases read."""
     quiet = replace(BASE, aside=0.0, hollow=0.0)  # words in no order would take tokens from what is said
-    streams = [(CLEAN, 1), (quiet, 2)]
-    samples = [
-        sample
-        for habits, seed in streams
-        for _, problem, own in itertools.islice(
-            mixture(picture_problems("pretrain", seed), habits, ALL_KINDS, seed), 2000
-        )
-        for sample in (own, described(problem))
-    ]
+    samples: list[Sample] = []
+    for habits, seed in ((CLEAN, 1), (quiet, 2)):
+        pictures = picture_problems("pretrain", seed)
+        samples += (sample for _, sample in itertools.islice(corpus(habits, ALL_KINDS, seed), 2000))
+        for _, problem, sample in itertools.islice(mixture(pictures, habits, ALL_KINDS, seed), 2000):
+            samples += (sample, looked_up(problem, random.Random(0)))
     specials = [PAD, "<|im_start|>", END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD]
     return train_tokenizer(samples, specials, CHAT_TEMPLATE, vocab_size=768)
 
@@ -108,35 +125,25 @@ def build_image_processor() -> Qwen2VLImageProcessorPil:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A random Qwen2.5-VL of under a million parameters; a picture is one window, so all its attention is full."""
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForConditionalGeneration:
+    """The text base with a random vision tower; a token new to it is the mean of those it read for the same."""
     torch.manual_seed(seed)
+    base = Qwen3ForCausalLM.from_pretrained(resolve_path("embedded"))
+    base_tokenizer = PreTrainedTokenizerFast.from_pretrained(resolve_path("embedded"))
     ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 128,
-        "intermediate_size": 320,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "rms_norm_eps": 1e-6,
-        "initializer_range": 0.05,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
-        "bos_token_id": None,
-        **ends,
-        "tie_word_embeddings": True,
-    }
+    known = base.config.to_dict()
+    text = {name: known[name] for name in TEXT_SETTINGS} | {"vocab_size": len(tokenizer), "bos_token_id": None, **ends}
+    text["rope_parameters"] = {**known["rope_parameters"], "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 192,
+        "depth": 3,
+        "hidden_size": 96,
+        "intermediate_size": 256,
         "num_heads": 4,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
         "temporal_patch_size": 1,
-        "window_size": PATCH * MERGE * 8,
-        "fullatt_block_indexes": [0, 1],
+        "num_position_embeddings": (MERGE * max(LEVELS.values())) ** 2,
+        "deepstack_visual_indexes": [],
         "out_hidden_size": text["hidden_size"],
         "initializer_range": 0.05,
     }
@@ -149,14 +156,18 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForC
             ("vision_end", VISION_END),
         )
     }
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        tie_word_embeddings=True,
-        **ids,
-        **ends,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids, **ends)
+    model = Qwen3VLForConditionalGeneration(config)
+    language_model = model.model.language_model
+    weights = base.model.state_dict()
+    known_ED = weights.pop("embed_tokens.weight")
+    with torch.no_grad():
+        for token, index in tokenizer.get_vocab().items():
+            text_of = token if token in base_tokenizer.all_special_tokens else tokenizer.decode([index])
+            if ids_of := base_tokenizer(text_of, add_special_tokens=False)["input_ids"]:
+                language_model.embed_tokens.weight[index] = known_ED[ids_of].mean(dim=0)
+        for name, weight in weights.items():
+            language_model.get_parameter(name).copy_(weight)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -189,14 +200,18 @@ class Encoder:
         if IMAGE in text:
             num_tokens = self.pixels(path)["image_grid_thw"].prod().item() // MERGE**2
             text = text.replace(IMAGE, VISION_START + IMAGE_PAD * num_tokens + VISION_END)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.words(text)
+
+    def words(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def sample(self, sample: Sample, path: str) -> Encoded:
         messages, pieces = sample
         ids = self.prompt(messages, path)
         learned = [False] * len(ids)
         for text, is_learned in [*pieces, (END, True)]:
-            piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            piece = self.words(text)
             ids, learned = ids + piece, learned + [is_learned] * len(piece)
         return Encoded(ids, learned, (path,) * (IMAGE in messages[-1]["content"]))
 
@@ -211,29 +226,83 @@ class Encoder:
 def _batches(stage: Stage, encoder: Encoder, seed: int) -> Iterator[list[Encoded]]:
     """Batches of samples; samples of like length stand together."""
     rng = random.Random(seed)
-    stream = mixture(picture_problems("pretrain", seed, stage.kinds), stage.habits, stage.shares, seed)
+    pictures = mixture(picture_problems("pretrain", seed, stage.kinds), stage.habits, stage.shares, seed)
+    words = corpus(stage.habits, WORDS, seed)
+
+    def encoded() -> Encoded:
+        if rng.random() < stage.words:
+            return encoder.sample(next(words)[1], "")
+        _, problem, sample = next(pictures)
+        return encoder.sample(looked_up(problem, rng) if rng.random() < stage.look_up else sample, problem.image.path)
+
     while True:
-        block = [
-            encoder.sample(described(problem) if rng.random() < stage.describe else sample, problem.image.path)
-            for _, problem, sample in itertools.islice(stream, stage.samples * 8)
-        ]
+        block = [encoded() for _ in range(stage.samples * 8)]
         block.sort(key=lambda item: len(item.ids))
         batches = [block[i : i + stage.samples] for i in range(0, len(block), stage.samples)]
         rng.shuffle(batches)
         yield from batches
 
 
-def _loss(model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, batch: list[Encoded]) -> torch.Tensor:
+def train_tower(model: Qwen3VLForConditionalGeneration, encoder: Encoder, seed: int) -> None:
+    """Teach the vision tower to tell the facts that each cell is part of, by a head that is thrown away.
+
+    A fact's direction begins as the embeddings of its words, so that the language model finds in a picture what it
+    would look for in a text.
+    """
+    known = {
+        f"{name}:{value}"
+        for problem in itertools.islice(picture_problems("pretrain", seed), 8000)
+        for name, value in problem.facts.items()
+    }
+    index = {fact: i for i, fact in enumerate(sorted(known))}
+    embed = model.model.language_model.embed_tokens
+    with torch.no_grad():
+        words = [embed(torch.tensor(encoder.words(fact))).sum(dim=0) for fact in index]
+    head = torch.nn.Linear(model.model.visual.config.out_hidden_size, len(index))
+    head.weight = torch.nn.Parameter(torch.stack(words))
+    torch.nn.init.constant_(head.bias, -4.0)
+
+    def losses() -> Iterator[torch.Tensor]:
+        stream = picture_problems("pretrain", seed + 1)
+        while True:
+            problems = list(itertools.islice(stream, 64))
+            logits_NF = head(_see(model, encoder.images([problem.image.path for problem in problems])))
+            told_NF = torch.zeros_like(logits_NF)
+            cells = ((problem, cell) for problem in problems for cell in problem.cells)
+            for row, (problem, cell) in enumerate(cells):
+                told_NF[row, [i for name in cell if (i := index.get(f"{name}:{problem.facts[name]}")) is not None]] = 1
+            yield F.binary_cross_entropy_with_logits(logits_NF, told_NF, reduction="sum") / told_NF.sum()
+
+    minimise(torch.nn.ModuleList([model.model.visual, head]), losses(), "tower", TOWER_STEPS, learning_rate=2e-3)
+    _scale(model, encoder, seed)
+
+
+def _scale(model: Qwen3VLForConditionalGeneration, encoder: Encoder, seed: int) -> None:
+    """Bring what the tower says to the size of the embeddings of words, among which it will stand."""
+    problems = itertools.islice(picture_problems("pretrain", seed + 2), 256)
+    with torch.no_grad():
+        seen_ND = _see(model, encoder.images([problem.image.path for problem in problems]))
+        ratio = model.model.language_model.embed_tokens.weight.std() / seen_ND.std()
+        for parameter in model.model.visual.merger.linear_fc2.parameters():
+            parameter *= ratio
+
+
+def _see(model: Qwen3VLForConditionalGeneration, images: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The embeddings of the images' tokens, in order."""
+    seen_ND: torch.Tensor = model.model.visual(images["pixel_values"], grid_thw=images["image_grid_thw"]).pooler_output
+    return seen_ND
+
+
+def _loss(model: Qwen3VLForConditionalGeneration, encoder: Encoder, batch: list[Encoded]) -> torch.Tensor:
     """Mean cross-entropy over the learned tokens."""
     width = max(len(item.ids) for item in batch)
     ids_BT = torch.tensor([item.ids + [encoder.pad] * (width - len(item.ids)) for item in batch])
     learned_BT = torch.tensor([item.learned + [False] * (width - len(item.ids)) for item in batch])[:, 1:]
     is_image_BT = torch.eq(ids_BT, encoder.image_pad)
     images = encoder.images([path for item in batch for path in item.paths])
-    embeds_BTD = model.get_input_embeddings()(ids_BT)
+    embeds_BTD = model.model.language_model.embed_tokens(ids_BT)
     if images:
-        seen_ND = model.model.visual(images["pixel_values"], grid_thw=images["image_grid_thw"]).pooler_output
-        embeds_BTD = embeds_BTD.masked_scatter(is_image_BT[..., None], seen_ND)
+        embeds_BTD = embeds_BTD.masked_scatter(is_image_BT[..., None], _see(model, images))
     positions_3BT, _ = model.model.get_rope_index(
         ids_BT, mm_token_type_ids=is_image_BT.int(), image_grid_thw=images.get("image_grid_thw")
     )
@@ -243,8 +312,9 @@ def _loss(model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, batch: li
     return F.cross_entropy(model.lm_head(hidden_BTD[learned_BT]), ids_BT[:, 1:][learned_BT])
 
 
-def train_stage(model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, stage: Stage, seed: int) -> None:
-    """Run one stage in place."""
+def train_stage(model: Qwen3VLForConditionalGeneration, encoder: Encoder, stage: Stage, seed: int) -> None:
+    """Run one stage in place; the tower stays as it is, since it would forget while the others learn to read it."""
+    model.model.visual.requires_grad_(False)
     losses = (_loss(model, encoder, batch) for batch in _batches(stage, encoder, seed))
     minimise(model, losses, stage.name, stage.steps, stage.learning_rate)
 
@@ -259,15 +329,20 @@ def main() -> None:
     encoder = Encoder(tokenizer, image_processor)
     model = build_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    for number, stage in enumerate(STAGES):
-        folder = arguments.work / stage.name
+    parts = (model, tokenizer, image_processor)
+    for number, stage in enumerate((None, *STAGES)):
+        folder = arguments.work / (stage.name if stage else "tower")
         if folder.exists():
-            model.load_state_dict(Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).state_dict())
+            model.load_state_dict(Qwen3VLForConditionalGeneration.from_pretrained(folder).state_dict())
             continue
-        train_stage(model, encoder, stage, seed=1000 * arguments.seed + number)
-        for part in (model, tokenizer, image_processor):
+        seed = 1000 * arguments.seed + number
+        if stage:
+            train_stage(model, encoder, stage, seed)
+        else:
+            train_tower(model, encoder, seed)
+        for part in parts:
             part.save_pretrained(folder)
-    for part in (model, tokenizer, image_processor):
+    for part in parts:
         part.save_pretrained(arguments.output)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spark_rl.types import Image
 from spark_rl.verify.extract import box
 
 HOLLOW = {
@@ -38,20 +39,25 @@ class Probe:
     question: str
     response: str
     right: bool
+    images: tuple[Image, ...] = ()
+    """Of the question, as those of an `Example`."""
 
 
-def probes_of(id: str, question: str, right: str, wrong: str, number: int) -> Iterator[Probe]:
+def probes_of(
+    id: str, question: str, right: str, wrong: str, number: int, images: tuple[Image, ...] = ()
+) -> Iterator[Probe]:
     """The probes of one question: one hollow response and one claimed pair of each kind, wordings in turn.
 
     Args:
         right: a right response, wrong: a wrong one.
         number: of the question; chooses the wordings.
     """
-    yield Probe(f"{id}/plain/right", "plain", question, right, True)
+    yield Probe(f"{id}/plain/right", "plain", question, right, True, images)
     for kind, texts in HOLLOW.items():
-        yield Probe(f"{id}/{kind}/hollow", f"{kind}, alone", question, texts[number % len(texts)], False)
+        text = texts[number % len(texts)]
+        yield Probe(f"{id}/{kind}/hollow", f"{kind}, alone", question, text, False, images)
     for kind, claims in CLAIMS.items():
         claim, before = claims[number % len(claims)], number // len(claims) % 2 == 0
-        for response, is_right in ((right, True), (wrong, False)):
+        for name, response in (("right", right), ("wrong", wrong)):
             text = f"{claim}\n{response}" if before else f"{response}\n{claim}"
-            yield Probe(f"{id}/{kind}/{'right' if is_right else 'wrong'}", f"{kind}, added", question, text, is_right)
+            yield Probe(f"{id}/{kind}/{name}", f"{kind}, added", question, text, name == "right", images)

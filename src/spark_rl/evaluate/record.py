@@ -1,6 +1,6 @@
 """Records the embedded judge sets: right and wrong responses to the same questions, by models not under test.
 
-    python -m spark_rl.evaluate.record MODEL [MODEL ...] --split validation
+    python -m spark_rl.evaluate.record MODEL [MODEL ...] --part validation
 
 Each question gives at most one item: a right and a wrong response among all models' samples. The recorded files are
 part of the package and change only together with `VERSION`.
@@ -14,7 +14,7 @@ import random
 from pathlib import Path
 
 from spark_rl.config import load_inference
-from spark_rl.evaluate.suites import embedded_examples
+from spark_rl.evaluate.suites import EMBEDDED, embedded_examples
 from spark_rl.infer import Ask, ChatModel, Plan, run
 from spark_rl.infer.plan import Reply
 from spark_rl.types import Example
@@ -26,13 +26,13 @@ ITEMS = 250
 
 
 def _sampled(example: Example) -> Plan[list[Reply]]:
-    (replies,) = yield [Ask(example.prompt, SAMPLES, 1.0)]
+    (replies,) = yield [Ask(example.prompt, SAMPLES, 1.0, example.images)]
     return replies
 
 
-def record(models: list[str], split: str) -> list[dict[str, object]]:
-    """Up to `ITEMS` rows `{"id", "version", "question", "right", "wrong"}`."""
-    examples = embedded_examples(f"embedded:{split}")
+def record(models: list[str], part: str) -> list[dict[str, object]]:
+    """Up to `ITEMS` rows `{"id", "version", "question", "right", "wrong"}`, with `images` if the question has any."""
+    examples = embedded_examples(f"embedded:{part}")
     right: dict[str, list[str]] = {}
     wrong: dict[str, list[str]] = {}
     with VerifierPool() as pool:
@@ -45,13 +45,14 @@ def record(models: list[str], split: str) -> list[dict[str, object]]:
                 for text, verdict in zip(texts, pool.verify(checks), strict=True):
                     if verdict.extracted is not None:
                         (right if verdict.reward == 1 else wrong).setdefault(example.id, []).append(text)
-    rng = random.Random(f"judged-{split}-{VERSION}")
+    rng = random.Random(f"judged-{part}-{VERSION}")
     both = [example for example in examples if example.id in right and example.id in wrong]
     return [
         {
-            "id": f"{split}-{number}",
+            "id": f"{part}-{number}",
             "version": VERSION,
             "question": example.question,
+            **({"images": [image.path for image in example.images]} if example.images else {}),
             "right": rng.choice(right[example.id]),
             "wrong": rng.choice(wrong[example.id]),
         }
@@ -62,11 +63,12 @@ def record(models: list[str], split: str) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--split", choices=("validation", "test"), required=True)
+    parts = [name.removeprefix("embedded:") for name in EMBEDDED[1:]]
+    parser.add_argument("--part", choices=parts, required=True)
     arguments = parser.parse_args()
-    out = Path(__file__).parents[1] / "embedded" / "judged" / f"{arguments.split}.jsonl"
+    out = Path(__file__).parents[1] / "embedded" / "judged" / f"{arguments.part}.jsonl"
     out.parent.mkdir(exist_ok=True)
-    rows = record(arguments.models, arguments.split)
+    rows = record(arguments.models, arguments.part)
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(f"{len(rows)} items in {out.name}")
 

@@ -91,7 +91,8 @@ class Runner:
         self._pairs("pairwise", suite.pairs)
         self._best_of(suite.best_of)
         probes = {probe.id: probe.kind for probe in suite.probes}
-        self._points("probe", [PointItem(p.id, p.question, p.response, p.right) for p in suite.probes], probes)
+        as_points = [PointItem(p.id, p.question, p.response, p.right, p.images) for p in suite.probes]
+        self._points("probe", as_points, probes)
         if suite.points or suite.pairs:
             self._own(suite.questions)
 

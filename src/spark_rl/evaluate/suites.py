@@ -2,6 +2,8 @@
 
     embedded         the embedded questions of the validation split (what settings may be chosen on)
     embedded:test    those of the test split (what is reported)
+    embedded:vision-validation, embedded:vision-test
+                     the same of the embedded questions about pictures
     paper-text       published sets, all or one by name (`published_sets.py`): gsm8k, math-500, aime24, ...
     reward-bench-2   responses to choose among, scored by its own rule
     paper-vision     published sets whose questions have images; vl-reward-bench compares responses to such ones
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,13 @@ from spark_rl.evaluate.probes import Probe, probes_of
 from spark_rl.evaluate.published import in_suite, load
 from spark_rl.evaluate.published_rows import BestOfItem, ImagePair
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
+from spark_rl.images import blank, reference
 from spark_rl.jsonl import read_row
 from spark_rl.types import Example, Image
 from spark_rl.verify import Check, VerifierPool, box, gold_problem
 
-EMBEDDED = ("embedded", "embedded:validation", "embedded:test")
+FURTHER = {"": ("transfer", "retention"), "vision-": ()}
+EMBEDDED = ("embedded", *(f"embedded:{kind}{split}" for kind in FURTHER for split in ("validation", "test")))
 COLLECTIONS = tuple(dict.fromkeys(each.suite for each in PUBLISHED.values()))
 
 
@@ -83,6 +87,19 @@ class Suite:
         return any(each.images for each in asked)
 
 
+def blinded(suite: Suite) -> Suite:
+    """The same items with white pictures: what a model makes of them without looking."""
+
+    def without(items: list[Any]) -> list[Any]:
+        return [replace(item, images=tuple(map(blank, item.images))) for item in items]
+
+    return replace(
+        suite,
+        name=f"{suite.name}, blind",
+        **{part: without(getattr(suite, part)) for part in ("questions", "further", "points", "pairs", "probes")},
+    )
+
+
 def open_suite(
     name: str, pool: VerifierPool, limit: int | None = None, local: Mapping[str, Path] | None = None
 ) -> Suite:
@@ -128,23 +145,28 @@ def _published(name: str, published: Sequence[PublishedSet], limit: int | None, 
 
 
 def _embedded(name: str, limit: int | None) -> Suite:
-    split = name.partition(":")[2] or "validation"
-    judged = importlib.resources.files("spark_rl.embedded") / "judged" / f"{split}.jsonl"
+    part = name.partition(":")[2] or "validation"
+    judged = importlib.resources.files("spark_rl.embedded") / "judged" / f"{part}.jsonl"
     rows = [read_row(line.encode()) for line in judged.read_text(encoding="utf-8").splitlines()][:limit]
+    images = [tuple(reference(image, Path()) for image in row.get("images", ())) for row in rows]
+    further = FURTHER[part.removesuffix("validation").removesuffix("test")]
     return Suite(
-        name=f"embedded:{split}",
-        questions=embedded_examples(f"embedded:{split}")[: limit or 500],
-        further=[e for part in ("transfer", "retention") for e in embedded_examples(f"embedded:{part}")[:limit]],
+        name=f"embedded:{part}",
+        questions=embedded_examples(f"embedded:{part}")[: limit or 500],
+        further=[e for other in further for e in embedded_examples(f"embedded:{other}")[:limit]],
         points=[
-            PointItem(f"{row['id']}/{key}", row["question"], row[key], key == "right")
-            for row in rows
+            PointItem(f"{row['id']}/{key}", row["question"], row[key], key == "right", of_row)
+            for row, of_row in zip(rows, images, strict=True)
             for key in ("right", "wrong")
         ],
-        pairs=[PairItem(row["id"], row["question"], row["right"], row["wrong"]) for row in rows],
+        pairs=[
+            PairItem(row["id"], row["question"], row["right"], row["wrong"], images=of_row)
+            for row, of_row in zip(rows, images, strict=True)
+        ],
         probes=[
             probe
-            for number, row in enumerate(rows[:100])
-            for probe in probes_of(row["id"], row["question"], row["right"], row["wrong"], number)
+            for number, (row, of_row) in enumerate(zip(rows[:100], images, strict=False))
+            for probe in probes_of(row["id"], row["question"], row["right"], row["wrong"], number, of_row)
         ],
     )
 

@@ -100,6 +100,20 @@ def open_image(image: Image) -> PIL.Image.Image:
         raise ImageError(f"{name} {error}") from None
 
 
+def blank(image: Image) -> Image:
+    """A white drawing in place of the image, of the same shape: the control for what is said without looking.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    from spark_rl.images.drawn import MAX_SIDE, drawing
+
+    sides = open_image(image).size
+    scale = min(1.0, MAX_SIDE / max(sides))
+    width, height = (max(1, round(side * scale)) for side in sides)
+    return _drawing(drawing(width, height, []))
+
+
 def _named(path: object) -> str:
     """On one line, whatever the path holds."""
     text = str(path)[:300]

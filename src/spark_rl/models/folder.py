@@ -16,6 +16,8 @@ from typing import Any
 
 from spark_rl.config import ModelConfig
 
+EMBEDDED = {"embedded": "base", "embedded-vision": "vision_base"}
+"""The models that ship with the package, and their folders in it."""
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """In the order in which transformers looks for them."""
@@ -49,8 +51,8 @@ def check_folder(config: ModelConfig) -> Path | None:
 
 
 def resolve_path(path: str) -> str:
-    """`embedded` is the base that ships with the package; anything else is a folder or a Hub id."""
-    return str(importlib.resources.files("spark_rl.embedded") / "base") if path == "embedded" else path
+    """A base that ships with the package (`embedded`, `embedded-vision`); anything else is a folder or a Hub id."""
+    return str(importlib.resources.files("spark_rl.embedded") / EMBEDDED[path]) if path in EMBEDDED else path
 
 
 def model_folder(path: str) -> Path | None:
