@@ -58,6 +58,8 @@ TEXT_SETTINGS = (
     *("max_position_embeddings", "rms_norm_eps", "initializer_range"),
 )
 TOWER_STEPS = 1500
+HARD = (*KINDS, "table", "table")
+"""Entries of tables have two names."""
 JUDGING = {"answer": 0.3, "compare-among": 0.2, "pointwise": 0.25, "pairwise": 0.25}
 WORDS = {"answer": 0.3, "pointwise": 0.25, "pairwise": 0.25, "compare-among": 0.1, "reflection": 0.1}
 READING = {"answer": 0.3, "pointwise": 0.27, "pairwise": 0.27, "reflection": 0.1, "compare-among": 0.06}
@@ -85,9 +87,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("seeing", CLEAN, {"answer": 1.0}, steps=500, learning_rate=2e-3, look_up=0.5, words=0.2),
-    Stage("judging", CLEAN, JUDGING, steps=400, learning_rate=2e-3, look_up=0.1),
-    Stage("reading", NOISY, READING, steps=400, learning_rate=1.5e-3),
+    Stage("looking", CLEAN, {"answer": 1.0}, steps=800, learning_rate=3e-3, look_up=0.9, words=0.1),
+    Stage("answers", CLEAN, {"answer": 1.0}, 350, learning_rate=2e-3, look_up=0.3, words=0.2, kinds=HARD),
+    Stage("judging", CLEAN, JUDGING, steps=350, learning_rate=2e-3),
+    Stage("reading", NOISY, READING, steps=350, learning_rate=1.5e-3),
     Stage("habits", BASE, ALL_KINDS, steps=150, learning_rate=5e-4),
 )
 
