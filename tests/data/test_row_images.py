@@ -209,10 +209,10 @@ def test_what_is_written_is_easy_to_read_where_nobody_typed_a_marker(folder):
         ),
         (
             {"prompt": chat([{"type": "video"}])},
-            "a part that is neither {'type': 'text', 'text': ...} nor {'type': 'image'}",
+            "a part of a message that is neither {'type': 'text', 'text': ...} nor {'type': 'image'}",
         ),
-        ({"prompt": chat([{"type": "text"}])}, "with a part that is neither"),
-        ({"prompt": chat(["<image>"])}, "with a part that is neither"),
+        ({"prompt": chat([{"type": "text"}])}, "has a part of a message that is neither"),
+        ({"prompt": chat(["<image>"])}, "has a part of a message that is neither"),
         (
             {"prompt": [{"role": "system", "content": "<image>"}, USER], "images": "a.png"},
             "has an image in its system message",

@@ -83,7 +83,7 @@ def evaluate(
         with _progress() as show:
             for label, each in settings.items():
                 chat = open_model(each)
-                if opened.has_images and chat.renderer and chat.renderer.images is None:
+                if opened.has_images and not chat.takes_images:
                     raise ValueError(
                         f"--suite {suite}: asks about images, and {models[label]} takes none; name a vision-language "
                         "model, or choose a suite of text such as paper-text"

@@ -82,6 +82,11 @@ class ChatModel:
             stop=engine.stop,
         )
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether prompts may have images; True where only the server knows."""
+        return self.renderer is None or self.renderer.images is not None
+
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:

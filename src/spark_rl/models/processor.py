@@ -20,7 +20,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, is_torchvision_available
 
 from spark_rl.config import ModelConfig
-from spark_rl.images import open_image
+from spark_rl.images import named, open_image
 from spark_rl.models.folder import resolve_path
 from spark_rl.types import Image
 
@@ -88,7 +88,7 @@ class ImageProcessor:
         try:
             return self.prepare_picture(picture)
         except ValueError as error:
-            raise ValueError(f"the model's processor refuses the image {image.path} ({error})") from None
+            raise ValueError(f"the model's processor refuses {named(image.path)} ({error})") from None
 
     def prepare_picture(self, picture: PIL.Image.Image) -> PreparedImage:
         """A picture for the model."""
