@@ -76,7 +76,8 @@ def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
         if start.startswith(("http://", "https://")):
             if not allow_urls:
                 raise ImageError(
-                    f"{named(value)} is an address, and none is fetched; give a file, or set data.allow_image_urls=true"
+                    f"{named(value)} is an address, and none is fetched; give a file (or, for a run, set "
+                    "data.allow_image_urls=true)"
                 )
             return _fetched(value)
     if isinstance(value, str | Path) and str(value).strip():
