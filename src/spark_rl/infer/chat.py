@@ -57,6 +57,10 @@ class ChatModel:
                 f"engine.max_new_tokens is {engine.max_new_tokens}, but the model {path} has a context of {context} "
                 "tokens; lower it"
             )
+        if kind == "vllm":
+            from spark_rl.rollout.vllm_engine import VLLMEngine, check_installed
+
+            check_installed()
         from spark_rl.models.load import load_for_inference, load_tokenizer
         from spark_rl.models.processor import load_image_processor
 
@@ -64,8 +68,6 @@ class ChatModel:
         images = load_image_processor(settings.model, tokenizer)
         renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images)
         if kind == "vllm":
-            from spark_rl.rollout.vllm_engine import VLLMEngine
-
             local: Engine = VLLMEngine(resolve_path(path), settings.model.dtype, renderer=renderer, images=images)
         else:
             from spark_rl.rollout.transformers_engine import TransformersEngine

