@@ -82,14 +82,14 @@ def vision_tokenizer(family: str) -> Any:
     )
 
 
-def save_vision_model(family: str, folder: Path, seed: int = 0) -> Path:
+def save_vision_model(family: str, folder: Path, seed: int = 0, head_dim: int = 8) -> Path:
     """A tiny model of the family, initialised wide so that attention matters, in the form in which models come."""
     torch.manual_seed(seed)
     tokenizer = vision_tokenizer(family)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _VLM_TOKENS[family].items()}
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
+        "hidden_size": 4 * head_dim,
         "intermediate_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
@@ -104,17 +104,19 @@ def save_vision_model(family: str, folder: Path, seed: int = 0) -> Path:
     processor_config: dict[str, Any] = {}
     match family:
         case "qwen2_5_vl" | "qwen3_vl":
-            text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+            sections = [head_dim // 8, head_dim // 8, head_dim // 4]
+            text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
             vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4}
             vision |= {
-                "out_hidden_size": 32,
+                "out_hidden_size": 4 * head_dim,
                 "spatial_merge_size": 2,
                 "temporal_patch_size": 2,
                 "initializer_range": 0.2,
             }
             if family == "qwen3_vl":
                 vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
-                text |= {"head_dim": 8}
+                text |= {"head_dim": head_dim}
+                text["rope_parameters"]["mrope_interleaved"] = True
             else:
                 vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
             ids = {
@@ -130,7 +132,7 @@ def save_vision_model(family: str, folder: Path, seed: int = 0) -> Path:
             processor_class = "Qwen2_5_VLProcessor" if family == "qwen2_5_vl" else "Qwen3VLProcessor"
         case "gemma3":
             text |= {
-                "head_dim": 8,
+                "head_dim": head_dim,
                 "sliding_window": 16,
                 "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             }

@@ -46,7 +46,8 @@ class Image:
     """A reference to an image: it is loaded where it is needed, and what pools and checkpoints keep is small."""
 
     path: str
-    """An absolute path, or `drawn:...` with the description of a drawing (see `images/drawn.py`)."""
+    """An absolute path; or `drawn:...` with the description of a drawing (see `images/drawn.py`); or a data URL, which
+    holds the file itself."""
     sha256: str
     """Of the file's bytes, hexadecimal; for a drawing, of its path."""
 

@@ -65,6 +65,25 @@ def test_one_question_about_a_picture(folder):
     assert done.returncode == 0, done.stderr
 
 
+def test_an_evaluation_may_leave_out_what_cannot_be_seen(folder, tmp_path):
+    """Of a file and of a published set; how many is said, and stands in the results and in the report."""
+    rows = [{"question": "How many?", "right": "3", "wrong": "4", "images": f"{name}.png"} for name in (1, "gone", 2)]
+    (folder / "mine.jsonl").write_text(lines(rows))
+    asked = [{"question": "A cat?", "answer": "yes", "image": f"{name}.png"} for name in (1, "gone", "gone")]
+    (folder / "pope.jsonl").write_text(lines(asked))
+    for suite, source, bad in ((["mine.jsonl"], "mine.jsonl", 1), (["pope", "--local", "pope=pope.jsonl"], "pope", 2)):
+        out = tmp_path / source
+        command = ["eval", "model", "--suite", *suite, "--strategies", "greedy", "--out", str(out)]
+        refused = call(*command, "engine.max_new_tokens=4", cwd=folder)
+        assert refused.returncode == 2 and "row 2" in refused.stderr and "--skip-bad" in refused.stderr
+        done = call(*command, "--skip-bad", "engine.max_new_tokens=4", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        said, _ = done.stderr.splitlines()
+        assert said.startswith(f"rows of {source} that are left out: {bad}; the first one: ") and "gone.png" in said
+        assert json.loads((out / "results.json").read_text())["skipped"] == {source: bad}
+        assert f"- left out: {bad} rows of `{source}`" in (out / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -209,10 +209,10 @@ def test_what_is_written_is_easy_to_read_where_nobody_typed_a_marker(folder):
         ),
         (
             {"prompt": chat([{"type": "video"}])},
-            "a part that is neither {'type': 'text', 'text': ...} nor {'type': 'image'}",
+            "a part of a message that is neither {'type': 'text', 'text': ...} nor {'type': 'image'}",
         ),
-        ({"prompt": chat([{"type": "text"}])}, "with a part that is neither"),
-        ({"prompt": chat(["<image>"])}, "with a part that is neither"),
+        ({"prompt": chat([{"type": "text"}])}, "has a part of a message that is neither"),
+        ({"prompt": chat(["<image>"])}, "has a part of a message that is neither"),
         (
             {"prompt": [{"role": "system", "content": "<image>"}, USER], "images": "a.png"},
             "has an image in its system message",
@@ -222,7 +222,10 @@ def test_what_is_written_is_easy_to_read_where_nobody_typed_a_marker(folder):
         ({"prompt": ASKED, "images": ["a.png", None]}, "an image must be a path"),
         ({"prompt": ASKED, "images": {"no": "path"}}, "an image must be a path"),
         ({"prompt": ASKED, "images": "d.png"}, "d.png cannot be read (No such file or directory); check the path"),
-        ({"prompt": ASKED, "images": "https://example.org/a.png"}, "give a file, or set data.allow_image_urls=true"),
+        (
+            {"prompt": ASKED, "images": "https://example.org/a.png"},
+            "give a file (or, for a run, set data.allow_image_urls=true)",
+        ),
         ({"prompt": "", "images": "a.png"}, "'prompt' is empty"),
     ],
     ids=lambda value: str(value)[:50],

@@ -147,7 +147,10 @@ def test_a_question_becomes_a_task_of_the_answer_role():
         ({"prompt": 5, "answer": "2"}, "'prompt' must be text or chat messages, not 5"),
         ({"prompt": ["hi"], "answer": "2"}, "chat messages (role, content)"),
         ({"prompt": [{"role": "user"}], "answer": "2"}, "chat messages (role, content)"),
-        ({"prompt": [{"role": "user", "content": [{"type": "text"}]}], "answer": "2"}, "chat messages (role, content)"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "text"}]}], "answer": "2"},
+            "has a part of a message that is neither",
+        ),
         ({"prompt": [USER, {"role": "assistant", "content": "2"}], "answer": "2"}, "end with a user's turn"),
         ({"prompt": "What?", "answer": "2", "id": [1]}, "'id' must be text or a number"),
         ({"prompt": "What?", "answer": "2", "verifier": 5}, "'verifier' must be text, not 5"),

@@ -761,7 +761,7 @@ def test_images_that_are_files(tmp_path):
         file.write_bytes(PNG)
     assert [item.images[0].path for item in load("pope", tmp_path / "copy")] == [str(file) for file in files]
     files[1].unlink()
-    with pytest.raises(ValueError, match=r"^pope, row 2: 'image': .*top/2.png.*; compare .*test.jsonl with "):
+    with pytest.raises(ValueError, match=r"^pope, row 2: 'image': .*top/2.png.*; check the path \(--skip-bad leaves"):
         load("pope", tmp_path / "copy")
     assert len(load("pope", tmp_path / "copy", 1)) == 1, "what is not asked for is not looked at"
     (tmp_path / "words.jsonl").write_text(json.dumps({**row, "image": str(path)}) + "\n")
@@ -935,6 +935,19 @@ def test_the_row_is_named(tmp_path):
     path.write_text("[1]\n")
     with pytest.raises(ValueError, match="gsm8k, row 1: must be an object"):
         load("gsm8k", path)
+
+
+def test_rows_that_are_skipped_are_told_and_leave_the_others_their_ids(tmp_path):
+    row = {**CASES["pope"][0].row, "image": "1.png"}
+    (tmp_path / "1.png").write_bytes(PNG)
+    rows = [row, {**row, "image": "gone.png"}, {**row, "answer": "maybe"}, row]
+    path, skipped = write_jsonl(tmp_path / "test.jsonl", rows), []
+    assert [item.id for item in load("pope", path, skipped=skipped)] == ["pope-1", "pope-4"]
+    image, answer = skipped
+    assert image.startswith("pope, row 2: 'image': the image ") and "gone.png cannot be read" in image
+    assert answer == "pope, row 3: 'answer' must be yes or no, not \"maybe\""
+    with pytest.raises(ValueError, match=r"no row is usable; the first one: pope, row 1: 'image': .*gone\.png"):
+        load("pope", write_jsonl(tmp_path / "bad.jsonl", rows[1:3]), skipped=[])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from image_files import png
 
 from spark_rl.evaluate.suites import open_suite
+from spark_rl.types import IMAGE
 from spark_rl.verify import VerifierPool, extract_answer
 
 
@@ -70,9 +73,52 @@ def test_a_file_of_yours_is_a_suite(pool, tmp_path):
     assert [item.wrong for item in suite.pairs] == [r"\boxed{5}"]
 
 
+def test_rows_of_every_kind_have_images(pool, tmp_path):
+    """Paths begin at the file's folder; an image without a marker comes first."""
+    for seed in range(2):
+        (tmp_path / f"{seed}.png").write_bytes(png(seed))
+    name = written(
+        tmp_path / "mine.jsonl",
+        {"prompt": "How many?", "answer": "4", "images": ["0.png"]},
+        {"question": "Is <image> <image>?", "response": "yes", "right": True, "images": ["0.png", "1.png"]},
+        {"question": "How many?", "right": "4", "wrong": f"5 {IMAGE}", "images": "1.png"},
+        {"question": f"{IMAGE} <image>?", "response": "yes", "right": True},
+    )
+    suite = open_suite(name, pool)
+    assert suite.has_images
+    (question,), (point, plain), (pair,) = suite.questions, suite.points, suite.pairs
+    assert question.question == pair.question == f"{IMAGE}\nHow many?"
+    assert point.question == f"Is {IMAGE} {IMAGE}?" and plain.question == "\ufffd <image>?"
+    files = [[Path(image.path).name for image in each.images] for each in (question, point, plain, pair)]
+    assert files == [["0.png"], ["0.png", "1.png"], [], ["1.png"]]
+
+
+def test_bad_rows_are_left_out_and_told_if_they_may_be(pool, tmp_path):
+    pair = {"question": "What is 2+2?", "right": "4", "wrong": "5", "id": "a"}
+    bad = [{**pair, "id": "b", "images": "gone.png"}, {**pair, "wrong": "6"}, {"prompt": "What is 2+2?"}]
+    name = written(tmp_path / "mine.jsonl", pair, *bad, {**pair, "id": "c"})
+    suite = open_suite(name, pool, skip_bad=True)
+    assert [each.id for each in suite.pairs] == ["a", "c"] and not suite.questions
+    image, id, gold = suite.skipped["mine.jsonl"]
+    assert "row 2: the image " in image and "gone.png cannot be read" in image
+    assert "row 3: the id 'a' was given before, in row 1" in id and "row 4: has no 'answer'" in gold
+    with pytest.raises(ValueError, match=r"row 2: .*gone\.png cannot be read .* \(--skip-bad leaves such rows out\)"):
+        open_suite(name, pool)
+    with pytest.raises(ValueError, match=r"no row is usable; the first one: .*mine\.jsonl, row 1: has no 'answer'"):
+        open_suite(written(tmp_path / "mine.jsonl", bad[-1]), pool, skip_bad=True)
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
+        (
+            {"question": "<image>", "response": "r", "right": True, "images": ["a.png", "b.png"]},
+            "row 2: .*a.png cannot be read",
+        ),
+        (
+            {"question": "<image> <image>", "right": "r", "wrong": "w", "images": 'drawn:{"size":[9,9],"marks":[]}'},
+            "row 2: the number of images is 1, and that of <image> in 'question' is 2",
+        ),
         ({"prompt": "What is 2+2?"}, "row 2: has no 'answer'"),
         ({"prompt": "What is 2+2?", "answer": "4", "verifier": "nope"}, "row 2: unknown verifier"),
         ({"prompt": "What is 2+2?", "answer": "four!?", "verifier": "numeric"}, "row 2: 'answer'"),

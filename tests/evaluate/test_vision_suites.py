@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from vision import picture, save_vision_model
+from vision import image_file, picture, save_vision_model
 
 from spark_rl.config import load_inference
+from spark_rl.evaluate.published_rows import BestOfItem
 from spark_rl.evaluate.runner import Runner, Samples
-from spark_rl.evaluate.suites import open_suite
+from spark_rl.evaluate.suites import PairItem, PointItem, Suite, open_suite
 from spark_rl.infer import ChatModel
+from spark_rl.types import IMAGE
 from spark_rl.verify import VerifierPool
 
 STRATEGIES = ["greedy", "reflect", "best-of-2", "tournament@2"]
@@ -44,6 +46,17 @@ def run(folder: Path, seed: int, model, settings) -> list[dict]:
     return [json.loads(line) for line in samples.path.read_text().splitlines()]
 
 
+class Recorded:
+    """An engine, and what it was asked."""
+
+    def __init__(self, engine):
+        self.engine, self.requests = engine, []
+
+    def generate(self, requests, progress=None):
+        self.requests += requests
+        return self.engine.generate(requests, progress)
+
+
 def said(rows: list[dict]) -> dict[tuple[str, str], object]:
     return {(row["part"], row["strategy"]): row.get("texts") or row["text"] for row in rows}
 
@@ -55,3 +68,26 @@ def test_the_model_sees_what_it_answers_and_judges(tmp_path, model, settings):
     for part in (("answer", "greedy"), ("pairwise", "judge")):
         assert said(first)[part] != said(other)[part]
     assert [row["source"] for row in first if row["part"] == "pairwise"] == ["hallucination"]
+
+
+def test_every_judged_part_is_shown_its_images(tmp_path, model, settings):
+    """Responses to score, pairs to compare, and responses to choose among."""
+    said = []
+    for seed in (1, 1, 2):
+        image = image_file(tmp_path, seed)
+        question = f"{IMAGE}What is it?"
+        suite = Suite(
+            "mine",
+            [],
+            points=[PointItem("point", question, "A cat.", True, (image,))],
+            pairs=[PairItem("pair", question, "A cat.", "A dog.", images=(image,))],
+            best_of=[BestOfItem("best", question, ("A cat.", "A dog."), 1, "Focus", (image,))],
+        )
+        samples = Samples(tmp_path / f"{len(said)}.jsonl")
+        shown = Recorded(model.engine)
+        with VerifierPool() as pool:
+            Runner("model", ChatModel(shown, "m", renderer=model.renderer), settings, pool, samples).run(suite, [], 1)
+        assert [row["part"] for row in samples.rows] == ["pointwise", "pairwise", "best_of"]
+        assert [request.images for request in shown.requests] == [(image,)] * 5
+        said.append([row.get("texts") or row.get("text") for row in samples.rows])
+    assert said[0] == said[1] != said[2]

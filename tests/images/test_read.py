@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import os
 import resource
 import socket
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import BAD, FORMATS, claiming, encoded, noise, png
 
-from spark_rl.images import decode, fetch, open_image, read, reference
+from spark_rl.images import decode, fetch, held, open_image, read, reference
 from spark_rl.types import Image
 
 
@@ -61,6 +62,17 @@ def test_whatever_way_an_image_is_given_it_is_the_same_one(tmp_path):
     assert {pixels(open_image(image)) == pixels(noise()) for image in found} == {True}
     assert all(os.path.isabs(image.path) for image in found)
     assert reference("a.png", tmp_path).path == reference(f"../{tmp_path.name}/a.png", tmp_path).path == str(path)
+
+
+def test_a_data_url_may_stay_in_memory(cache):
+    for start in ("data:image/png;base64,", "DATA:;base64,"):
+        url = start + base64.b64encode(png()).decode()
+        image = held(url)
+        assert pixels(open_image(image)) == pixels(noise()) and image.sha256 == hashlib.sha256(png()).hexdigest()
+    assert not cache.exists()
+    for value in ("a.png", "http://example.org/a.png", 'drawn:{"size":[8,8],"marks":[]}', ""):
+        with pytest.raises(ValueError, match="an image must be a data URL"):
+            held(value)
 
 
 def test_a_pil_image_is_kept_as_it_looks(tmp_path):
@@ -155,7 +167,7 @@ def test_a_bomb_costs_neither_time_nor_memory(tmp_path):
         ("data:image/png;base64,?", "the data URL 'data:image/png;base64,?' holds no base64"),
         ("data:image/png,abc", "is not of the form data:image/png;base64,...; correct it"),
         ("data:image/png;base64,aGVsbG8=", "an image given as a data URL is no image in a format that is read"),
-        ("https://example.org/a.png", "https://example.org/a.png is an address, and none is fetched; give a file, or"),
+        ("https://example.org/a.png", "https://example.org/a.png is an address, and none is fetched; give a file (or"),
         ("HTTP://example.org/a.png", "data.allow_image_urls=true"),
     ],
 )

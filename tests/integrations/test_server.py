@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import socket
 import threading
@@ -16,13 +17,18 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from image_files import BAD, encoded, noise, png
 from infer.scripted import Script, ScriptedEngine, says, scripted
+from vision import picture, save_vision_model
 
 from spark_rl.config import load_inference
 from spark_rl.config.inference import ServeConfig
+from spark_rl.images import held, open_image
 from spark_rl.infer import Judge
-from spark_rl.integrations.batching import Batcher, Busy, Stopped
+from spark_rl.integrations import server
+from spark_rl.integrations.batching import Batcher, Busy, Single, Stopped
 from spark_rl.integrations.server import Server, bind, create_app
+from spark_rl.types import IMAGE
 
 ONE = {"question": "3+4?", "response": "value 0.75"}
 TWO = {"question": "3+4?", "a": "value 0.75", "b": "other"}
@@ -78,9 +84,11 @@ class Running:
 
 
 @contextmanager
-def running(script: Script = believe, *, token: str | None = None, **settings: Any) -> Iterator[Running]:
+def running(
+    script: Script = believe, *, token: str | None = None, judge: Judge | None = None, **settings: Any
+) -> Iterator[Running]:
     model, engine = scripted(script)
-    app = create_app(Judge(model), ServeConfig(**settings), token=token)
+    app = create_app(judge or Judge(model), ServeConfig(**settings), token=token)
     listener = bind("127.0.0.1", 0)
     server = Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, args=([listener],))
@@ -105,8 +113,8 @@ def wait_for(holds: Callable[[], bool], seconds: float = 10) -> None:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Running]:
-    with running(max_items=8, max_chars=1000, max_body_bytes=20_000) as server:
-        yield server
+    with running(max_items=8, max_chars=1000, max_body_bytes=20_000) as served:
+        yield served
 
 
 def test_one_item_and_several(served):
@@ -142,6 +150,17 @@ def test_comparisons(served):
         ("/score", '{"items": [{"question": "q", "response": "r"}, {"question": "q"}]}', ["'items.1.response'"]),
         ("/compare", '{"question": "q", "a": "r"}', ["'b' is missing"]),
         ("/compare", '{"items": [{"question": "q", "a": null, "b": "r"}]}', ["'items.0.a'"]),
+        (
+            "/score",
+            '{"question": [{"type": "video"}], "response": "r"}',
+            ["'question'", "{'type': 'image'}", "'video'"],
+        ),
+        ("/score", '{"question": [{"type": "image"}], "response": "r"}', ["'question'", "'data:image/png;base64,...'"]),
+        (
+            "/compare",
+            '{"question": [{"type": "text", "text": "\\ud800"}], "a": "", "b": ""}',
+            ["'question'", "surrogate"],
+        ),
         ("/get_reward", '{"query": ["q r"]}', ["'prompts' is missing"]),
         ("/get_reward", '{"query": ["q r"], "prompts": []}', ["1 texts", "0"]),
         ("/get_reward", '{"query": ["q r"], "prompts": ["p"]}', ["'query' 0", "begin with its prompt"]),
@@ -292,12 +311,109 @@ def test_the_queue_of_a_closed_batcher_takes_nothing():
     model, _ = scripted(believe)
     batcher = Batcher(Judge(model), ServeConfig(max_queue=2, max_items=2), lambda size: None)
     with pytest.raises(Busy):
-        batcher.submit([("q", "r")] * 3)
-    assert batcher.submit([("q", "value 0.6")])[0].result(10).probability == pytest.approx(0.6)
+        batcher.submit([Single("q", "r")] * 3)
+    assert batcher.submit([Single("q", "value 0.6")])[0].result(10).probability == pytest.approx(0.6)
     batcher.close()
     with pytest.raises(Stopped):
-        batcher.submit([("q", "r")])
+        batcher.submit([Single("q", "r")])
     wait_for(lambda: not batcher.ready)
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def part(address: str) -> dict[str, Any]:
+    """As OpenAI's clients send an image."""
+    return {"type": "image_url", "image_url": {"url": address, "detail": "low"}}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def test_images_are_shown_in_their_places_and_nothing_is_written(tmp_path, monkeypatch):
+    """A marker that somebody types stands for no image, nor does one in a response."""
+    monkeypatch.setenv("SPARK_RL_CACHE", str(tmp_path / "cache"))
+    picture = url(encoded(noise(seed=2), "JPEG"), "image/jpeg")
+    question = [text(f"{IMAGE} or "), part(url(png(0))), text(" is <image> what "), part(picture), text("?")]
+    with running() as served:
+        body = {"question": question, "response": f"value 0.75 {IMAGE}"}
+        assert served.client.post("/score", json={"items": [body, ONE]}).json()["items"][0]["verdict"] == "right"
+        assert served.client.post("/compare", json={**TWO, "question": question}).json()["preferred"] == "a"
+    shown, plain, *compared = (request for call in served.engine.calls for request in call)
+    assert plain.images == ()
+    for request in (shown, *compared):
+        said = request.messages[-1]["content"]
+        assert said.count(IMAGE) == 2 and f"\ufffd or {IMAGE} is <image> what {IMAGE}?" in said
+        first, second = map(open_image, request.images)
+        assert first.tobytes() == noise(seed=0).tobytes()
+        assert second.tobytes() == open_image(held(picture)).tobytes() != first.tobytes()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:1/a.png", "must be a data URL (data:image/png;base64,...), not 'http://127.0.0.1:1/a.png'"),
+        ("/etc/passwd", "must be a data URL (data:image/png;base64,...), not '/etc/passwd'"),
+        ('drawn:{"size":[8,8],"marks":[]}', "must be a data URL"),
+        ("data:image/png,abc", "is not of the form data:image/png;base64,..."),
+        ("data:image/png;base64,####", "holds no base64"),
+        *((url(data), words) for data, words in BAD.values()),
+    ],
+    ids=["address", "path", "drawing", "no base64", "bad base64", *BAD],
+)
+def test_what_is_no_image_to_be_shown_is_one_sentence(served, tmp_path, address, words):
+    """Headers that claim more pixels than may be are refused unread."""
+    items = [ONE, {**ONE, "question": [part(address)]}]
+    reply = served.client.post("/score", json={"items": items})
+    assert reply.status_code == 422
+    assert reply.json()["detail"].startswith("'question' of item 1: ") and words in reply.json()["detail"]
+    assert "\n" not in reply.json()["detail"]
+
+
+def test_the_limit_of_a_body_holds_for_images_and_that_of_a_text_does_not(served):
+    """`max_body_bytes` is 20,000 here, `max_chars` 1,000."""
+    for side, status in ((60, 200), (90, 413)):
+        body = {**ONE, "question": [part(url(encoded(noise(side, side))))]}
+        assert served.client.post("/score", json=body).status_code == status
+    reply = served.client.post("/score", json={**ONE, "question": [text("x" * 600), text("x" * 401)]})
+    assert "'question' of item 0 has 1,001 characters" in reply.json()["detail"]
+
+
+def test_an_image_that_many_items_show_is_read_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(server, "held", lambda address: read.append(address) or held(address))
+    items = [{"question": [part(url(png()))], "response": f"value 0.{i}"} for i in range(6, 9)]
+    with running() as served:
+        assert len(served.client.post("/score", json={"items": items}).json()["items"]) == 3
+    assert read == [url(png())]
+
+
+def test_a_judge_that_takes_no_images_says_so():
+    judge = Judge.open("embedded", "engine.max_new_tokens=8")
+    with running(judge=judge) as served:
+        reply = served.client.post("/score", json={**ONE, "question": [part(url(png()))]})
+        assert reply.status_code == 422
+        assert reply.json()["detail"] == "the judge takes no images; send text alone, or serve a vision-language model"
+        assert served.client.post("/score", json={**ONE, "question": [text("3+4?")]}).status_code == 200
+
+
+def test_a_vision_language_judge_sees_them(tmp_path):
+    judge = Judge.open(str(save_vision_model("qwen2_5_vl", tmp_path)), "engine.max_new_tokens=8")
+    seen = []
+    monitor = judge.model.engine.generate
+    judge.model.engine.generate = lambda requests, progress=None: seen.append(monitor(requests, progress)) or seen[-1]
+    with running(judge=judge) as served:
+        for seed in (1, 1, 2):
+            body = {**ONE, "question": [part(url(encoded(picture(seed)))), text("How many?")]}
+            assert served.client.post("/score", json=body).status_code == 200
+    first, again, other = (completion.token_ids for ((completion,),) in seen)
+    assert first == again != other
 
 
 CHAT = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from spark_rl.integrations.turns import answered, asked, question_of, response_of
+from spark_rl.types import IMAGE
 
 PROMPTS = [
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n",
@@ -59,9 +60,40 @@ def test_long_texts_take_no_time(piece):
 
 def test_messages_and_texts():
     user = {"role": "user", "content": "3+4?"}
-    assert asked("3+4?") == asked([{"role": "system", "content": "Be brief."}, user]) == "3+4?"
-    assert asked([user, {"role": "assistant", "content": "7"}, user]) == "user: 3+4?\n\nassistant: 7\n\nuser: 3+4?"
-    assert asked([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "3+4?"}]}]) == "3+4?"
+    assert asked("3+4?") == asked([{"role": "system", "content": "Be brief."}, user]) == ("3+4?", [])
+    assert asked([user, {"role": "assistant", "content": "7"}, user])[0] == "user: 3+4?\n\nassistant: 7\n\nuser: 3+4?"
     called = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": "7"}]
     assert answered([*called, {"role": "assistant", "content": "It is 7."}]) == answered("It is 7.") == "It is 7."
     assert answered(called) == answered([]) == ""
+
+
+def user(*content: str | dict) -> dict:
+    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+
+
+PLACE = {"type": "image"}
+OWN = {"type": "image", "image": "own.png"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "column", "question", "images"),
+    [
+        ([user(OWN, "3+4?")], ["own.png"], f"{IMAGE}3+4?", ["own.png"]),  # as TRL has them: in the part and the column
+        ([user(OWN, "3+4?")], [], f"{IMAGE}3+4?", ["own.png"]),
+        ([user("Is ", PLACE, " or ", OWN, "?")], ["a.png"], f"Is {IMAGE} or {IMAGE}?", ["a.png", "own.png"]),
+        ([user("3+4?")], ["a.png"], "3+4?", ["a.png"]),
+        ("3+4?", ["a.png"], "3+4?", ["a.png"]),
+        ([user(OWN), user(PLACE)], ["a.png"], f"user: {IMAGE}\n\nuser: {IMAGE}", ["own.png", "a.png"]),
+        ([user(f"{IMAGE}<image>")], [], "\ufffd<image>", []),
+        (f"{IMAGE}?", ["a.png"], "\ufffd?", ["a.png"]),
+    ],
+)
+def test_images_belong_to_their_places_and_typed_markers_are_none(prompt, column, question, images):
+    assert asked(prompt, column) == (question, images)
+
+
+def test_as_many_images_as_places():
+    with pytest.raises(ValueError, match=r"the number of images in the column is 1, and that of image parts .* is 2"):
+        asked([user(PLACE, PLACE)], ["a.png"])
+    with pytest.raises(ValueError, match="has a part of a message that is neither"):
+        asked([user({"type": "video", "video": "a.mp4"})])

@@ -169,6 +169,21 @@ def test_an_image_token_that_was_typed_is_no_image(loaded):
     assert of.images.image_token_id not in plain
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_may_leave_the_expansion_to_others(loaded, family):
+    """A placeholder for each image, as vLLM takes prompts; a typed one is text in both."""
+    of = loaded(family)
+    mark = of.tokenizer.encode(of.images.placeholder, add_special_tokens=False)
+    for content, images in [*prompts(of), (f"{IMAGE}no {of.images.placeholder} here", prompts(of)[1][1])]:
+        message = [{"role": "user", "content": content}]
+        ids = of.renderer.encode(message, images, expand=False)
+        assert sum(ids[i : i + len(mark)] == mark for i in range(len(ids))) == len(images)
+        text = of.tokenizer.decode(of.renderer.encode(message, images))
+        for image in images:
+            text = text.replace(of.images.expand(image), of.images.placeholder, 1)
+        assert of.tokenizer.decode(ids) == text
+
+
 def test_an_image_is_prepared_and_encoded_once(loaded):
     of = loaded("qwen2_5_vl")
     images = batch_of(of).images

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from vision import image_file, save_vision_model
 
 from spark_rl.config import EngineConfig, load_inference
 from spark_rl.evaluate.suites import embedded_examples
@@ -24,6 +25,7 @@ from spark_rl.infer import ChatModel
 from spark_rl.models.folder import resolve_path
 from spark_rl.rollout.endpoint_engine import EndpointEngine
 from spark_rl.rollout.engine import Request
+from spark_rl.types import IMAGE
 from tests.rollout.openai_server import serving
 
 pytestmark = pytest.mark.skipif(
@@ -108,6 +110,32 @@ def test_as_a_server_it_gives_the_same_texts(reference, server):
     assert largest < 1e-3
     assert [r.num_tokens for r in replies] == [r.num_tokens for r in reference]
     assert all(r.num_prompt_tokens for r in replies)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_in_this_process_images_are_seen_as_by_transformers(tmp_path, family):
+    """One, several, one that is made smaller, and a placeholder that somebody typed, which is text."""
+    folder = str(save_vision_model(family, tmp_path / "model", head_dim=32))  # the least that vLLM has on a CPU
+    images = [image_file(tmp_path, seed, 64 - 24 * (seed == 1), 48 + 16 * (seed == 2)) for seed in range(3)]
+    shown = [
+        ("how many?", []),
+        (f"{IMAGE}how many?", images[:1]),
+        (f"{IMAGE}how many?", images[1:2]),
+        (f"is {IMAGE} or {IMAGE}?", images[:2]),
+        (f"{IMAGE}{IMAGE}{IMAGE}", images),
+        (f"{IMAGE}no <|image_pad|> here", images[2:]),
+    ]
+    asked = [
+        Request(str(i), (), 1, 8, temperature=0.0, messages=({"role": "user", "content": text},), images=tuple(of))
+        for i, (text, of) in enumerate(shown)
+    ]
+    ours, theirs = (
+        [reply for (reply,) in model("model.max_pixels=4000", f"engine.kind={kind}", path=folder).generate(asked)]
+        for kind in ("transformers", "vllm")
+    )
+    assert [reply.token_ids for reply in theirs] == [reply.token_ids for reply in ours]
+    assert ours[1].token_ids != ours[2].token_ids
+    assert agreement(ours, theirs)[1] < 1e-3
 
 
 def test_samples_are_seeded_by_the_request_and_differ(in_process):

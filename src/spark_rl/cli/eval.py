@@ -32,6 +32,9 @@ def evaluate(
     seeds: Annotated[int, typer.Option(help="Times that strategies which sample are run.", min=1)] = 1,
     blind: Annotated[bool, typer.Option("--blind", help="Paint all images white: what is answered unseen?")] = False,
     limit: Annotated[int | None, typer.Option(help="Only so many items of each part.", min=1)] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad rows and images out, and count them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the report.")] = False,
 ) -> None:
     """Measure how well a model answers, judges, corrects itself and chooses.
@@ -65,7 +68,7 @@ def evaluate(
         label: _weights(None if each.is_remote else check_folder(each.model)) for label, each in settings.items()
     }
     with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
-        opened = open_suite(suite, pool, limit, _copies(local or []))
+        opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad)
         if blind and not opened.has_images:
             raise ValueError(f"--blind: {suite} has no images; leave it out")
         opened = blinded(opened) if blind else opened
@@ -87,7 +90,7 @@ def evaluate(
         with _progress() as show:
             for label, each in settings.items():
                 chat = open_model(each)
-                if opened.has_images and chat.renderer and chat.renderer.images is None:
+                if opened.has_images and not chat.takes_images:
                     raise ValueError(
                         f"--suite {suite}: asks about images, and {models[label]} takes none; name a vision-language "
                         "model, or choose a suite of text such as paper-text"
@@ -95,11 +98,14 @@ def evaluate(
                 _claim(out, described)
                 runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
                 runner.run(opened, names, seeds)
-    results = {**described, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
+    skipped = {source: len(reasons) for source, reasons in opened.skipped.items()}
+    results = {**described, "skipped": skipped, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
     page = markdown(results)
     _write(out / "results.json", json.dumps(results, indent=1) + "\n")
     _write(out / "report.md", page)
     print(json.dumps(results) if as_json else page)
+    for source, reasons in opened.skipped.items():
+        say(f"rows of {source} that are left out: {len(reasons):,}; the first one: {reasons[0]}")
     say(f"{len(samples.rows):,} items in {out / 'samples.jsonl'}")
 
 

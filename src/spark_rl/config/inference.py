@@ -85,9 +85,9 @@ class ServeConfig(Section):
     max_items: Positive = 256
     """Items of one request."""
     max_chars: Positive = 100_000
-    """Characters of one text: a question, a response, a prompt with its response."""
+    """Characters of one text: a question without its images, a response, a prompt with its response."""
     max_body_bytes: Positive = 8 * 2**20
-    """Bytes of one request's body, refused before it is parsed."""
+    """Bytes of one request's body, its images included, refused before it is parsed."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Seconds after which a request is answered 504; its items that still wait are not judged."""
     unparsed_reward: float = 0.0

@@ -30,10 +30,10 @@ def placed(messages: Sequence[Message], column: Sequence[Any]) -> tuple[list[Mes
     Raises:
         ValueError: the images are not as many as the places for them; the reason alone.
     """
-    own: list[Any] = []
-    texts = [_joined(message["content"], own) for message in messages]
-    if own:
-        values = _completed(own, column)
+    read = [from_parts(message["content"]) for message in messages]
+    texts = [text for text, _ in read]
+    if own := [value for _, values in read for value in values]:
+        values = completed(own, column)
     else:
         values = list(column)
         last = max(i for i, message in enumerate(messages) if message["role"] == "user")
@@ -50,8 +50,7 @@ def placed_in_question(question: Any, num_images: int) -> str:
     Raises:
         ValueError: there are not as many places for them; the reason alone.
     """
-    own: list[Any] = []
-    text = _joined(question, own)
+    text, own = from_parts(question)
     if not own:
         return _marked([text], 0, num_images, "'question'")[0]
     if len(own) != num_images or any(value is not None for value in own):
@@ -80,33 +79,38 @@ def written_columns(prompt: Sequence[Message], question: str, images: Sequence[I
     return columns | ({"images": [image.path for image in images]} if images else {})
 
 
-def _joined(content: Any, own: list[Any]) -> str:
-    """The text of a message's content; the values of its image parts (None: the column has it) go to `own`."""
+def from_parts(content: Any) -> tuple[str, list[Any]]:
+    """The text of a message's content, with `IMAGE` for each image part, and what the parts have as their images (None
+    where they leave that to the row's column). Whatever else the text holds stands for no image.
+
+    Raises:
+        ValueError: a part is of neither kind; the reason alone.
+    """
     if isinstance(content, str):
-        return without_images(content)
+        return without_images(content), []
     pieces: list[str] = []
+    values: list[Any] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             pieces.append(without_images(part["text"]))
         elif kind in ("image", "image_url"):
-            own.append(_own(part))
+            values.append(_own(part))
             pieces.append(IMAGE)
         else:
             raise ValueError(
-                "has chat messages (role, content) with a part that is neither {'type': 'text', 'text': ...} nor "
-                f"{{'type': 'image'}}: {str(part)[:40]}; change it"
+                "has a part of a message that is neither {'type': 'text', 'text': ...} nor {'type': 'image'}: "
+                f"{part!r:.40}; change it"
             )
-    return "".join(pieces)
+    return "".join(pieces), values
 
 
-def _own(part: Mapping[str, Any]) -> Any:
-    value = next((part[key] for key in _KEYS if part.get(key) is not None), None)
-    return value.get("url") if isinstance(value, Mapping) and "url" in value else value
+def completed(own: Sequence[Any], column: Sequence[Any]) -> list[Any]:
+    """The parts' own values, and those of the column for the parts without.
 
-
-def _completed(own: Sequence[Any], column: Sequence[Any]) -> list[Any]:
-    """The parts' own values, and those of the column for the parts without."""
+    Raises:
+        ValueError: they are not as many; the reason alone.
+    """
     num_open = sum(value is None for value in own)
     if num_open != len(column):
         raise ValueError(
@@ -115,6 +119,11 @@ def _completed(own: Sequence[Any], column: Sequence[Any]) -> list[Any]:
         )
     left = iter(column)
     return [next(left) if value is None else value for value in own]
+
+
+def _own(part: Mapping[str, Any]) -> Any:
+    value = next((part[key] for key in _KEYS if part.get(key) is not None), None)
+    return value.get("url") if isinstance(value, Mapping) and "url" in value else value
 
 
 def _marked(texts: list[str], last: int, num_images: int, field: str) -> list[str]:

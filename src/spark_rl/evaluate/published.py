@@ -11,9 +11,9 @@ from typing import Any
 
 from spark_rl.config import FILE_SUFFIXES
 from spark_rl.data.tables import Table, open_tables
-from spark_rl.evaluate.published_rows import BestOfItem, Item, Row, placed
+from spark_rl.evaluate.published_rows import Item, Row, placed
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
-from spark_rl.images import reference
+from spark_rl.images import ImageError, reference
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, Image
 
@@ -23,17 +23,18 @@ def in_suite(suite: str) -> list[PublishedSet]:
     return [each for each in PUBLISHED.values() if each.suite == suite]
 
 
-def load(name: str, path: Path | None = None, limit: int | None = None) -> list[Item]:
+def load(name: str, path: Path | None = None, limit: int | None = None, skipped: list[str] | None = None) -> list[Item]:
     """The items of a set, all or the first `limit`, from the Hub or from a local copy.
 
     Images that stand in the data are written to the cache of images.
 
     Args:
         path: a Parquet, JSONL, JSON or CSV file, or a folder as a snapshot download leaves it.
+        skipped: what is wrong with the rows that are left out goes here, a sentence a row; None refuses the first one.
 
     Raises:
-        ValueError: no such set, nothing there, an image that cannot be read, or a row that is not of the published
-            schema; one sentence.
+        ValueError: no such set, no row that can be used, or (unless they are skipped) an image that cannot be read or a
+            row that is not of the published schema; one sentence.
     """
     if name not in PUBLISHED:
         near = get_close_matches(name, PUBLISHED, n=1, cutoff=0)[0]
@@ -46,12 +47,19 @@ def load(name: str, path: Path | None = None, limit: int | None = None) -> list[
         try:
             item = _item(published, table[index], _folders(table, path))
         except ValueError as error:
-            compare = f"compare {table.place} with {published.place}"
-            raise ValueError(f"{name}, row {index + 1}: {error}; {compare}") from None
+            sentence = f"{name}, row {index + 1}: {error}"
+            if skipped is not None:
+                skipped.append(sentence)
+                continue
+            if isinstance(error, ImageError):
+                raise ValueError(f"{sentence} (--skip-bad leaves such rows out)") from None
+            raise ValueError(f"{sentence}; compare {table.place} with {published.place}") from None
         if isinstance(item, Example):
-            item = replace(item, id=f"{name}-{len(items) + 1}", source=name)
+            item = replace(item, id=f"{name}-{len(items) + len(skipped or ()) + 1}", source=name)
         if item is not None:
             items.append(item)
+    if not items and skipped:
+        raise ValueError(f"no row is usable; the first one: {skipped[0]}")
     if not items:
         raise ValueError(f"{name}: no row of {path or published.place} belongs to the set; compare it with the card")
     return items
@@ -72,8 +80,8 @@ def _item(published: PublishedSet, row: Any, folders: Sequence[Path]) -> Item | 
     if not isinstance(row, Mapping):
         raise ValueError("must be an object with the columns of the set")
     item = published.row(row)
-    if item is None or isinstance(item, BestOfItem):
-        return item
+    if item is None:
+        return None
     question, images = placed(item.question, list(_images(published, row, folders)))
     if isinstance(item, Example):
         return replace(item, prompt=answer_prompt(question), question=question, images=images)
@@ -90,8 +98,8 @@ def _images(published: PublishedSet, row: Row, folders: Sequence[Path]) -> Itera
             found = [folder for folder in folders if isinstance(each, str) and os.path.exists(folder / each)]
             try:
                 yield reference(each, [*found, *folders][0])
-            except ValueError as error:
-                raise ValueError(f"{column!r}: {error}") from None
+            except ImageError as error:
+                raise ImageError(f"{column!r}: {error}") from None
 
 
 def _tables(published: PublishedSet, path: Path | None) -> list[Table]:

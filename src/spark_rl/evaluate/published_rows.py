@@ -32,6 +32,8 @@ class BestOfItem:
     responses: tuple[str, ...]
     num_right: int
     subset: str
+    images: tuple[Image, ...] = ()
+    """Of the question, as those of an `Example`."""
 
 
 @dataclass(frozen=True, slots=True)

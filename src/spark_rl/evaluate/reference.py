@@ -15,7 +15,8 @@ file, or a folder as a snapshot download leaves it. Answers are boxed in our pro
 
 Sets with images need a vision-language model. An image goes where the question marks it (`<image>`, `<image 1>`), and
 before the question where it does not; a pair of `vl-reward-bench` is judged with its image in view. Images that stand
-in the data are kept as files in the cache of images.
+in the data are kept as files in the cache of images. A row whose image cannot be read ends the evaluation before
+anything is asked, unless `--skip-bad` leaves such rows out; the report then says how many.
 
 The data itself was not seen when this was written: schemas were taken from cards and from the code of other evaluators,
 rows in the tests are written after these, and no score here was compared with a published one. What each source left

@@ -182,7 +182,7 @@ class Runner:
     def _best_of(self, items: Sequence[BestOfItem]) -> None:
         base = {"model": self.label, "part": "best_of", "strategy": "judge", "seed": 0}
         for chunk in self._open("judging, best of several", items, base):
-            shown = [(item.question, response) for item in chunk for response in item.responses]
+            shown = [(item.question, response, item.images) for item in chunk for response in item.responses]
             verdicts = iter(self.judge.score_all(shown))
             self.samples.add(
                 [

@@ -8,7 +8,7 @@
     reward-bench-2   responses to choose among, scored by its own rule
     paper-vision     published sets whose questions have images; vl-reward-bench compares responses to such ones
     FILE.jsonl       yours: rows to answer (`prompt`, `answer`), to judge (`question`, `response`, `right`: true or
-                     false) and to compare (`question`, `right`, `wrong`: responses)
+                     false) and to compare (`question`, `right`, `wrong`: responses), each with `images` or without
 
 The embedded judge sets are `embedded/judged/*.jsonl`: rollouts of models that are not under test, recorded once by
 `python -m spark_rl.evaluate.record`.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import DataConfig, SourceConfig
+from spark_rl.data.row_images import listed, placed_in_question
 from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import open_sources
 from spark_rl.evaluate.probes import Probe, probes_of
@@ -79,12 +80,14 @@ class Suite:
     best_of: list[BestOfItem] = field(default_factory=list)
     """Of several responses, which are right? Scored as RewardBench 2."""
     probes: list[Probe] = field(default_factory=list)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    """By source, what was wrong with each row that is left out."""
 
     @property
     def has_images(self) -> bool:
         """Whether some of it asks about images."""
-        asked: Sequence[Example | PointItem | PairItem] = [*self.questions, *self.further, *self.points, *self.pairs]
-        return any(each.images for each in asked)
+        judged: Sequence[PointItem | PairItem | BestOfItem] = [*self.points, *self.pairs, *self.best_of]
+        return any(each.images for each in [*self.questions, *self.further, *judged])
 
 
 def blinded(suite: Suite) -> Suite:
@@ -96,30 +99,42 @@ def blinded(suite: Suite) -> Suite:
     return replace(
         suite,
         name=f"{suite.name}, blind",
-        **{part: without(getattr(suite, part)) for part in ("questions", "further", "points", "pairs", "probes")},
+        questions=without(suite.questions),
+        further=without(suite.further),
+        points=without(suite.points),
+        pairs=without(suite.pairs),
+        best_of=without(suite.best_of),
+        probes=without(suite.probes),
     )
 
 
 def open_suite(
-    name: str, pool: VerifierPool, limit: int | None = None, local: Mapping[str, Path] | None = None
+    name: str,
+    pool: VerifierPool,
+    limit: int | None = None,
+    local: Mapping[str, Path] | None = None,
+    *,
+    skip_bad: bool = False,
 ) -> Suite:
     """The suite of that name, each part cut to its first `limit` items, of published sets each set.
 
     Args:
         local: copies of published sets, by name; the others come from the Hub.
+        skip_bad: leave out rows that are wrong, or whose images cannot be read, and count them in `skipped`.
 
     Raises:
-        ValueError: there is none, or a row of a file is wrong; the sentence names row and field.
+        ValueError: there is none, it has no usable row, or (unless they are skipped) a row is wrong; the sentence names
+            row and field.
     """
     published = in_suite(name) or ([PUBLISHED[name]] if name in PUBLISHED else [])
     if unused := set(local or {}) - {each.name for each in published}:
         raise ValueError(f"--local {min(unused)}: {name} holds no such set; {_known_sets(published)}")
     if published:
-        return _published(name, published, limit, local or {})
+        return _published(name, published, limit, local or {}, skip_bad)
     if name in EMBEDDED:
         return _embedded(name, limit)
     if name.endswith(".jsonl") or Path(name).is_file():
-        return _file(Path(name), pool, limit)
+        return _file(Path(name), pool, limit, skip_bad)
     near = get_close_matches(name, [*EMBEDDED, *COLLECTIONS, *PUBLISHED], 1)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"
     known = ", ".join((*EMBEDDED, *COLLECTIONS))
@@ -130,10 +145,15 @@ def _known_sets(published: Sequence[PublishedSet]) -> str:
     return f"it holds {', '.join(each.name for each in published)}" if published else "it is no published set"
 
 
-def _published(name: str, published: Sequence[PublishedSet], limit: int | None, local: Mapping[str, Path]) -> Suite:
+def _published(
+    name: str, published: Sequence[PublishedSet], limit: int | None, local: Mapping[str, Path], skip_bad: bool
+) -> Suite:
     suite = Suite(name, [])
     for each in published:
-        items = load(each.name, local.get(each.name), limit)
+        skipped: list[str] = []
+        items = load(each.name, local.get(each.name), limit, skipped if skip_bad else None)
+        if skipped:
+            suite.skipped[each.name] = skipped
         suite.questions.extend(item for item in items if isinstance(item, Example))
         suite.best_of.extend(item for item in items if isinstance(item, BestOfItem))
         suite.pairs.extend(
@@ -177,48 +197,57 @@ def embedded_examples(path: str) -> list[Example]:
     return [source.task(i).example for i in range(source.num_rows)]
 
 
-def _file(path: Path, pool: VerifierPool, limit: int | None) -> Suite:
+def _file(path: Path, pool: VerifierPool, limit: int | None, skip_bad: bool) -> Suite:
     suite = Suite(path.name, [])
+    parts: dict[type, list[Any]] = {Example: suite.questions, PointItem: suite.points, PairItem: suite.pairs}
     reader = RowReader(SourceConfig(path=path.stem), DataConfig(), path.stem, path.parent)
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(f"suite: {path} cannot be read ({error.strerror}); name a suite or a JSONL file") from None
-    known: dict[tuple[str, str], int] = {}
+    known: dict[tuple[type, str], int] = {}
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                key = _add(suite, read_row(line), number, reader, pool)
-                if key in known:
-                    raise ValueError(f"the id {key[1]!r} was given before, in row {known[key]}; give each row its own")
-            except ValueError as error:
-                raise ValueError(f"{path}, row {number}: {error}") from None
-            known[key] = number
-    if not (suite.questions or suite.points or suite.pairs):
+        if not line.strip():
+            continue
+        try:
+            item = _item(read_row(line), number, reader, pool)
+            if (first := known.setdefault((type(item), item.id), number)) != number:
+                raise ValueError(f"the id {item.id!r} was given before, in row {first}; give each row its own")
+        except ValueError as error:
+            sentence = f"{path}, row {number}: {error}"
+            if not skip_bad:
+                raise ValueError(f"{sentence} (--skip-bad leaves such rows out)") from None
+            suite.skipped.setdefault(path.name, []).append(sentence)
+        else:
+            parts[type(item)].append(item)
+    if not any(parts.values()) and suite.skipped:
+        raise ValueError(f"no row is usable; the first one: {suite.skipped[path.name][0]}")
+    if not any(parts.values()):
         raise ValueError(f"suite: {path} has no rows; write one JSON object a line")
-    return Suite(suite.name, suite.questions[:limit], [], suite.points[:limit], suite.pairs[:limit])
+    return replace(suite, questions=suite.questions[:limit], points=suite.points[:limit], pairs=suite.pairs[:limit])
 
 
-def _add(suite: Suite, row: Any, number: int, reader: RowReader, pool: VerifierPool) -> tuple[str, str]:
-    """Put a row where it belongs. Returns its kind and id."""
-    if isinstance(row, Mapping) and "response" in row:
-        if not isinstance(row.get("right"), bool):
+def _item(row: Any, number: int, reader: RowReader, pool: VerifierPool) -> Example | PointItem | PairItem:
+    """What a row asks.
+
+    Raises:
+        ValueError: nothing, or it is wrong; the reason alone.
+    """
+    if isinstance(row, Mapping) and ("response" in row or "wrong" in row):
+        id, is_point = str(row.get("id", f"row-{number}")), "response" in row
+        if is_point and not isinstance(row.get("right"), bool):
             raise ValueError("'right' must be true or false: whether the response is right")
-        question, response = _texts(row, ("question", "response"))
-        point = PointItem(str(row.get("id", f"row-{number}")), question, response, row["right"])
-        suite.points.append(point)
-        return "response", point.id
-    if isinstance(row, Mapping) and "wrong" in row:
-        question, right, wrong = _texts(row, ("question", "right", "wrong"))
-        id, source = str(row.get("id", f"row-{number}")), str(row.get("source", ""))
-        suite.pairs.append(PairItem(id, question, right, wrong, source))
-        return "pair", id
+        question, *responses = _texts(row, ("question", "response") if is_point else ("question", "right", "wrong"))
+        images = tuple(reference(value, reader.folder) for value in listed(row.get("images")))
+        question = placed_in_question(question, len(images))
+        if is_point:
+            return PointItem(id, question, responses[0], row["right"], images)
+        return PairItem(id, question, responses[0], responses[1], str(row.get("source", "")), images)
     example = reader.task(row, number - 1).example
     check = Check(box(example.answer), example.answer, example.verifier, example.metadata, example.prompt)
     if problem := gold_problem(pool.verify([check])[0], example.verifier):
         raise ValueError(f"'answer': {problem}")
-    suite.questions.append(example)
-    return "question", example.id
+    return example
 
 
 def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

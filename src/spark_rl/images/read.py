@@ -25,8 +25,8 @@ MAX_BYTES = 64 * 2**20
 """Of a file; a photo at the limit of pixels has about half."""
 _REMEMBERED = 2**17
 """Files and addresses that a process need not look at again, about 400 bytes of memory each."""
-_BYTES = "an image given as bytes"
-_DRAWN = "drawn:"
+_BYTES, _DATA = "an image given as bytes", "an image given as a data URL"
+_DRAWN, _URL_START = "drawn:", "data:"
 _DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
@@ -46,10 +46,24 @@ def reference(value: Any, folder: Path, *, allow_urls: bool = False) -> Image:
         return _reference(value, folder, allow_urls)
     data, path = value.get("bytes"), value.get("path")
     if isinstance(data, bytes):
-        return _kept(data, _named(path) if path else _BYTES)
+        return _kept(data, named(path) if path else _BYTES)
     if data is None and isinstance(path, str):
         return _reference(path, folder, allow_urls)
     raise _unknown(value)
+
+
+def held(url: str) -> Image:
+    """The reference to an image that strangers give as a data URL, and in no other way: it stays in memory, so that
+    nothing of theirs is written, and no path or address of theirs is looked at.
+
+    Raises:
+        ImageError: it is no data URL, or no image that can be used.
+    """
+    if not url[:16].lower().startswith(_URL_START):
+        raise ImageError(f"an image must be a data URL (data:image/png;base64,...), not {url[:40]!r}; change it")
+    data = _from_data_url(url)
+    _decoded(data, _DATA)
+    return Image(url, hashlib.sha256(data).hexdigest())
 
 
 def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
@@ -57,13 +71,13 @@ def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
         start = value[:16].lower()
         if value.startswith(_DRAWN):
             return _drawing(value)
-        if start.startswith("data:"):
-            return _kept(_from_data_url(value), "an image given as a data URL")
+        if start.startswith(_URL_START):
+            return _kept(_from_data_url(value), _DATA)
         if start.startswith(("http://", "https://")):
             if not allow_urls:
                 raise ImageError(
-                    f"{_named(value)} is an address, and none is fetched; give a file, or set "
-                    "data.allow_image_urls=true"
+                    f"{named(value)} is an address, and none is fetched; give a file (or, for a run, set "
+                    "data.allow_image_urls=true)"
                 )
             return _fetched(value)
     if isinstance(value, str | Path) and str(value).strip():
@@ -90,10 +104,24 @@ def open_image(image: Image) -> PIL.Image.Image:
         from spark_rl.images.drawn import draw
 
         return draw(image.path)
-    name = _named(image.path)
+    if _DATA_URL.match(image.path):
+        return _decoded(_from_data_url(image.path), _DATA)
+    name = named(image.path)
     data = _read(Path(image.path))
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise ImageError(f"{name} is not what it was when it was first read; put the file back, or begin anew")
+    return _decoded(data, name)
+
+
+def named(path: object) -> str:
+    """What sentences call the image: on one line, and short, whatever the path holds."""
+    text = str(path)[:300]
+    return f"the image {text if text.isprintable() else ascii(text)}"
+
+
+def _decoded(data: bytes, name: str) -> PIL.Image.Image:
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name} {_too_heavy(len(data))}")
     try:
         return decoded(data)
     except ImageError as error:
@@ -114,12 +142,6 @@ def blank(image: Image) -> Image:
     return _drawing(drawing(width, height, []))
 
 
-def _named(path: object) -> str:
-    """On one line, whatever the path holds."""
-    text = str(path)[:300]
-    return f"the image {text if text.isprintable() else ascii(text)}"
-
-
 # ------------------------------------------------------------------------------------------------ files
 
 
@@ -132,10 +154,7 @@ def _of_file(path: Path) -> Image:
 @functools.lru_cache(_REMEMBERED)
 def _decoded_file(path: str, size: int, mtime_ns: int) -> Image:
     data = _read(Path(path))
-    try:
-        decoded(data)
-    except ImageError as error:
-        raise ImageError(f"{_named(path)} {error}") from None
+    _decoded(data, named(path))
     return Image(path, hashlib.sha256(data).hexdigest())
 
 
@@ -146,9 +165,9 @@ def _status(path: Path) -> os.stat_result:
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise ImageError(f"{_named(path)} is {kind}; give the path of an image file")
+        raise ImageError(f"{named(path)} is {kind}; give the path of an image file")
     if status.st_size > MAX_BYTES:
-        raise ImageError(f"{_named(path)} {_too_heavy(status.st_size)}")
+        raise ImageError(f"{named(path)} {_too_heavy(status.st_size)}")
     return status
 
 
@@ -163,7 +182,7 @@ def _read(path: Path) -> bytes:
 
 def _unreadable(path: Path, error: OSError | ValueError) -> ImageError:
     reason = getattr(error, "strerror", None) or str(error)
-    return ImageError(f"{_named(path)} cannot be read ({reason}); check the path")
+    return ImageError(f"{named(path)} cannot be read ({reason}); check the path")
 
 
 def _too_heavy(num_bytes: int) -> str:
@@ -194,7 +213,7 @@ def _from_data_url(url: str) -> bytes:
 
 @functools.lru_cache(_REMEMBERED)
 def _fetched(url: str) -> Image:
-    name = _named(url)
+    name = named(url)
     try:
         data = fetch(url, MAX_BYTES)
     except ImageError as error:

@@ -58,16 +58,18 @@ class ChatModel:
                 "tokens; lower it"
             )
         if kind == "vllm":
-            from spark_rl.rollout.vllm_engine import VLLMEngine
+            from spark_rl.rollout.vllm_engine import VLLMEngine, check_installed
 
-            local: Engine = VLLMEngine(resolve_path(path), dtype=settings.model.dtype)
+            check_installed()
         from spark_rl.models.load import load_for_inference, load_tokenizer
         from spark_rl.models.processor import load_image_processor
 
         tokenizer = load_tokenizer(settings.model)
         images = load_image_processor(settings.model, tokenizer)
         renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images)
-        if kind == "transformers":
+        if kind == "vllm":
+            local: Engine = VLLMEngine(resolve_path(path), settings.model.dtype, renderer=renderer, images=images)
+        else:
             from spark_rl.rollout.transformers_engine import TransformersEngine
 
             model = load_for_inference(settings.model)
@@ -81,6 +83,11 @@ class ChatModel:
             max_new_tokens=engine.max_new_tokens,
             stop=engine.stop,
         )
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether prompts may have images; True where only the server knows."""
+        return self.renderer is None or self.renderer.images is not None
 
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None

@@ -8,13 +8,31 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from spark_rl.config.inference import ServeConfig
 from spark_rl.infer import Judge, Preference, Verdict
+from spark_rl.types import Image
 
-Item = tuple[str, ...]
-"""(question, response) to score, or (question, a, b) to compare."""
+
+class Single(NamedTuple):
+    """A response to score; the images are those of the question, as those of an `Example`."""
+
+    question: str
+    response: str
+    images: tuple[Image, ...] = ()
+
+
+class Pair(NamedTuple):
+    """Two responses to compare."""
+
+    question: str
+    a: str
+    b: str
+    images: tuple[Image, ...] = ()
+
+
+Item = Single | Pair
 Judgement = Verdict | Preference
 
 _log = logging.getLogger(__name__)
@@ -102,8 +120,8 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next_batch():
             self._on_batch(len(batch))
-            self._answer([e for e in batch if len(e.item) == 2], self._judge.score_all)
-            self._answer([e for e in batch if len(e.item) == 3], self._judge.compare_all)
+            self._answer([e for e in batch if isinstance(e.item, Single)], self._judge.score_all)
+            self._answer([e for e in batch if isinstance(e.item, Pair)], self._judge.compare_all)
 
     def _next_batch(self) -> list[_Entry]:
         """What is to be judged next; empty once the batcher is closed."""

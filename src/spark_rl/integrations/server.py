@@ -2,8 +2,9 @@
 
     POST /score       {"question", "response"} -> {"verdict", "probability"}
     POST /compare     {"question", "a", "b"} -> {"preferred", "probability", "consistent"}
-                      either also {"items": [...]} -> {"items": [...]}
-    POST /get_reward  as OpenRLHF asks its remote reward model
+                      either also {"items": [...]} -> {"items": [...]}; a question may be a list of content parts
+                      as OpenAI's protocol has them, with images in data URLs
+    POST /get_reward  as OpenRLHF asks its remote reward model, which sends no images
     GET  /health      {"ready", "model", "queue"}; needs no token
     GET  /metrics     for Prometheus
 
@@ -21,22 +22,25 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, NamedTuple
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, PlainValidator, Tag
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spark_rl import __version__
 from spark_rl.config.inference import ServeConfig
+from spark_rl.data.row_images import from_parts
+from spark_rl.images import ImageError, held
 from spark_rl.infer import Judge
-from spark_rl.integrations.batching import Batcher, Busy, Item, Judgement, JudgingFailed, Stopped
+from spark_rl.integrations.batching import Batcher, Busy, Item, Judgement, JudgingFailed, Pair, Single, Stopped
 from spark_rl.integrations.metrics import CONTENT_TYPE, Metrics
 from spark_rl.integrations.turns import question_of, response_of
 
@@ -51,7 +55,29 @@ def _encodable(text: str) -> str:
     return text
 
 
+class Asked(NamedTuple):
+    """A question as it was sent."""
+
+    text: str
+    """With `IMAGE` for each image."""
+    images: tuple[str, ...]
+    """Their data URLs, not looked at yet."""
+
+
+def _asked(content: Any) -> Asked:
+    if not isinstance(content, str | list):
+        raise ValueError("it must be a string, or a list of content parts")
+    try:
+        text, images = from_parts(content)
+    except ValueError as error:
+        raise ValueError(f"it {error}") from None
+    if not all(isinstance(image, str) for image in images):
+        raise ValueError("it has an image part without {'image_url': {'url': 'data:image/png;base64,...'}}; add that")
+    return Asked(_encodable(text), tuple(images))
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
+Question = Annotated[Asked, PlainValidator(_asked, json_schema_input_type=str | list[dict[str, Any]])]
 
 
 class _Body(BaseModel):
@@ -61,14 +87,14 @@ class _Body(BaseModel):
 class ScoreItem(_Body):
     """Is the final answer of this response right?"""
 
-    question: Text
+    question: Question
     response: Text
 
 
 class CompareItem(_Body):
     """Which of the two has the right final answer?"""
 
-    question: Text
+    question: Question
     a: Text
     b: Text
 
@@ -114,7 +140,8 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.batcher = Batcher(judge, settings, metrics.batch)
-        yield
+        with ThreadPoolExecutor(1, "images") as app.state.reader:  # one at a time: a decoded image may take 200 MB
+            yield
         app.state.batcher.close()
 
     app = FastAPI(title="spark-rl serve", version=__version__, lifespan=lifespan)
@@ -126,9 +153,16 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
             limit = f"{settings.max_items:,} (serve.max_items)"
             raise HTTPException(413, f"{len(items):,} items are too many; send at most {limit}")
         for i, item in enumerate(items):
-            for name, text in item:
-                _check_length(f"'{name}' of item {i}", text, settings)
-        return await _answers(request, app.state.batcher, [tuple(dict(item).values()) for item in items], settings)
+            for name, value in item:
+                _check_length(f"'{name}' of item {i}", value.text if isinstance(value, Asked) else value, settings)
+        return await _answers(request, app.state.batcher, with_images(items), settings)
+
+    async def with_images(items: Sequence[ScoreItem | CompareItem]) -> list[Item]:
+        if not any(item.question.images for item in items):
+            return _with_images(items)
+        if not judge.model.takes_images:
+            raise HTTPException(422, "the judge takes no images; send text alone, or serve a vision-language model")
+        return await asyncio.get_running_loop().run_in_executor(app.state.reader, _with_images, items)
 
     async def answer(request: Request, body: ScoreItem | CompareItem | ScoreItems | CompareItems) -> dict[str, Any]:
         if isinstance(body, ScoreItems | CompareItems):
@@ -159,7 +193,8 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
         for i, (query, prompt) in enumerate(zip(body.query, body.prompts, strict=True)):
             _check_length(f"'query' {i}", query, settings)
             try:
-                items.append(ScoreItem(question=question_of(prompt), response=response_of(query, prompt)))
+                item = {"question": question_of(prompt), "response": response_of(query, prompt)}
+                items.append(ScoreItem.model_validate(item))
             except ValueError as error:
                 raise HTTPException(422, f"'query' {i} {error}") from None
         probabilities = [judgement.columns()["probability"] for judgement in await judged(request, items)]
@@ -182,10 +217,38 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
     return app
 
 
-async def _answers(request: Request, batcher: Batcher, items: Sequence[Item], settings: ServeConfig) -> list[Judgement]:
+def _with_images(items: Sequence[ScoreItem | CompareItem]) -> list[Item]:
+    """What is to be judged, its images decoded once to see that they can be.
+
+    Raises:
+        HTTPException: an image cannot be used.
+    """
+    read = cache(held)  # many responses to a question come with the same image
+    found: list[Item] = []
+    for i, item in enumerate(items):
+        try:
+            images = tuple(map(read, item.question.images))
+        except ImageError as error:
+            raise HTTPException(422, f"'question' of item {i}: {error}") from None
+        text = item.question.text
+        if isinstance(item, ScoreItem):
+            found.append(Single(text, item.response, images))
+        else:
+            found.append(Pair(text, item.a, item.b, images))
+    return found
+
+
+async def _answers(
+    request: Request, batcher: Batcher, items: Awaitable[Sequence[Item]], settings: ServeConfig
+) -> list[Judgement]:
     """The judgements, unless the client leaves or time runs out: then what still waits is not judged."""
-    futures = batcher.submit(items)
-    judged = asyncio.create_task(_all(futures))
+    futures: list[Future[Judgement]] = []
+
+    async def answered() -> list[Judgement]:
+        futures.extend(batcher.submit(await items))
+        return await asyncio.gather(*map(asyncio.wrap_future, futures))
+
+    judged = asyncio.create_task(answered())
     gone = asyncio.create_task(_disconnected(request))
     ends: set[asyncio.Task[Any]] = {judged, gone}
     try:
@@ -201,10 +264,6 @@ async def _answers(request: Request, batcher: Batcher, items: Sequence[Item], se
             future.cancel()
         judged.cancel()
         gone.cancel()
-
-
-async def _all(futures: Sequence[Future[Judgement]]) -> list[Judgement]:
-    return await asyncio.gather(*map(asyncio.wrap_future, futures))
 
 
 async def _disconnected(request: Request) -> None:

