@@ -444,6 +444,7 @@ QUESTION = {"prompt": "1+1?", "answer": "2"}
 EVAL = [
     Case("eval: unknown suite", ["eval", "embedded", "--suite", "gsm9k"], ["'gsm9k'", "did you mean 'gsm8k'"]),
     Case("eval: unknown strategy", ["eval", "embedded", "--strategies", "vote@8"], ["'vote@8'", "majority@8"]),
+    Case("eval: blind without images", ["eval", "embedded", "--blind"], ["--blind", "embedded", "no images"]),
     Case("eval: k is missing", ["eval", "embedded", "--strategies", "majority"], ["'majority'", "majority@8"]),
     Case("eval: no baseline", ["eval", "embedded", "--baseline", "./nowhere"], ["./nowhere"]),
     Case(

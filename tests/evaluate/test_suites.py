@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from image_files import png
 
-from spark_rl.evaluate.suites import open_suite
+from spark_rl.evaluate.suites import EMBEDDED, blinded, open_suite
+from spark_rl.images import open_image
 from spark_rl.types import IMAGE
 from spark_rl.verify import VerifierPool, extract_answer
 
@@ -42,12 +44,27 @@ def test_the_splits_share_no_question(pool):
         assert not asked[0] & asked[1]
 
 
-def test_the_labels_of_the_judge_sets_are_true(pool):
-    gold = {e.question: e.answer for s in ("validation", "test") for e in _all(f"embedded:{s}")}
-    for split in ("validation", "test"):
-        for pair in open_suite(f"embedded:{split}", pool).pairs:
-            assert extract_answer(pair.right) == gold[pair.question]
-            assert extract_answer(pair.wrong) not in (None, gold[pair.question])
+@pytest.mark.parametrize("name", EMBEDDED[1:])
+def test_the_labels_of_the_judge_sets_are_true(pool, name):
+    gold = {(e.question, e.images): e.answer for e in _all(name)}
+    pairs = open_suite(name, pool).pairs
+    assert len(pairs) == 250
+    for pair in pairs:
+        answer = gold[pair.question, pair.images]
+        assert extract_answer(pair.right) == answer
+        assert extract_answer(pair.wrong) not in (None, answer)
+
+
+def test_a_blinded_suite_asks_the_same_of_white_pictures_of_the_same_size(pool):
+    suite = open_suite("embedded:vision-test", pool, limit=8)
+    blind = blinded(suite)
+    assert blind.has_images and blind.name == "embedded:vision-test, blind"
+    for part in ("questions", "points", "pairs", "probes"):
+        for item, unseen in zip(getattr(suite, part), getattr(blind, part), strict=True):
+            assert replace(unseen, images=item.images) == item
+            (before,), (after,) = map(open_image, item.images), map(open_image, unseen.images)
+            assert after.size == before.size
+            assert {colour for _, colour in after.getcolors()} == {(255, 255, 255)} != before.getcolors()
 
 
 def _all(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -147,6 +146,8 @@ def _cell(column: str, rates: Metrics) -> str:
         return ""
 
 
+MAX_SOURCES = 16
+"""Rows of the table; of more sources none is shown."""
 _NAMES = {
     Role.ANSWER: "answers",
     Role.POINTWISE: "judge, one response (balanced)",
@@ -156,7 +157,7 @@ _NAMES = {
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """Before and after on the held-out items."""
+    """Before and after on the held-out items, and on the answers of each source."""
     table = Table(title="held-out items, greedy decoding")
     for column in ("", "before", "after", "change", "items"):
         table.add_column(column, justify="left" if not column else "right")
@@ -166,8 +167,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             name = _NAMES[role]
             change = 100 * (after[key] - before[key])
             table.add_row(name, f"{before[key]:.1%}", f"{after[key]:.1%}", f"{change:+.1f}", str(after[f"n_{role}"]))
-    for source in summary.get("monitor", []):
-        with suppress(KeyError):
-            old, new = (summary[when]["by_source"]["answer"][source] for when in ("before", "after"))
-            table.add_row(f"answers: {source}", f"{old:.1%}", f"{new:.1%}", f"{100 * (new - old):+.1f}", "")
+    old, new = (when.get("by_source", {}).get(Role.ANSWER, {}) for when in (before, after))
+    sources = [source for source in new if source in old]
+    if 1 < len(sources) <= MAX_SOURCES:
+        for source in sources:
+            change = 100 * (new[source] - old[source])
+            table.add_row(f"answers: {source}", f"{old[source]:.1%}", f"{new[source]:.1%}", f"{change:+.1f}", "")
     return table
