@@ -39,8 +39,8 @@ class ModelConfig(Section):
     """The one model that is policy, judge and reflector."""
 
     path: str = "embedded"
-    """A local folder or a Hub id of a causal LM or a vision-language model; `embedded` is the tiny base that ships with
-    the package."""
+    """A local folder or a Hub id of a causal LM or a vision-language model; `embedded` and
+    `embedded-vision` are the tiny bases that ship with the package."""
     chat_template: Path | None = None
     """A Jinja file, for base models whose tokenizer has no chat template."""
     chat_template_kwargs: dict[str, Any] = {}
