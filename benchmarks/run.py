@@ -35,7 +35,7 @@ TABLE = {
     "update/judge-700-150": "the same, prompt 700, completion 150",
     "step-predicted/answer-views": "the step's time by the tokens it computes, to that of a step of questions only",
     "step-predicted/reasoning-views": "the same, whole responses shown",
-    "update-peak/policy-40-32": "tensors that the update holds, to TRL's at its fastest: prompt 40, completion 32",
+    "update-peak/policy-40-32": "tensors that the update holds, to TRL's with 8 rows at once: prompt 40, completion 32",
     "update-peak/recorded-mixed": "the same, the recorded step",
     "rate/embedded": "multiplications of the update to the machine's matrix rate, embedded model",
     "rate/width-1024": "the same, a model of width 1024",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import pytest
 
 from spark_rl.config import Config, ModelConfig, load_config
 from spark_rl.data import load_data
+from spark_rl.models.folder import resolve_path
 from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.prompts import ChatRenderer
+from spark_rl.rollout.engine import Request
+from spark_rl.rollout.transformers_engine import _chunks
 from spark_rl.train.dry_run import describe, figures
-from spark_rl.train.estimate import Memory, ModelShape
+from spark_rl.train.estimate import Memory, ModelShape, generation_bytes
 from spark_rl.train.loop import Trainer
 from spark_rl.train.plan import RoleTokens, advice, make_plan, memory_of, step_tokens
 from spark_rl.types import Role
@@ -213,6 +218,40 @@ def test_the_advice_names_the_setting_that_is_to_blame():
 def test_checkpointing_lowers_the_update():
     plain, little = (make_plan(small(f"model.activation_checkpointing={on}")).memory.update for on in ("false", "true"))
     assert little < plain
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any) -> Path:
+    """A model whose prompts cannot be shared, with the embedded tokenizer."""
+    folder = tmp_path_factory.mktemp("lfm2") / "model"
+    shutil.copytree(resolve_path("embedded"), folder)
+    size = len(load_tokenizer(ModelConfig()))
+    model = tiny_model("Lfm2", vocab_size=size, max_position_embeddings=1024, layer_types=["conv", "full_attention"])
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_cannot_share_prompts_is_estimated_by_what_it_does(convolutional, tmp_path):
+    config = small(f"model.path={convolutional}", "train.threads=1", f"train.output={tmp_path}")
+    plan = make_plan(config)
+    trainer = Trainer(config)
+    assert plan.shape.shares is trainer.engine.shares is trainer.updater.shares is False
+    assert plan.memory == make_plan(small("train.shared_prefix=plain", f"model.path={convolutional}")).memory
+    sharing = memory_of(config, replace(plan.shape, shares=True), plan.roles, plan.device)
+    assert plan.memory.update > sharing.update
+    assert "this model cannot share" in describe(config) and "cannot share" not in describe(small())
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_generation_is_estimated_for_the_rows_that_the_engine_runs_at_once(shares):
+    config = small("preset=grpo", "rollout.groups_per_step=64", "rollout.max_batch_tokens=4000")
+    shape = replace(SHAPE, shares=shares)
+    estimated = memory_of(config, shape, of(config, answer=(64, 4, 24, 40.0)), "cpu").generation
+    requests = [Request(str(i), (1,) * 40, 4, 24) for i in range(64)]
+    chunk = max(_chunks(requests, 4000, shares), key=len)
+    prompts = len({i for i, _ in chunk}) if shares else len(chunk)
+    of_chunk = generation_bytes(shape, prompts * 40 + len(chunk) * 24, len(chunk), 4)
+    assert estimated == pytest.approx(of_chunk, rel=0.02)
 
 
 def test_a_model_without_config_is_refused(tmp_path):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from factories import lines, small_run
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForImageTextToText
+from vision import FAMILIES, image_file, save_vision_model
 
+from spark_rl.models.vision import Vision, vision_modules, vision_parameters
 from spark_rl.train.batches import TrainGroup, micro_batches
 from spark_rl.train.estimate import (
     LOGITS_CHUNK,
@@ -25,8 +31,11 @@ from spark_rl.train.estimate import (
     readable,
     split_micro_batch,
     update_bytes,
+    vision_bytes,
 )
 from spark_rl.train.forward import GroupLogProbs, collate
+from spark_rl.train.plan import make_plan
+from spark_rl.types import Role
 
 QWEN3_06B = ModelShape(
     num_params=596_049_920, layers=28, hidden=1024, intermediate=3072, heads=16, kv_heads=8, head_dim=128, vocab=151_936
@@ -105,20 +114,65 @@ def kept_bytes(model: Any, implementation: Any, batch: Any) -> int:
     return total
 
 
-@pytest.mark.parametrize("family", ["Qwen3", "Llama"])
-@pytest.mark.parametrize("implementation", ["plain", "shared"])
+@pytest.mark.parametrize(
+    ("family", "implementation"),
+    [("Qwen3", "plain"), ("Qwen3", "shared"), ("Llama", "plain"), ("Llama", "shared"), ("Lfm2", "plain")],
+)
 @pytest.mark.parametrize(("prompt", "new"), [(40, 24), (120, 8), (16, 60)])
 def test_activations_are_what_autograd_keeps(
     tiny_model: Callable[..., Any], family: str, implementation: Any, prompt: int, new: int
 ) -> None:
     groups, rollouts, hidden, layers = 4, 6, 128, 4
-    model = tiny_model(family, hidden_size=hidden, intermediate_size=384, num_hidden_layers=layers, head_dim=32).train()
+    mixed = {"layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False}
+    sizes = {"hidden_size": hidden, "intermediate_size": 384, "num_hidden_layers": layers, "head_dim": 32}
+    model = tiny_model(family, **sizes, **(mixed if family == "Lfm2" else {})).train()
     batch = collate([([1] * prompt, [[2] * new] * rollouts)] * groups)
     shape = ModelShape(0, layers, hidden, 384, 4, 2, 32, 64)
     load = micro_batch(implementation, groups, rollouts, prompt, new)
     logits = 4 * load.completion_tokens * shape.vocab  # of the four kept in `logits_bytes` the forward keeps one
     ratio = (activation_bytes(shape, load, 4) + logits) / kept_bytes(model, implementation, batch)
     assert 0.95 <= ratio <= 1.3, ratio
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vision_tower_adds_what_autograd_keeps_of_it(family: str, tmp_path: Path) -> None:
+    folder = save_vision_model(family, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["vision_config"] |= {"depth": 8, "num_hidden_layers": 8}
+    (folder / "config.json").write_text(json.dumps(settings))
+    images = [image_file(tmp_path, seed, 48, 40) for seed in range(4)]
+    rows = [{"prompt": f"<image> {i}?", "answer": "Yes", "images": [image.path]} for i, image in enumerate(images)]
+    (tmp_path / "rows.jsonl").write_text(lines(rows))
+    once = [f"model.path={folder}", f"data.train={tmp_path / 'rows.jsonl'}"]
+    plan, frozen = (
+        make_plan(small_run(tmp_path / "run", *once, f"model.freeze_vision={on}")) for on in ("false", "true")
+    )
+    tower, tasks = plan.shape.vision, plan.prompts[Role.ANSWER]
+    assert tower is not None and tower.layers == 8 and not tower.is_frozen
+
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).train()
+    prompts = [plan.renderer.encode(task.messages, task.example.images) for task in tasks]
+    shown = Vision(model, plan.renderer.images).read(prompts, [task.example.images for task in tasks])  # type: ignore
+    batch = collate([(ids, [[9] * 4] * 3) for ids in prompts], images=shown)
+    patches: list[int] = []
+    stacks = [m for part in vision_modules(model) for m in part.modules() if isinstance(m, torch.nn.ModuleList)]
+    max(stacks, key=len)[0].register_forward_pre_hook(
+        lambda _, args, kwargs: patches.append([*args, *kwargs.values()][0].numel() // tower.hidden), with_kwargs=True
+    )
+    kept = kept_bytes(model, "shared", batch)
+    for parameter in vision_parameters(model):
+        parameter.requires_grad_(False)
+    kept_frozen = kept_bytes(model, "shared", batch)
+
+    load = micro_batch("shared", len(tasks), 3, 1, 1, round(plan.roles[Role.ANSWER].patches_mean))
+    assert patches[0] == pytest.approx(load.patches, rel=0.1)  # a class token may come with each crop
+    assert 0.8 <= vision_bytes(plan.shape, load.patches, 4, keeps_all=True) / (kept - kept_frozen) <= 1.3
+    assert frozen.shape.num_trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert frozen.shape.num_params == plan.shape.num_params == plan.shape.num_trained
+    assert plan.memory.weights - frozen.memory.weights == 8 * frozen.shape.num_frozen
+    less = update_bytes(plan.shape, load, 4) - update_bytes(frozen.shape, load, 4)
+    assert less >= 4 * frozen.shape.num_frozen  # and activations, where they are not the smaller part
+    assert generation_bytes(plan.shape, 1, 1, 4, 10**6) == vision_bytes(plan.shape, 10**6, 4, keeps_all=False)
 
 
 @pytest.mark.parametrize("on_accelerator", [False, True])

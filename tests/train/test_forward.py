@@ -137,6 +137,13 @@ def test_self_check_passes_where_it_should_and_speaks_where_not(batch, tiny_mode
     assert "nats off" in GroupLogProbs(tiny_model("Qwen3")).self_check(batch)
 
 
+def test_self_check_holds_no_logits_of_prompts(batch, tiny_model):
+    model, rows = tiny_model("Qwen3"), []
+    model.lm_head.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
+    assert GroupLogProbs(model).self_check(batch) is None
+    assert max(rows) == batch.completion_ids_RT.numel()
+
+
 def test_self_check_catches_a_logit_transform_it_does_not_know(batch, tiny_model, monkeypatch):
     model = tiny_model("Gemma2", **FAMILIES["Gemma2"])
     assert GroupLogProbs(model, "shared").self_check(batch) is None

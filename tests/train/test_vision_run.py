@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 from vision import picture, save_vision_model
 
 from spark_rl.config import Config
+from spark_rl.train.dry_run import describe
 from spark_rl.train.loop import Trainer
+from spark_rl.train.plan import make_plan
+from spark_rl.types import Role
 
 ROLES = "roles={answer: {share: 0.25}, pointwise: {share: 0.25}, pairwise: {share: 0.25}, reflection: {share: 0.25}}"
 
@@ -78,6 +81,17 @@ def test_images_go_round(model, questions, tmp_path):
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert any("visual" in name for name in changed)
     assert any("model.layers" in name for name in changed)
+
+
+def test_the_dry_run_counts_the_patches_of_a_step(model, questions, tmp_path):
+    config = run_config(model, questions, tmp_path / "run")
+    plan, text = make_plan(config), describe(config)
+    images = [image for task in plan.prompts[Role.ANSWER] for image in task.example.images]
+    patches = sum(plan.renderer.images.prepare(image).tensors["pixel_values"].shape[0] for image in images)
+    assert plan.roles[Role.ANSWER].patches_mean == patches / len(plan.prompts[Role.ANSWER]) > 0
+    assert "patches a step go through the vision tower" in text and "those of the vision tower" in text
+    frozen = describe(run_config(model, questions, tmp_path / "run", "model.freeze_vision=true"))
+    assert "those of the vision tower" not in frozen and "frozen ones" in frozen
 
 
 def test_a_frozen_vision_tower_stays_what_it_was(model, questions, tmp_path):

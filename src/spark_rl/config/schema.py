@@ -341,7 +341,7 @@ class TrainConfig(Section):
     first of them."""
     micro_batch_tokens: Positive = 16384
     """Most tokens in one forward and backward pass, prompts counted once; gradients are accumulated over a step. On a
-    CPU small groups are put together up to 2048 tokens only, which is faster."""
+    CPU small groups are put together up to 1024 tokens only: more is no faster."""
     shared_prefix: Literal["auto", "plain"] = "auto"
     """`auto` computes the prompt of a group once, in generation and in the update, wherever the model's architecture
     allows it; `plain` repeats it for every rollout."""

@@ -154,12 +154,25 @@ def read_back(model: Any, ids: Tensor) -> Tensor:
     return ids.masked_fill(ids == token, model.config.get_text_config().pad_token_id or 0)
 
 
-def vision_parameters(model: Any) -> list[torch.nn.Parameter]:
-    """Those of the vision tower and of what projects its features; none of a language model."""
+def vision_modules(model: Any) -> list[torch.nn.Module]:
+    """The vision tower and what projects its features; none of a language model."""
     if image_token_id(model) is None:
         return []
-    parts = [part for name, part in model.base_model.named_children() if name != "language_model"]
-    return [parameter for part in parts for parameter in part.parameters()]
+    return [part for name, part in model.base_model.named_children() if name != "language_model"]
+
+
+def vision_parameters(model: Any) -> list[torch.nn.Parameter]:
+    """Those of the `vision_modules`."""
+    return [parameter for part in vision_modules(model) for parameter in part.parameters()]
+
+
+def num_patches(model: Any, image: PreparedImage) -> int:
+    """Patches that the vision tower cuts an image into. Processors give them one by one, or the pixels of its crops."""
+    pixels = image.tensors["pixel_values"]
+    if pixels.dim() < 4:
+        return pixels.shape[:-1].numel()
+    size = getattr(model.config.vision_config, "patch_size", 14)
+    return pixels[..., 0, :, :].numel() // (size**2 if isinstance(size, int) else size[0] * size[1])
 
 
 def _accepted(function: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

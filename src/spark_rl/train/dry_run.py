@@ -106,6 +106,8 @@ def _tokens_text(plan: Plan) -> str:
         lines += [
             f"{role:<11}{r.prompt_mean:>12.0f}{r.prompt_longest:>9,}{r.prompt_tokens:>14,}{r.rollout_tokens:>24,}"
         ]
+    if patches := sum(r.groups * r.patches_mean for r in plan.roles.values()):
+        lines += [f"images: {patches:,.0f} patches a step go through the vision tower, once a group"]
     lines += [
         f"a step, at most: {step.rollouts:,} rollouts, {step.rollout_tokens:,} rollout tokens, and "
         f"{step.prompt_tokens:,} prompt tokens at the mean length (the first step asks questions only)",
@@ -120,12 +122,15 @@ def _memory_text(plan: Plan) -> str:
     config, memory, world = plan.config, plan.memory, machine.num_processes()
     dtype = "bfloat16" if mixed_precision(config.model) == "bf16" else "float32"
     together = f"each of {world} processes" if world > 1 else "one process"
+    frozen = f", 4 each of {plan.shape.num_frozen:,} frozen ones" if plan.shape.num_frozen else ""
+    copies = "" if plan.shape.shares else "; each rollout has its own copy of the prompt, which this model cannot share"
+    tower = ", those of the vision tower" if plan.shape.vision and not plan.shape.vision.is_frozen else ""
     rows = [
-        ("weights, AdamW", memory.weights, "12 bytes a parameter"),
+        ("weights, AdamW", memory.weights, f"12 bytes a parameter{frozen}"),
         ("reference", memory.reference, "4 bytes a parameter, for loss.kl_coef above 0"),
         ("runtime", memory.runtime, "libraries"),
-        ("generation", memory.generation, "cache (rollout.max_batch_tokens) and logits"),
-        ("update", memory.update, f"gradients, activations (train.micro_batch_tokens in {dtype}) and logits"),
+        ("generation", memory.generation, f"cache (rollout.max_batch_tokens) and logits{copies}"),
+        ("update", memory.update, f"gradients, activations (train.micro_batch_tokens in {dtype}){tower}, and logits"),
         ("optimizer", memory.optimizer, "gradients and temporaries"),
     ]
     lines = [

@@ -260,7 +260,8 @@ def _logps_of_model(model: nn.Module, batch: GroupBatch) -> Tensor:
         inputs |= batch.images.stock(lm, inputs["input_ids"], batch.group_R.tolist())
         if batch.images.positions is not None:
             del inputs["position_ids"]
+    length = batch.completion_ids_RT.shape[1]
     with fused.stock():
-        out = lm(use_cache=False, **inputs)
-    logits_NV = out.logits[:, batch.prompt_ids_BP.shape[1] - 1 :].flatten(0, 1)[batch.token_N].float()
+        out = lm(use_cache=False, logits_to_keep=length, **inputs)
+    logits_NV = out.logits[:, -length:].flatten(0, 1)[batch.token_N].float()
     return logits_NV.log_softmax(-1).gather(-1, batch.completion_ids_RT.flatten()[batch.token_N, None])[:, 0]

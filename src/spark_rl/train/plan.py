@@ -7,7 +7,7 @@ measured on a sample; those of recycled prompts are bounds, since the responses 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
@@ -18,13 +18,15 @@ from spark_rl.config import Config, ModelConfig
 from spark_rl.data import Data, load_data
 from spark_rl.models.folder import resolve_path
 from spark_rl.models.load import load_tokenizer
-from spark_rl.models.processor import is_vision_language, load_image_processor
+from spark_rl.models.processor import ImageProcessor, is_vision_language, load_image_processor
+from spark_rl.models.prompt_once import can_share
+from spark_rl.models.vision import num_patches, vision_modules, vision_parameters
 from spark_rl.prompts import ChatRenderer
 from spark_rl.recycle import recycle
 from spark_rl.rollout.transformers_engine import cache_tokens
 from spark_rl.train import estimate, machine
 from spark_rl.train.batches import fill_tokens
-from spark_rl.train.estimate import Implementation, Memory, ModelShape
+from spark_rl.train.estimate import Implementation, Memory, ModelShape, VisionShape
 from spark_rl.train.model import max_prompt_tokens, mixed_precision
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Rollout, Task
@@ -48,6 +50,8 @@ class RoleTokens:
     max_new_tokens: int
     prompt_mean: float
     prompt_longest: int
+    patches_mean: float = 0.0
+    """Patches of a prompt's images, which the vision tower sees."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -108,7 +112,8 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
     """
     data = data or load_data(config)
     tokenizer = load_tokenizer(config.model)
-    renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, load_image_processor(config.model, tokenizer))
+    images = load_image_processor(config.model, tokenizer)
+    renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, images)
     model = _empty_model(config.model)
     limit = max_prompt_tokens(config, model)
     Selection(config, data.train, renderer, limit).require_one()
@@ -116,7 +121,10 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
     lengths = [len(renderer.encode(task.messages, task.example.images)) for task in sample]
     prompts = _prompts(config, sample)
     drawn = {task.role for task in sample}
-    roles = {role: _role_tokens(config, role, tasks, renderer, limit, drawn) for role, tasks in prompts.items()}
+    roles = {}
+    for role, tasks in prompts.items():
+        tokens = _role_tokens(config, role, tasks, renderer, limit, drawn)
+        roles[role] = replace(tokens, patches_mean=_patches_mean(model, images, tasks))
     shape = _shape(model)
     device, available = machine.device_memory()
     memory = memory_of(config, shape, roles, device)
@@ -160,26 +168,33 @@ def _most(config: Config, roles: Mapping[Role, RoleTokens], of_group: Callable[[
 def memory_of(config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens], device: str) -> Memory:
     """Bytes that one process needs on its device."""
     world, on_cpu = machine.num_processes(), device == "cpu"
-    buckets = estimate.GRADIENT * shape.num_params if world > 1 else 0  # DDP's copy of the gradients
+    buckets = estimate.GRADIENT * shape.num_trained if world > 1 else 0  # DDP's copy of the gradients
     dtype_bytes = 2 if mixed_precision(config.model) == "bf16" else 4
     budget = config.rollout.max_batch_tokens or cache_tokens(device)
     return Memory(
-        weights=(estimate.WEIGHT + estimate.MOMENTS) * shape.num_params,
+        weights=estimate.weight_bytes(shape),
         reference=estimate.WEIGHT * shape.num_params if config.loss.kl_coef > 0 else 0,
-        generation=max(_generation(shape, r, budget, world, dtype_bytes) for r in roles.values()),
+        generation=max(_generation(config, shape, r, budget, world, dtype_bytes) for r in roles.values()),
         update=_update(config, shape, roles, device, world, dtype_bytes) + buckets,
         optimizer=estimate.optimizer_bytes(shape, on_accelerator=not on_cpu) + buckets,
         runtime=estimate.RUNTIME_CPU if on_cpu else estimate.RUNTIME_GPU,
     )
 
 
-def _generation(shape: ModelShape, role: RoleTokens, budget: int, world: int, dtype_bytes: int) -> int:
-    """The largest chunk of a role's rows."""
-    prompt = round(role.prompt_mean)
-    group = prompt + role.num_generations * role.max_new_tokens
-    rows = min(max(1, int(budget * role.num_generations / group)), -(-role.most_groups // world) * role.num_generations)
-    prompts = -(-rows // role.num_generations)
-    return estimate.generation_bytes(shape, prompts * prompt + rows * role.max_new_tokens, rows, dtype_bytes)
+def _shares(config: Config, shape: ModelShape) -> bool:
+    """Whether a group's prompt is computed once."""
+    return shape.shares and config.train.shared_prefix != "plain"
+
+
+def _generation(config: Config, shape: ModelShape, role: RoleTokens, budget: int, world: int, dtype_bytes: int) -> int:
+    """The largest chunk of a role's rows, which share their prompts or have a copy each."""
+    prompt, new = round(role.prompt_mean), role.max_new_tokens
+    sharing = role.num_generations if _shares(config, shape) else 1
+    rows = min(
+        max(1, int(budget * sharing / (prompt + sharing * new))), -(-role.most_groups // world) * role.num_generations
+    )
+    patches = -(-rows // role.num_generations) * round(role.patches_mean)
+    return estimate.generation_bytes(shape, -(-rows // sharing) * prompt + rows * new, rows, dtype_bytes, patches)
 
 
 def _update(
@@ -189,14 +204,14 @@ def _update(
     whole_step = _most(config, roles, lambda r: r.prompt_mean + r.num_generations * r.max_new_tokens) // world
     max_tokens = min(config.train.micro_batch_tokens, whole_step)
     fill = fill_tokens(max_tokens, device)
-    implementation: Implementation = "plain" if config.train.shared_prefix == "plain" else "shared"
+    implementation: Implementation = "shared" if _shares(config, shape) else "plain"
     num_groups = -(-config.rollout.groups_per_step // world)
     sizes = []
     for role in roles.values():
         prompt = round(role.prompt_mean)
         for new in {role.max_new_tokens, min(role.max_new_tokens, _SHORT)}:
             groups, rows = estimate.split_micro_batch(max_tokens, fill, num_groups, role.num_generations, prompt, new)
-            load = estimate.micro_batch(implementation, groups, rows, prompt, new)
+            load = estimate.micro_batch(implementation, groups, rows, prompt, new, round(role.patches_mean))
             sizes.append(estimate.update_bytes(shape, load, dtype_bytes, config.model.activation_checkpointing))
     return max(sizes)
 
@@ -221,6 +236,8 @@ def advice(
             changes.append(f"lower train.micro_batch_tokens to {tokens}")
         if not config.model.activation_checkpointing:
             changes.append("set model.activation_checkpointing: true")
+        if shape.vision and not shape.vision.is_frozen:
+            changes.append("set model.freeze_vision: true")
     return " or ".join(changes) or "lower rollout.max_new_tokens"
 
 
@@ -230,7 +247,7 @@ def _with_tokens(config: Config, tokens: int) -> Config:
 
 
 def _empty_model(config: ModelConfig) -> Any:
-    """The model on torch's meta device: every module, no weights.
+    """The model on torch's meta device: every module, no weights, frozen as it will be.
 
     Raises:
         ValueError: the folder or id holds no config of a causal LM.
@@ -240,10 +257,13 @@ def _empty_model(config: ModelConfig) -> Any:
         settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):
             loader: Any = AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
-            return loader.from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+            model = loader.from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"model.path: no causal LM could be built from {path!r} ({line})") from None
+    for parameter in vision_parameters(model) if config.freeze_vision else ():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _shape(model: Any) -> ModelShape:
@@ -262,7 +282,29 @@ def _shape(model: Any) -> ModelShape:
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocab=text.vocab_size,
+        shares=can_share(model),
+        num_frozen=sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad),
+        vision=_vision_shape(model),
     )
+
+
+def _vision_shape(model: Any) -> VisionShape | None:
+    """Sizes of the longest stack of layers beside the language model; None if there is none."""
+    stacks = [m for part in vision_modules(model) for m in part.modules() if isinstance(m, torch.nn.ModuleList)]
+    if not stacks:
+        return None
+    layers = max(stacks, key=len)
+    linear = [m for m in layers[0].modules() if isinstance(m, torch.nn.Linear)]
+    if not linear:
+        return None
+    is_frozen = not any(parameter.requires_grad for parameter in layers.parameters())
+    return VisionShape(len(layers), linear[0].in_features, sum(m.out_features for m in linear), is_frozen)
+
+
+def _patches_mean(model: Any, images: ImageProcessor | None, tasks: list[Task]) -> float:
+    if images is None or not tasks:
+        return 0.0
+    return mean(sum(num_patches(model, images.prepare(image)) for image in task.example.images) for task in tasks)
 
 
 def _role_tokens(
