@@ -177,25 +177,32 @@ def train_command(run: Path, *arguments: str) -> list[str]:
 
 
 HELD_OUT = ("data.validation=[embedded:validation]", "validation.items=8", "validation.every=3")
+PICTURES = (
+    "model.path=embedded-vision",
+    "data.train=[embedded:vision-train]",
+    "data.validation=[embedded:vision-validation]",
+    *HELD_OUT[1:],
+)
 NUM_KILLS = 5 if os.environ.get("SPARK_RL_SOAK") else 2
 
 
-def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [HELD_OUT, PICTURES], ids=["text", "pictures"])
+def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path, settings: tuple[str, ...]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     started = time.monotonic()
-    subprocess.run(train_command(whole, *HELD_OUT), check=True, capture_output=True)
+    subprocess.run(train_command(whole, *settings), check=True, capture_output=True)
     duration = time.monotonic() - started
 
     rng = random.Random(int.from_bytes(os.urandom(4), "big"))
     moments = [rng.uniform(0.2, 1.0) * duration for _ in range(NUM_KILLS)]
     for moment in moments:
-        process = subprocess.Popen(train_command(killed, *HELD_OUT, "--resume"), stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(train_command(killed, *settings, "--resume"), stderr=subprocess.DEVNULL)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    done = subprocess.run(train_command(killed, *HELD_OUT, "--resume"), capture_output=True, text=True)
+    done = subprocess.run(train_command(killed, *settings, "--resume"), capture_output=True, text=True)
     assert done.returncode == 0, (moments, done.stderr)
     assert_same_run(whole, killed)
     one, other = (json.loads((run / "summary.json").read_text()) for run in (whole, killed))
