@@ -13,10 +13,10 @@ from importlib import metadata
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.rows import RowReader, question_task
 from spark_rl.data.tables import Table, names_files, open_tables
-from spark_rl.embedded.pictures import picture_problems
-from spark_rl.embedded.tasks import FACTS, FAMILIES, TRANSFER, Problem, Split, problems
+from spark_rl.embedded.pictures import PictureProblem, picture_problems
+from spark_rl.embedded.tasks import FACTS, FAMILIES, TRANSFER, Problem, problems
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import Example, Task, without_images
+from spark_rl.types import Example, Image, Task, without_images
 
 HELD_OUT_SEED = 10**9
 """Generated held-out questions come from seeds that no training set of a lesser size reaches."""
@@ -195,21 +195,22 @@ def _embedded(source: SourceConfig, name: str, config: DataConfig) -> Source:
     return Source(source.path, len(examples), lambda i: question_task(examples[i]), lambda i: source.path)
 
 
-def _problem_examples(stream: Iterator[Problem], count: int, system: str | None) -> Iterator[Example]:
+def _problem_examples(stream: Iterator[Problem | PictureProblem], count: int, system: str | None) -> Iterator[Example]:
     """The first `count` different questions of a stream."""
-    seen: set[str] = set()
+    seen: set[tuple[str, tuple[Image, ...]]] = set()
     for problem in itertools.islice(stream, 50 * count):
         if len(seen) == count:
             return
-        if problem.question not in seen:
-            seen.add(problem.question)
+        if (problem.asked, problem.images) not in seen:
+            seen.add((problem.asked, problem.images))
             yield Example(
-                id=f"{problem.family.name}-{len(seen)}-{problem.question}",
+                id=f"{problem.kind}-{len(seen)}-{problem.asked}",
                 prompt=answer_prompt(problem.question, system),
                 question=problem.question,
                 answer=problem.answer,
                 verifier="numeric",
-                source=problem.family.name,
+                source=problem.kind,
+                images=problem.images,
             )
 
 
@@ -224,32 +225,13 @@ def _fact_examples(system: str | None) -> Iterator[Example]:
         yield Example(f"fact-{question}", prompt, question, answer, verifier="choice", source="retention")
 
 
-def _picture_examples(split: Split, count: int, system: str | None) -> Iterator[Example]:
-    """The first `count` different questions about pictures of a split."""
-    seen: set[tuple[str, str]] = set()
-    for problem in picture_problems(split, 0):
-        if len(seen) == count:
-            return
-        if (problem.image.path, problem.asked) not in seen:
-            seen.add((problem.image.path, problem.asked))
-            yield Example(
-                id=f"{problem.kind}-{len(seen)}-{problem.asked}",
-                prompt=answer_prompt(problem.question, system),
-                question=problem.question,
-                answer=problem.answer,
-                verifier="numeric",
-                source=problem.kind,
-                images=(problem.image,),
-            )
-
-
 _EMBEDDED: dict[str, Callable[[str | None], Iterator[Example]]] = {
     "train": lambda system: _problem_examples(problems(FAMILIES, "train", 0), 4096, system),
     "validation": lambda system: _problem_examples(problems(FAMILIES, "validation", 0), 700, system),
     "test": lambda system: _problem_examples(problems(FAMILIES, "test", 0), 700, system),
     "transfer": _transfer_examples,
     "retention": _fact_examples,
-    "vision-train": lambda system: _picture_examples("train", 4096, system),
-    "vision-validation": lambda system: _picture_examples("validation", 700, system),
-    "vision-test": lambda system: _picture_examples("test", 700, system),
+    "vision-train": lambda system: _problem_examples(picture_problems("train", 0), 4096, system),
+    "vision-validation": lambda system: _problem_examples(picture_problems("validation", 0), 700, system),
+    "vision-test": lambda system: _problem_examples(picture_problems("test", 0), 700, system),
 }

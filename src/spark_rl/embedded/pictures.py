@@ -44,6 +44,10 @@ class PictureProblem:
     """For each cell, row by row, the facts it is part of."""
 
     @property
+    def images(self) -> tuple[Image, ...]:
+        return (self.image,)
+
+    @property
     def operands(self) -> tuple[int, ...]:
         return tuple(self.facts.values())
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from spark_rl.types import Image
+
 Split = Literal["pretrain", "train", "validation", "test"]
 _SPLITS: dict[Split, range] = {
     "pretrain": range(0, 10),
@@ -46,6 +48,17 @@ class Problem:
     family: Family
     operands: tuple[int, ...]
     question: str
+    images: tuple[Image, ...] = ()
+    """None: it is of words alone."""
+
+    @property
+    def kind(self) -> str:
+        return self.family.name
+
+    @property
+    def asked(self) -> str:
+        """The question's words."""
+        return self.question
 
     def work(self, carry: Carry = lambda value: value) -> Worked:
         return self.family.work(list(self.operands), carry)
