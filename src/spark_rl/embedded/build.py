@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -128,29 +128,39 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
 
 Encoded = tuple[list[int], list[bool]]
 """Token ids, and which of them are to be learned."""
+Item = TypeVar("Item")
+
+
+def completed(prompt: list[int], sample: Sample, words: Callable[[str], list[int]]) -> Encoded:
+    """A sample as the model reads it, with the end of its turn."""
+    ids, learned = list(prompt), [False] * len(prompt)
+    for text, is_learned in [*sample[1], (END, True)]:
+        piece = words(text)
+        ids, learned = ids + piece, learned + [is_learned] * len(piece)
+    return ids, learned
+
+
+def batched(
+    stream: Iterator[Item], length: Callable[[Item], int], samples: int, rng: random.Random
+) -> Iterator[list[Item]]:
+    """Batches of samples; samples of like length stand together."""
+    while True:
+        block = sorted(itertools.islice(stream, samples * 8), key=length)
+        batches = [block[i : i + samples] for i in range(0, len(block), samples)]
+        rng.shuffle(batches)
+        yield from batches
 
 
 def _batches(stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[list[Encoded]]:
-    """Batches of samples; samples of like length stand together."""
     renderer = ChatRenderer(tokenizer)
 
-    def encode(sample: Sample) -> Encoded:
-        prompt, pieces = sample
-        ids = renderer.encode(prompt)
-        learned = [False] * len(ids)
-        for text, is_learned in [*pieces, (END, True)]:
-            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids, learned = ids + piece, learned + [is_learned] * len(piece)
-        return ids, learned
+    def words(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
-    stream = corpus(stage.habits, stage.shares, seed, stage.families)
-    rng = random.Random(seed)
-    while True:
-        block = [encode(sample) for _, sample in itertools.islice(stream, stage.samples * 8)]
-        block.sort(key=lambda item: len(item[0]))
-        batches = [block[i : i + stage.samples] for i in range(0, len(block), stage.samples)]
-        rng.shuffle(batches)
-        yield from batches
+    samples = (sample for _, sample in corpus(stage.habits, stage.shares, seed, stage.families))
+    encoded = (completed(renderer.encode(sample[0]), sample, words) for sample in samples)
+    return batched(encoded, lambda item: len(item[0]), stage.samples, random.Random(seed))
 
 
 def _loss(model: Qwen3ForCausalLM, base: Callable[..., Any], batch: list[Encoded], pad: int) -> torch.Tensor:

@@ -3,8 +3,14 @@
     python -m spark_rl.embedded.vision_build OUTPUT [--work runs/base-vision] [--seed 0]
 
 A Qwen3-VL of about a million parameters, whose language model is the embedded text base's: it works sums out and
-compares already. A vision tower of its own first learns to name what is in every cell of a picture, then both together
-say what is seen, answer and judge, cleanly at first; the habits of `habits.py` come last, in few steps.
+compares already. The vision tower learns first and alone: every cell of a picture tells the facts that it has a part
+in, in directions that begin as the embeddings of their words. From then on it is frozen (trained on, it forgets), and the
+language model learns to look facts up, to answer and to judge, cleanly; the habits of `habits.py` come last, in few
+steps.
+
+That order is what a model of this size needs. Trained together from the first step, answers came to 96 % in geometry
+and to 20 % in the other kinds; with looking up for itself, after 400 steps in which nothing seems to happen, a fact of
+a chart is found in 100 % of cases, of a table, whose facts have two names, in 64 %.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from spark_rl.embedded.build import END, PAD, minimise, train_tokenizer
+from spark_rl.embedded.build import END, PAD, batched, completed, minimise, train_tokenizer
 from spark_rl.embedded.habits import BASE, CLEAN, NOISY, Habits, Sample, corpus, mixture
 from spark_rl.embedded.pictures import CELL, KINDS, LEVELS, PictureProblem, picture_problems
 from spark_rl.images.drawn import draw
@@ -210,13 +216,8 @@ class Encoder:
         return ids
 
     def sample(self, sample: Sample, path: str) -> Encoded:
-        messages, pieces = sample
-        ids = self.prompt(messages, path)
-        learned = [False] * len(ids)
-        for text, is_learned in [*pieces, (END, True)]:
-            piece = self.words(text)
-            ids, learned = ids + piece, learned + [is_learned] * len(piece)
-        return Encoded(ids, learned, (path,) * (IMAGE in messages[-1]["content"]))
+        ids, learned = completed(self.prompt(sample[0], path), sample, self.words)
+        return Encoded(ids, learned, (path,) * (IMAGE in sample[0][-1]["content"]))
 
     def images(self, paths: list[str]) -> dict[str, torch.Tensor]:
         """The `pixel_values` and `image_grid_thw` of drawings."""
@@ -232,18 +233,16 @@ def _batches(stage: Stage, encoder: Encoder, seed: int) -> Iterator[list[Encoded
     pictures = mixture(picture_problems("pretrain", seed, stage.kinds), stage.habits, stage.shares, seed)
     words = corpus(stage.habits, WORDS, seed)
 
-    def encoded() -> Encoded:
-        if rng.random() < stage.words:
-            return encoder.sample(next(words)[1], "")
-        _, problem, sample = next(pictures)
-        return encoder.sample(looked_up(problem, rng) if rng.random() < stage.look_up else sample, problem.image.path)
+    def encoded() -> Iterator[Encoded]:
+        while True:
+            if rng.random() < stage.words:
+                yield encoder.sample(next(words)[1], "")
+            else:
+                _, problem, sample = next(pictures)
+                picked = looked_up(problem, rng) if rng.random() < stage.look_up else sample
+                yield encoder.sample(picked, problem.image.path)
 
-    while True:
-        block = [encoded() for _ in range(stage.samples * 8)]
-        block.sort(key=lambda item: len(item.ids))
-        batches = [block[i : i + stage.samples] for i in range(0, len(block), stage.samples)]
-        rng.shuffle(batches)
-        yield from batches
+    return batched(encoded(), lambda item: len(item.ids), stage.samples, rng)
 
 
 def train_tower(model: Qwen3VLForConditionalGeneration, encoder: Encoder, seed: int) -> None:
