@@ -75,6 +75,8 @@ class RowReader:
             field: lookup(row, column) if "." in column else row.get(column) for field, column in self.columns.items()
         }
         column = listed(values.pop("images"))
+        if not column and self.columns["images"] == "images":
+            column = listed(row.get("image"))
         self._check(values, row)
         role = _role(values["role"])
         verifier = self._verifier(values["verifier"], role)
