@@ -42,7 +42,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## one JSON line a result, also in benchmarks/results.jsonl; fails if one is 10 % worse (25 minutes)
+bench: setup  ## one JSON line a result, also in benchmarks/results.jsonl; fails if one is 10 % worse (35 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(BENCH)
 
 soak: setup  ## the long versions of the fault tests

@@ -30,6 +30,12 @@ def test_a_tenth_worse_is_a_regression(run, better, old, new, bad):
     assert not run.regressed(result, None)
 
 
+def test_every_stored_result_can_turn_out_worse(run):
+    for result in run.read(run.STORED).values():
+        much_worse = result["ratio"] * (0.5 if result["better"] == "higher" else 2)
+        assert result["ratio"] > 0 and run.regressed(result | {"ratio": much_worse}, result)
+
+
 def test_the_stored_results_are_those_of_the_readme(run):
     table = run.table(run.read(run.STORED))
     assert table in run.README.read_text(encoding="utf-8")

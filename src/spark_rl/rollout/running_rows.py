@@ -82,12 +82,12 @@ class PromptOnceRows:
         alive_B, self.prompt_R = prompt_R.unique_consecutive(return_inverse=True)
         self.position_R = self.position_R[keep]
         for layer, own in self._own.items():
-            self._own[layer] = [states[keep] for states in own]
+            self._own[layer] = [states.index_select(0, keep) for states in own]
         if len(alive_B) < len(self.length_B):
             self.length_B = self.length_B[alive_B]
             width = int(self.length_B.max())
             for layer, prompts in self._prompts.items():
-                self._prompts[layer] = [states[alive_B, :, :width] for states in prompts]
+                self._prompts[layer] = [states[:, :, :width].index_select(0, alive_B) for states in prompts]
         self._arrange()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None, score: Score) -> Tensor:
@@ -104,11 +104,11 @@ class PromptOnceRows:
     def _of_prompts(self, left_RKFX: Tensor, right_BKXY: Tensor) -> Tensor:
         """Matrix products of each row's left side with its prompt's right side: [R, K, F, Y]."""
         num_prompts, heads, folds = len(right_BKXY), *left_RKFX.shape[1:3]
-        left = left_RKFX if self._row_of_cell is None else left_RKFX[self._row_of_cell]
+        left = left_RKFX if self._row_of_cell is None else left_RKFX.index_select(0, self._row_of_cell)
         left_BKQX = left.unflatten(0, (num_prompts, -1)).transpose(1, 2).flatten(2, 3)
         out_BKQY = left_BKQX @ right_BKXY
         out = out_BKQY.unflatten(2, (-1, folds)).transpose(1, 2).reshape(-1, heads, folds, right_BKXY.shape[3])
-        return out if self._cell_of_row is None else out[self._cell_of_row]
+        return out if self._cell_of_row is None else out.index_select(0, self._cell_of_row)
 
     def _arrange(self) -> None:
         """Find the cell of every row among [B, G]; nothing is to be moved where every prompt has as many rows."""
