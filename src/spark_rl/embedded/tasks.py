@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from spark_rl.types import Image
-
 Split = Literal["pretrain", "train", "validation", "test"]
 _SPLITS: dict[Split, range] = {
     "pretrain": range(0, 10),
@@ -48,7 +46,7 @@ class Problem:
     family: Family
     operands: tuple[int, ...]
     question: str
-    images: tuple[Image, ...] = ()
+    images: tuple[()] = ()
     """None: it is of words alone."""
 
     @property
