@@ -24,10 +24,7 @@ from image_files import BAD, png
 from spark_rl.models.folder import resolve_path
 
 LIMIT = 5.0
-"""Seconds of CPU time, on a machine that has nothing else to do."""
-IMPORTS = 4
-"""What is allowed where the machine is slower at the moment, in times of what `import torch` takes on it: more than 1.2
-seconds where the limit above was set."""
+"""Seconds of CPU time."""
 TRAIN = ["train", "run.yaml"]
 GOOD = "".join(json.dumps({"prompt": f"What is {i}+1?", "answer": i + 1}) + "\n" for i in range(4))
 ROLLOUTS = {"id": "q", "prompt": "1+1?", "answer": "2", "rollouts": [{"text": r"\boxed{2}", "reward": 1}]}
@@ -559,13 +556,6 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def seconds_of_import() -> float:
-    """What the machine takes just now for a piece of work that every case has a share in."""
-    before = cpu_seconds()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    return cpu_seconds() - before
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_mistake_gets_one_line_and_code_2(case: Case, folder: Path) -> None:
     case.spoil(folder)
@@ -585,7 +575,7 @@ def test_a_mistake_gets_one_line_and_code_2(case: Case, folder: Path) -> None:
     assert all(word in errors[0] for word in case.words), errors[0]
     assert "Traceback" not in errors[0] and done.stdout == ""
     assert contents(folder) == before
-    assert seconds < LIMIT or seconds < IMPORTS * seconds_of_import()
+    assert seconds < LIMIT
 
 
 def test_rows_with_bad_images_are_skipped_and_said_and_a_typed_marker_is_text(folder: Path) -> None:
