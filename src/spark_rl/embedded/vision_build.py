@@ -53,16 +53,17 @@ CHAT_TEMPLATE = (
 )
 PATCH, MERGE = 8, 2
 TEXT_SETTINGS = (
-    *(
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    ),
-    *("max_position_embeddings", "rms_norm_eps", "initializer_range"),
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "initializer_range",
 )
+"""What the language model takes over from the text base's config."""
 TOWER_STEPS = 1500
 HARD = (*KINDS, "table", "table")
 """Entries of tables have two names."""

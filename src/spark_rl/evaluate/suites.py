@@ -36,8 +36,7 @@ from spark_rl.jsonl import read_row
 from spark_rl.types import Example, Image
 from spark_rl.verify import Check, VerifierPool, box, gold_problem
 
-FURTHER = {"": ("transfer", "retention"), "vision-": ()}
-EMBEDDED = ("embedded", *(f"embedded:{kind}{split}" for kind in FURTHER for split in ("validation", "test")))
+EMBEDDED = ("embedded", *(f"embedded:{part}" for part in ("validation", "test", "vision-validation", "vision-test")))
 COLLECTIONS = tuple(dict.fromkeys(each.suite for each in PUBLISHED.values()))
 
 
@@ -169,7 +168,7 @@ def _embedded(name: str, limit: int | None) -> Suite:
     judged = importlib.resources.files("spark_rl.embedded") / "judged" / f"{part}.jsonl"
     rows = [read_row(line.encode()) for line in judged.read_text(encoding="utf-8").splitlines()][:limit]
     images = [tuple(reference(image, Path()) for image in row.get("images", ())) for row in rows]
-    further = FURTHER[part.removesuffix("validation").removesuffix("test")]
+    further = () if part.startswith("vision-") else ("transfer", "retention")
     return Suite(
         name=f"embedded:{part}",
         questions=embedded_examples(f"embedded:{part}")[: limit or 500],
