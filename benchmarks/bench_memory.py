@@ -41,7 +41,7 @@ class Case:
 CASES = [
     Case("memory/5M", hidden=128, layers=4, vocab=32_000),
     Case("memory/5M-plain", 128, 4, 32_000, ("train.shared_prefix=plain",)),
-    Case("memory/5M-long-prompt", 128, 4, 32_000, ("rollout.num_generations=16",), prompt_words=300),
+    Case("memory/5M-long-prompt", 128, 4, 32_000, prompt_words=300),
     Case("memory/5M-convolutions", 128, 4, 32_000, family="Lfm2"),
     Case("memory/40M", hidden=512, layers=8, vocab=32_000),
     Case("memory/40M-reference", 512, 8, 32_000, ("loss.kl_coef=0.001", "train.micro_batch_tokens=1024")),
