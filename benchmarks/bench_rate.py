@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from harness import (
     line,
     random_groups,
     recorded,
+    seconds,
     show,
     train_groups,
     update,
@@ -61,20 +61,27 @@ def needed(model: Any, groups: Sequence[Any]) -> float:
 def matmul_rate(model: Any, rows: int) -> Callable[[], float]:
     """Measures operations a second of forward and backward products at the model's shapes."""
     shapes, head = weights(model)
+    like = next(model.parameters())
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=like.device, dtype=like.dtype)
+
     cases = [
-        (count, torch.randn(rows, shape[1]), torch.randn(shape), torch.randn(rows, shape[0]))
+        (count, noise(rows, shape[1]), noise(*shape), noise(rows, shape[0]))
         for shape, count in (Counter(shapes) | Counter([head])).items()
     ]
 
     def measure() -> float:
-        done = seconds = 0.0
+        done = total = 0.0
         for count, x, weight, grad in cases:
-            start = time.perf_counter()
-            for _ in range(4):
-                x @ weight.t(), grad @ weight, grad.t() @ x
-            seconds += count * (time.perf_counter() - start) / 4
+
+            def run(x: Any = x, weight: Any = weight, grad: Any = grad) -> None:
+                for _ in range(4):
+                    x @ weight.t(), grad @ weight, grad.t() @ x
+
+            total += count * seconds(run) / 4
             done += count * 6 * rows * weight.numel()
-        return done / seconds
+        return done / total
 
     return measure
 
@@ -86,11 +93,9 @@ def run_rate(name: str, model: Any, groups: Sequence[Any], target: float, rounds
     shares, rates = [], []
     for _ in range(rounds):
         before = measure()
-        start = time.perf_counter()
-        update(logprobs, groups)
-        seconds = time.perf_counter() - start
+        taken = seconds(lambda: update(logprobs, groups))
         rates.append((before + measure()) / 2)
-        shares.append(operations / seconds / rates[-1])
+        shares.append(operations / taken / rates[-1])
     show(line(f"rate/{name}", shares, at_least=target, matmul_gflops=round(statistics.median(rates) / 1e9, 1)))
 
 
@@ -117,8 +122,8 @@ def run_growth(rounds: int) -> None:
     before, *after = interleaved(
         workload(model), *(workload(model, **changes) for changes in doubled.values()), rounds=rounds
     )
-    for name, seconds in zip(doubled, after, strict=True):
-        turns = [b / a for a, b in zip(before, seconds, strict=True)]
+    for name, taken in zip(doubled, after, strict=True):
+        turns = [b / a for a, b in zip(before, taken, strict=True)]
         show(line(f"growth/{name}", turns, at_most=2.1))
 
 

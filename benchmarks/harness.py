@@ -28,15 +28,23 @@ class NoText:
         return ""
 
 
+def seconds(run: Callable[[], object]) -> float:
+    """What a run takes, with all that it leaves to a GPU."""
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def interleaved(*sides: Callable[[], object], rounds: int) -> list[list[float]]:
     """Seconds of `rounds` runs of each side, taking turns, after one run of each to warm up."""
     times: list[list[float]] = [[] for _ in sides]
     for i in range(rounds + 1):
         for side, run in enumerate(sides):
-            start = time.perf_counter()
-            run()
+            taken = seconds(run)
             if i:
-                times[side].append(time.perf_counter() - start)
+                times[side].append(taken)
     return times
 
 
@@ -69,9 +77,9 @@ def show(result: dict[str, object]) -> None:
 
 def speedup(name: str, ours: Sequence[float], other: Sequence[float], **extra: Any) -> dict[str, object]:
     """How many times the other side's time is ours: ratio of the medians, spread over the turns."""
-    seconds = {"median_s": round(statistics.median(ours), 4), "baseline_s": round(statistics.median(other), 4)}
+    medians = {"median_s": round(statistics.median(ours), 4), "baseline_s": round(statistics.median(other), 4)}
     turns = [b / o for o, b in zip(ours, other, strict=True)]
-    return line(name, turns, ratio=statistics.median(other) / statistics.median(ours), **extra, **seconds)
+    return line(name, turns, ratio=statistics.median(other) / statistics.median(ours), **extra, **medians)
 
 
 def build_model(end_rate: float | None = None, hidden: int = 128, layers: int = 4, vocab: int = VOCAB) -> Any:
@@ -140,8 +148,9 @@ def update(logprobs: Any, groups: Sequence[Any], max_tokens: int = 16384) -> Non
     from spark_rl.train.loss import policy_loss
 
     logprobs.model.zero_grad()
-    for micro in micro_batches(groups, max_tokens, fill_tokens(max_tokens, "cpu")):
-        tensors = to_tensors(micro, PAD, torch.device("cpu"))
+    device = next(logprobs.model.parameters()).device
+    for micro in micro_batches(groups, max_tokens, fill_tokens(max_tokens, device.type)):
+        tensors = to_tensors(micro, PAD, device)
         logps_RT = logprobs(tensors.batch, tensors.temperature_R).logps_RT
         policy_loss(
             logps_RT,
@@ -165,9 +174,11 @@ def trl_trainer(
     max_new_tokens: int,
     steps: int = 1,
     callbacks: Sequence[Any] = (),
+    checkpointing: bool = False,
 ) -> Any:
     """TRL's GRPOTrainer with the loss, sampler and dtype of our `grpo` preset, without what would slow it down here:
-    no activation checkpointing, no tracker, no saving, and `batch` rows at once, which the caller chooses by trying."""
+    no activation checkpointing unless asked for, no tracker, no saving, and `batch` rows at once, which the caller
+    chooses by trying."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -185,9 +196,9 @@ def trl_trainer(
         beta=0.0,
         loss_type="dapo",
         epsilon_high=0.28,
-        gradient_checkpointing=False,
+        gradient_checkpointing=checkpointing,
         report_to=[],
-        use_cpu=True,
+        use_cpu=next(model.parameters()).device.type == "cpu",
         bf16=False,
         save_strategy="no",
         disable_tqdm=True,
@@ -217,7 +228,8 @@ def trl_update(trainer: Any, groups: Sequence[dict[str, Any]], batch: int) -> No
         "completion_mask": torch.tensor([[1] * len(c) + [0] * (length - len(c)) for _, c in rows]),
         "advantages": torch.ones(len(rows)),
     }
-    total = torch.tensor(sum(len(c) for _, c in rows))
+    total = torch.tensor(sum(len(c) for _, c in rows), device=trainer.accelerator.device)
+    inputs = {name: tensor.to(trainer.accelerator.device) for name, tensor in inputs.items()}
     trainer.current_gradient_accumulation_steps = -(-len(rows) // batch)
     trainer.model.zero_grad()
     for start in range(0, len(rows), batch):
@@ -228,18 +240,21 @@ def trl_update(trainer: Any, groups: Sequence[dict[str, Any]], batch: int) -> No
 def fastest(run: Callable[[int], object], sizes: Sequence[int]) -> int:
     """The batch size with which `run` is fastest, each tried twice."""
 
-    def seconds(size: int) -> float:
-        start = time.perf_counter()
-        run(size)
-        return time.perf_counter() - start
+    def taken(size: int) -> float:
+        return min(seconds(lambda: run(size)) for _ in range(2))
 
-    return min(sizes, key=lambda size: min(seconds(size), seconds(size)))
+    return min(sizes, key=taken)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """The most bytes of tensors that `run` holds at once beside those that were there before."""
     from torch.profiler import ProfilerActivity, profile
 
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from spark_rl.models.fused import LogSoftmaxAt, RMSNorm, fuse, stock
+from spark_rl.models.fused import LogSoftmaxAt, LogSoftmaxAtOnGPU, RMSNorm, fuse, stock
 
 
 def test_rms_norm_equals_torch():
@@ -18,12 +18,13 @@ def test_rms_norm_equals_torch():
     assert torch.autograd.gradcheck(lambda *inputs: RMSNorm.apply(*inputs, 1e-6), (x, weight))
 
 
+@pytest.mark.parametrize("function", [LogSoftmaxAt, LogSoftmaxAtOnGPU])
 @pytest.mark.parametrize("with_entropy", [False, True])
-def test_token_log_probs_equal_log_softmax(with_entropy):
+def test_token_log_probs_equal_log_softmax(with_entropy, function):
     torch.manual_seed(0)
     logits = (3 * torch.randn(4, 7, dtype=torch.float64)).requires_grad_()
     ids = torch.tensor([0, 6, 3, 3])
-    logps, entropy = LogSoftmaxAt.apply(logits, ids, with_entropy)
+    logps, entropy = function.apply(logits, ids, with_entropy)
     expected = logits.log_softmax(-1)
     torch.testing.assert_close(logps, expected.gather(-1, ids[:, None])[:, 0])
     if with_entropy:
@@ -31,13 +32,24 @@ def test_token_log_probs_equal_log_softmax(with_entropy):
     else:
         assert entropy is None
     some = slice(None) if with_entropy else slice(1)
-    assert torch.autograd.gradcheck(lambda x: LogSoftmaxAt.apply(x, ids, with_entropy)[some], (logits,))
+    assert torch.autograd.gradcheck(lambda x: function.apply(x, ids, with_entropy)[some], (logits,))
 
 
-def test_hopeless_tokens_keep_their_log_probability():
+def test_gradients_in_bfloat16_are_those_of_float32_rounded_once():
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(5, 50)).bfloat16().requires_grad_()
+    exact = logits.detach().float().requires_grad_()
+    ids, scale = logits.argmax(-1), torch.randn(5)
+    (LogSoftmaxAtOnGPU.apply(logits, ids, False)[0] * scale).sum().backward()
+    (exact.log_softmax(-1).gather(-1, ids[:, None])[:, 0] * scale).sum().backward()
+    torch.testing.assert_close(logits.grad.float(), exact.grad, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("function", [LogSoftmaxAt, LogSoftmaxAtOnGPU])
+def test_hopeless_tokens_keep_their_log_probability(function):
     """exp is cut off far below what float32 can tell from zero, the log-probability is not."""
     logits = torch.tensor([[0.0, -500.0, 1.0]], requires_grad=True)
-    logps, _ = LogSoftmaxAt.apply(logits, torch.tensor([1]), False)
+    logps, _ = function.apply(logits, torch.tensor([1]), False)
     torch.testing.assert_close(logps, logits.detach().log_softmax(-1)[:, 1])
     logps.sum().backward()
     torch.testing.assert_close(logits.grad, torch.tensor([[-0.26894, 1.0, -0.73106]]), atol=1e-4, rtol=0)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from spark_rl.rollout.captured_rows import Capture, CapturedRows
 from spark_rl.rollout.engine import Request, uniforms
 from spark_rl.rollout.running_rows import PromptOnceRows
 from spark_rl.rollout.transformers_engine import TransformersEngine
@@ -36,6 +37,15 @@ CONFIGS = {
 FAMILIES = list(CONFIGS)
 
 
+@pytest.fixture(params=["as they are", "as for a CUDA graph"])
+def steps(request, monkeypatch):
+    """How steps of decoding are run. Without a GPU nothing is recorded, but all that recording asks for is done."""
+    if request.param == "as for a CUDA graph":
+        monkeypatch.setattr(
+            TransformersEngine, "_rows", lambda engine, cap: CapturedRows(engine.model, cap, Capture(engine.model))
+        )
+
+
 def random_prompts(lengths, seed=0):
     rng = random.Random(seed)
     return [tuple(rng.randrange(2, 64) for _ in range(n)) for n in lengths]
@@ -58,7 +68,7 @@ def ends_early(model, prompts, new):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_generate(family, tiny_model, tiny_tokenizer):
+def test_greedy_equals_generate(family, steps, tiny_model, tiny_tokenizer):
     model = tiny_model(family, **CONFIGS[family])
     prompts, new = random_prompts([3, 11, 7, 20, 1]), 14
     eos = ends_early(model, prompts, new)
@@ -99,7 +109,7 @@ def test_logps_equal_a_fresh_forward(family, attention, tiny_model, tiny_tokeniz
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Mistral"])
-def test_rows_that_end_at_different_times_leave_the_others_right(family, tiny_model, tiny_tokenizer):
+def test_rows_that_end_at_different_times_leave_the_others_right(family, steps, tiny_model, tiny_tokenizer):
     """Long completions too: their room grows."""
     model = tiny_model(family, **CONFIGS[family])
     requests = [Request(str(i), p, 6, 150, temperature=3.0, seed=i) for i, p in enumerate(random_prompts([4, 13, 2]))]
@@ -284,16 +294,15 @@ def test_two_threads_may_generate_at_once(tiny_model, tiny_tokenizer):
     assert engine.model.config._attn_implementation == "sdpa"
 
 
-def test_rows_have_room_for_their_limit_only(tiny_model, tiny_tokenizer, monkeypatch):
+def test_rows_have_room_for_their_limit_only(steps, tiny_model, tiny_tokenizer, monkeypatch):
     rooms: list[int] = []
-    keep = PromptOnceRows._with
+    run = PromptOnceRows._run
 
-    def watched(self, layer, *states):
-        kept = keep(self, layer, *states)
-        rooms.append(self._own[layer][0].shape[2])
-        return kept
+    def watched(self, ids_R):
+        rooms.append(self._own[0][0].shape[2])
+        return run(self, ids_R)
 
-    monkeypatch.setattr(PromptOnceRows, "_with", watched)
+    monkeypatch.setattr(PromptOnceRows, "_run", watched)
     engine = TransformersEngine(tiny_model(eos_token_id=None), tiny_tokenizer)
     for limit in (4, 70):
         engine.generate([Request("a", random_prompts([5])[0], 2, limit, temperature=0)])

@@ -67,8 +67,43 @@ class LogSoftmaxAt(torch.autograd.Function):
         return of_logits.scatter_add_(-1, ids[:, None], grad[:, None]), None, None
 
 
+class LogSoftmaxAtOnGPU(torch.autograd.Function):
+    """The same from logits of any precision. There it is passes over memory that count, and `exp` does not."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        logp_NV = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        logp = logp_NV.gather(-1, ids[:, None])
+        entropy = -torch.linalg.vecdot(logp_NV.exp(), logp_NV)[:, None] if with_entropy else None
+        ctx.save_for_backward(logp_NV, logp, ids, *([entropy] if with_entropy else []))
+        ctx.dtype = logits.dtype
+        return logp[:, 0], None if entropy is None else entropy[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor | None) -> tuple[Tensor, None, None]:
+        logp_NV, logp, ids, *rest = ctx.saved_tensors
+        at_ids = grad[:, None] * (1 - logp.exp())
+        of_logits = torch.empty_like(logp_NV, dtype=ctx.dtype)
+        if rest:
+            assert grad_entropy is not None
+            along, (entropy,) = grad_entropy[:, None], rest
+            torch.mul(logp_NV.exp(), -(grad[:, None] + along * (logp_NV + entropy)), out=of_logits)
+            at_ids = at_ids - logp.exp() * along * (logp + entropy)
+        else:
+            torch.exp(logp_NV, out=of_logits)
+            of_logits *= -grad[:, None]
+        return of_logits.scatter_(-1, ids[:, None], at_ids.to(ctx.dtype)), None, None
+
+
+def log_softmax_at(logits: Tensor, ids: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Log-softmax of logits [N, V] at `ids` [N], and if asked for the entropy [N] of the distributions; float32."""
+    kind = LogSoftmaxAtOnGPU if logits.is_cuda else LogSoftmaxAt
+    logps: tuple[Tensor, Tensor | None] = kind.apply(logits if logits.is_cuda else logits.float(), ids, with_entropy)
+    return logps
+
+
 def fuse(model: nn.Module) -> None:
-    """Let the RMSNorm layers of a model use the one above wherever they compute in float32."""
+    """Let the RMSNorm layers of a model use the one above wherever they compute in float32; on a GPU torch's own."""
     known: dict[type, bool] = {}
     for module in model.modules():
         kind = type(module)
@@ -98,6 +133,8 @@ class _Norm:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight = self.module.weight
+        if x.is_cuda and x.dtype is weight.dtype and not (_STOCK.get() or args or kwargs):  # one kernel there
+            return nn.functional.rms_norm(x, weight.shape, weight, _eps(self.module))
         if _STOCK.get() or args or kwargs or x.dtype is not torch.float32 or weight.dtype is not torch.float32:
             out: Tensor = self.stock(self.module, x, *args, **kwargs)
             return out

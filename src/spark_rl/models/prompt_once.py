@@ -32,6 +32,8 @@ from spark_rl.models.vision import PromptImages
 
 _PREFIX = "prompt_once_"
 _ROUTING = threading.RLock()
+_ALIGNED = 8
+"""Numbers from the start of one row of a mask to the next are a multiple of this: kernels of GPUs would copy others."""
 _SHAREABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -64,18 +66,17 @@ class Score:
 
     def weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Weights of scaled products [rows, K, queries, keys], the query heads of a key/value head one after the
-        other."""
-        dtype = scores.dtype
+        other. They are summed in float32, whatever the scores are."""
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         scores = scores + mask
         if self.sinks_H is None:
-            return scores.softmax(-1, dtype=torch.float32).to(dtype)
+            return scores.softmax(-1)
         rows, heads, queries, _ = scores.shape
         sinks = self.sinks_H.to(scores.dtype).repeat_interleave(heads * queries // len(self.sinks_H))
         sinks = sinks.view(1, heads, queries, 1).expand(rows, -1, -1, -1)
         scores = torch.cat([scores, sinks], dim=-1)
-        return scores.softmax(-1, dtype=torch.float32)[..., :-1].to(dtype)
+        return scores.softmax(-1)[..., :-1]
 
 
 # ------------------------------------------------------------------------------------------------ into the model
@@ -156,6 +157,9 @@ def _attention(
     window = kwargs.get("sliding_window")
     if window is None and _has_window(module):
         raise CannotShare("this model's layers do not hand on their sliding window")
+    if torch.is_autocast_enabled(query.device.type):  # rotated in float32, but multiplied in less: keep no more of them
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return shared_prompts.attend(module.layer_idx, query, key, value, window, score), None
 
 
@@ -261,7 +265,9 @@ class PackedRow:
         if name not in self._masks:
             sees = (self._prompts_see if which == "prompts" else self._completions_see)(window)
             hidden = torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, -torch.inf)
-            self._masks[name] = hidden.repeat(1, folds, 1)[:, None]
+            width = sees.shape[-1]
+            aligned = torch.nn.functional.pad(hidden, (0, -width % _ALIGNED)).repeat(1, folds, 1)
+            self._masks[name] = aligned[:, None, :, :width]
         return self._masks[name]
 
     def _prompts_see(self, window: int | None) -> Tensor:

@@ -65,15 +65,22 @@ class PromptOnceRows:
         self.position_R = row.next_B[self.prompt_R]
         self._prompts = {layer: [states.contiguous() for states in kept] for layer, kept in row.kept.items()}
         self._own: dict[int, list[Tensor]] = {}
+        self.room = 0
         self._arrange()
         logits_RV: Tensor = out.logits[0][self.prompt_R]
         return logits_RV
 
     def step(self, ids_R: Tensor) -> Tensor:
+        self._make_room()
         self.used += 1
+        logits_RV = self._run(ids_R)
+        self.position_R = self.position_R + 1
+        return logits_RV
+
+    def _run(self, ids_R: Tensor) -> Tensor:
+        """The model's forward of one token a row: logits [R, V]."""
         self._masks: dict[int | None, Tensor] = {}
         out = run(self.model, read_back(self.model, ids_R)[:, None], self.position_R[:, None], self)
-        self.position_R = self.position_R + 1
         logits_RV: Tensor = out.logits[:, -1]
         return logits_RV
 
@@ -97,7 +104,7 @@ class PromptOnceRows:
         query_RKFD = query.reshape(rows, heads, -1, dim) * score.scale(dim)
         products = [self._of_prompts(query_RKFD, keys.transpose(2, 3)), query_RKFD @ own_keys.transpose(2, 3)]
         weights = score.weights(torch.cat(products, dim=-1), self._mask(window, query.dtype))
-        of_prompt, of_own = weights.split([keys.shape[2], self.used], dim=-1)
+        of_prompt, of_own = weights.split([keys.shape[2], own_keys.shape[2]], dim=-1)
         out_RKFD = self._of_prompts(of_prompt, values) + of_own @ own_values
         return out_RKFD.reshape(rows, 1, query.shape[1], -1)
 
@@ -122,32 +129,47 @@ class PromptOnceRows:
         self._cell_of_row = self.prompt_R * most + number_R - first_B[self.prompt_R]
         self._row_of_cell = number_R.new_zeros(most * len(count_B)).index_copy_(0, self._cell_of_row, number_R)
 
+    def _make_room(self) -> None:
+        """See to it that the rows' own keys and values have a place for a further token."""
+        if self.used < self.room:
+            return
+        before, self.room = self.room, min(max(_FIRST_ROOM, 2 * self.room), self.limit)
+        for layer, prompts in self._prompts.items():
+            own = [x.new_zeros(len(self.prompt_R), x.shape[1], self.room, x.shape[3]) for x in prompts]
+            for wide, x in zip(own, self._own.get(layer, ()), strict=False):
+                wide[:, :, :before] = x
+            self._own[layer] = own
+
     def _with(self, layer: int, *states: Tensor) -> list[Tensor]:
         """The rows' own keys and values [R, K, U, D] with those of a further token."""
-        if layer not in self._own:
-            room = min(_FIRST_ROOM, self.limit)
-            self._own[layer] = [x.new_empty(*x.shape[:2], room, x.shape[3]) for x in states]
-        own = self._own[layer]
-        if self.used > (room := own[0].shape[2]):
-            more = min(room, self.limit - room)
-            own[:] = [torch.cat([x, x.new_empty(*x.shape[:2], more, x.shape[3])], dim=2) for x in own]
-        for buffer, x in zip(own, states, strict=True):
+        for buffer, x in zip(self._own[layer], states, strict=True):
             buffer[:, :, self.used - 1] = x[:, :, 0]
-        return [buffer[:, :, : self.used] for buffer in own]
+        return [buffer[:, :, : self.used] for buffer in self._own[layer]]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of [R, 1, 1, P + U]: minus infinity for padding and outside of the window."""
         if window not in self._masks:
-            width = self._prompts[0][0].shape[2]
-            column_S = torch.arange(width + self.used, device=self.position_R.device)
-            length_R1 = self.length_B[self.prompt_R][:, None]
-            hidden_RS = (column_S >= length_R1) & (column_S < width)
-            if window is not None:
-                position_RS = torch.where(column_S < width, column_S, column_S - width + length_R1)
-                hidden_RS |= length_R1 + self.used - 1 - position_RS >= window
+            hidden_RS = self._hidden(window)
             mask_RS = torch.zeros(hidden_RS.shape, dtype=dtype, device=hidden_RS.device)
             self._masks[window] = mask_RS.masked_fill_(hidden_RS, -torch.inf)[:, None, None]
         return self._masks[window]
+
+    def _hidden(self, window: int | None) -> Tensor:
+        """What the rows' last tokens do not see: bool [R, P + U]."""
+        width, (places, used) = self._prompts[0][0].shape[2], self._extent()
+        column_S = torch.arange(width + places, device=self.position_R.device)
+        length_R1 = self.length_B[self.prompt_R][:, None]
+        hidden_RS = (column_S >= length_R1) & (column_S < width)
+        if places is not used:
+            hidden_RS |= column_S >= width + used
+        if window is not None:
+            position_RS = torch.where(column_S < width, column_S, column_S - width + length_R1)
+            hidden_RS |= length_R1 + used - 1 - position_RS >= window
+        return hidden_RS
+
+    def _extent(self) -> tuple[int, int | Tensor]:
+        """To how many places of own tokens rows attend, and how many of these hold one."""
+        return self.used, self.used
 
 
 class CachedRows:

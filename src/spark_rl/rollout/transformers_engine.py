@@ -9,6 +9,7 @@ Shape suffixes: R rows (samples) of a chunk, N longest completion, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,14 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spark_rl.models.fused import fuse
 from spark_rl.models.processor import ImageProcessor
 from spark_rl.models.prompt_once import CannotShare, can_share, sharing
 from spark_rl.models.vision import Vision
+from spark_rl.rollout.captured_rows import Capture, CapturedRows
 from spark_rl.rollout.engine import Completion, Request, uniforms
 from spark_rl.rollout.running_rows import CachedRows, PromptOnceRows, Rows
 
-_DROP_AT = 0.75
-"""Ended rows are dropped when at most this share of the rows is still running."""
+_DROP_AT, _DROP_AT_ON_GPU = 0.75, 0.5
+"""Ended rows are dropped when at most this share of the rows is still running. A GPU has to record its steps anew."""
+_BLOCK = 1024
+"""Tokens of a vocabulary that are looked through together, at most."""
 _CHECK_EVERY = 8
 """Steps between two looks at which rows have ended on an accelerator, where looking means waiting for it."""
 
@@ -56,6 +61,8 @@ class TransformersEngine:
         self.max_batch_tokens = max_batch_tokens
         self.shares = shares and can_share(model)
         """Whether prompts are computed once; off for good once the model shows that it cannot."""
+        self._capture: Capture | None = None
+        fuse(model)
 
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
@@ -89,7 +96,7 @@ class TransformersEngine:
         self, rows: list[tuple[Request, int]], numbers: list[int], report: Callable[[int], None]
     ) -> list[Completion]:
         """Sample the rows of one chunk; rows of the same request, which have the same number, are neighbours."""
-        model, device = self.model, _device(self.model)
+        device = _device(self.model)
         cap = max(request.max_new_tokens for request, _ in rows)
         sampler = _Sampler(rows, cap, device)
         stops = _StopStrings(rows, self.tokenizer)
@@ -100,13 +107,12 @@ class TransformersEngine:
 
         row_R = torch.arange(len(rows), device=device)
         check_every = 1 if device.type == "cpu" or stops else _CHECK_EVERY
+        drop_at = _DROP_AT if device.type == "cpu" else _DROP_AT_ON_GPU
         unique = {number: request for number, (request, _) in zip(numbers, rows, strict=True)}
         place = {number: b for b, number in enumerate(unique)}
         prompts = [request.prompt_ids for request in unique.values()]
         images = self.vision.read(prompts, [request.images for request in unique.values()]) if self.vision else None
-        running: Rows = (
-            PromptOnceRows(model, cap) if self.shares else CachedRows(model, self.tokenizer.pad_token_id or 0)
-        )
+        running = self._rows(cap)
         logits_RV = running.start(prompts, [place[number] for number in numbers], images)
         for t in range(cap):
             ids_R, logp_RN[row_R, t] = sampler.draw(logits_RV, row_R, t)
@@ -123,12 +129,20 @@ class TransformersEngine:
                 report(len(rows) - num_running)
                 if num_running == 0:
                     break
-                if num_running <= _DROP_AT * len(row_R):
+                if num_running <= drop_at * len(row_R):
                     keep = running_R.nonzero()[:, 0]
                     row_R, ids_R = row_R[keep], ids_R[keep]
                     running.select(keep)
             logits_RV = running.step(ids_R)
         return self._completions(rows, token_RN, logp_RN, length_R, set(eos_E.tolist()))
+
+    def _rows(self, limit: int) -> Rows:
+        if not self.shares:
+            return CachedRows(self.model, self.tokenizer.pad_token_id or 0)
+        self._capture = self._capture or Capture(self.model)
+        if self._capture.works:
+            return CapturedRows(self.model, limit, self._capture)
+        return PromptOnceRows(self.model, limit)
 
     def _completions(
         self, rows: list[tuple[Request, int]], token_RN: Tensor, logp_RN: Tensor, length_R: Tensor, eos: set[int]
@@ -197,26 +211,34 @@ class _Sampler:
 
     def draw(self, logits_RV: Tensor, row_R: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """Tokens [R] for position `t` of these rows, and their log-probabilities [R]."""
-        logits_RV = logits_RV.float()
         if self.any_scaled:
-            logits_RV = logits_RV / self.temperature_R[row_R, None]
-        logp_RV = logits_RV.log_softmax(-1)
+            logits_RV = logits_RV.float() / self.temperature_R[row_R, None]
+        prob_RV = logits_RV.softmax(-1, dtype=torch.float32)
         if self.all_greedy:
-            ids_R = logp_RV.argmax(-1)
+            ids_R = logits_RV.argmax(-1)
         else:
-            prob_RV = logp_RV.exp()
-            if self.any_top_p:
-                prob_RV = _nucleus(prob_RV, self.top_p_R[row_R])
-            ids_R = _inverse_cdf(prob_RV.cumsum(-1, dtype=self.real), self.noise_RN[row_R, t])
+            kept_RV = _nucleus(prob_RV, self.top_p_R[row_R]) if self.any_top_p else prob_RV
+            ids_R = _inverse_cdf(kept_RV, self.noise_RN[row_R, t])
             if self.any_greedy:
-                ids_R = torch.where(self.greedy_R[row_R], logp_RV.argmax(-1), ids_R)
-        return ids_R, logp_RV.gather(-1, ids_R[:, None])[:, 0]
+                ids_R = torch.where(self.greedy_R[row_R], logits_RV.argmax(-1), ids_R)
+        return ids_R, prob_RV.gather(-1, ids_R[:, None])[:, 0].log()
 
 
-def _inverse_cdf(cdf_RV: Tensor, noise_R: Tensor) -> Tensor:
-    """The first token whose cumulative (unnormalised) probability exceeds noise x total."""
-    target_R = noise_R * cdf_RV[:, -1]
-    return torch.searchsorted(cdf_RV, target_R[:, None], right=True)[:, 0].clamp(max=cdf_RV.shape[-1] - 1)
+def _inverse_cdf(prob_RV: Tensor, noise_R: Tensor) -> Tensor:
+    """The first token whose cumulative (unnormalised) probability exceeds noise x total, summed in noise's precision.
+
+    A large vocabulary is looked through in two steps, so that not every token's sum has to be written: for the block
+    of tokens, and for the token in it.
+    """
+    vocab, real = prob_RV.shape[-1], noise_R.dtype
+    block_RBW = prob_RV.unflatten(-1, (-1, vocab if vocab <= _BLOCK else math.gcd(vocab, _BLOCK)))
+    cdf_RB = block_RBW.sum(-1, dtype=real).cumsum(-1)
+    target_R1 = noise_R[:, None] * cdf_RB[:, -1:]
+    block_R1 = torch.searchsorted(cdf_RB, target_R1, right=True).clamp(max=cdf_RB.shape[-1] - 1)
+    before_R1 = torch.where(block_R1 > 0, cdf_RB.gather(-1, (block_R1 - 1).clamp(min=0)), 0)
+    cdf_RW = block_RBW[torch.arange(len(prob_RV), device=prob_RV.device), block_R1[:, 0]].cumsum(-1, dtype=real)
+    rest_R1 = torch.minimum(target_R1 - before_R1, cdf_RW[:, -1:].nextafter(cdf_RW.new_zeros(())))
+    return (block_R1 * block_RBW.shape[-1] + torch.searchsorted(cdf_RW, rest_R1, right=True))[:, 0]
 
 
 def _nucleus(prob_RV: Tensor, top_p_R: Tensor) -> Tensor:

@@ -171,11 +171,11 @@ class GroupLogProbs(nn.Module):
         """Log-probabilities [N] and, if asked for, entropies [N]; logits are never held for more than a chunk."""
 
         def score(features: Tensor, ids: Tensor, temperature: Tensor | None) -> tuple[Tensor, ...]:
-            logits = decoder.logits(features).float()
+            logits = decoder.logits(features)
             if temperature is not None:
-                logits = logits / temperature[:, None]
-            logps, entropy = fused.LogSoftmaxAt.apply(logits, ids, with_entropy)
-            return (logps, entropy) if with_entropy else (logps,)
+                logits = logits.float() / temperature[:, None]
+            logps, entropy = fused.log_softmax_at(logits, ids, with_entropy)
+            return (logps,) if entropy is None else (logps, entropy)
 
         size = self.logits_chunk or max(1, _CHUNK_ELEMENTS // decoder.vocab_size)
         if len(ids_N) <= size:
