@@ -15,8 +15,9 @@ from typing import Annotated, Any, Self
 import typer
 
 from spark_rl.cli.rows import Output, progress, say
-from spark_rl.data.convert import FORMATS, Picture, Question, Unusable, detect, image_suffix
+from spark_rl.data.convert import FORMATS, Picture, Question, Unusable, detect
 from spark_rl.data.tables import Table, open_tables
+from spark_rl.images import suffix_of
 from spark_rl.jsonl import MAX_ROW_BYTES
 
 data = typer.Typer(help="Prepare data.", no_args_is_help=True)
@@ -183,10 +184,10 @@ class ImageFolder:
             Unusable: it is not there, or no image.
         """
         if isinstance(image, bytes):
-            suffix = image_suffix(image)
+            suffix = suffix_of(image)
             if suffix is None:
                 raise Unusable("bytes that are no image", image[:12])
-            name = hashlib.sha256(image).hexdigest()[:24] + suffix
+            name = hashlib.sha256(image).hexdigest()[:24] + f".{suffix}"
             if name not in self._names:
                 self._write(name, image)
             found = self.path / name
@@ -252,9 +253,9 @@ def _find(given: str, beside: Path) -> Path:
         raise Unusable("an image that is not there", given)
     try:
         with file.open("rb") as opened:
-            head = opened.read(12)
+            head = opened.read(16)
     except OSError as error:
         raise Unusable("an image that cannot be read", f"{given} ({error.strerror})") from None
-    if image_suffix(head) is None:
+    if suffix_of(head) is None:
         raise Unusable("a file that is no image", given)
     return file
