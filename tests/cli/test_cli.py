@@ -18,8 +18,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_help_names_the_verbs_and_needs_no_torch() -> None:
-    code = "import sys, spark_rl, spark_rl.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+def test_help_names_the_verbs_and_needs_nothing_slow() -> None:
+    slow = {"torch", "transformers", "numpy", "PIL", "pyarrow", "openai", "spark_rl.data"}
+    code = f"import sys, spark_rl.cli; assert not {slow} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "train" in run("--help").stdout and "--debug" in run("--help").stdout
     assert "spark-rl train recipes/quickstart.yaml" in run("train", "--help").stdout

@@ -19,7 +19,7 @@ import datasets
 import PIL.Image
 import pytest
 
-from spark_rl.cli.data import ImageFolder
+from spark_rl.cli.image_folder import ImageFolder
 from spark_rl.cli.rows import Output
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.sources import open_sources

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import BAD, FORMATS, claiming, encoded, noise, png
 
-from spark_rl.images import decode, fetch, held, open_image, read, reference
+from spark_rl.images import decode, fetch, held, open_image, read, reference, suffix_of
 from spark_rl.types import Image
 
 
@@ -94,7 +94,14 @@ def test_bytes_are_kept_once_under_their_content(tmp_path, cache):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_kept_file_has_the_suffix_of_its_format(tmp_path, format):
-    assert Path(reference(encoded(noise(), format), tmp_path).path).suffix == f".{FORMATS[format]}"
+    data = encoded(noise(), format)
+    assert Path(reference(data, tmp_path).path).suffix == f".{FORMATS[format]}"
+    assert suffix_of(data[:16]) == FORMATS[format]
+
+
+def test_what_begins_like_no_image_has_no_suffix():
+    others = (encoded(noise(), "PPM"), b"RIFF0000WAVEfmt ", b"version https://git-lfs", b"<svg>", b"\x89PN", b"")
+    assert [suffix_of(head[:16]) for head in others] == [None] * len(others)
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):

@@ -92,11 +92,24 @@ def test_prompts_are_those_of_the_processor(loaded, family):
         text = of.images.processor.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
         )
-        if family == "llava_onevision" and len(images) > 1:
-            continue  # its processor makes less of each of several images, which are taken here as if alone
         pictures = [open_image(image) for image in images]
-        expected = of.images.processor(images=[pictures], text=[text], add_special_tokens=False)["input_ids"][0]
+        given = pictures if family == "llava_onevision" else [pictures]  # see the next test
+        expected = of.images.processor(images=given, text=[text], add_special_tokens=False)["input_ids"][0]
         assert of.renderer.encode([{"role": "user", "content": content}], images) == list(expected)
+
+
+def test_each_of_several_images_is_taken_as_if_alone(loaded):
+    """LLaVA-OneVision's processor does so with a flat list of images. Of lists, one a prompt, as its chat template
+    gives them, it reduces each of several images to one crop: 16 tokens and a newline here."""
+    of = loaded("llava_onevision")
+    content, images = prompts(of)[2]
+    ids = of.renderer.encode([{"role": "user", "content": content}], images)
+    num_tokens = [of.images.prepare(image).num_tokens for image in images]
+    assert ids.count(of.images.image_token_id) == sum(num_tokens) > 2 * 17
+    pictures, text = [open_image(image) for image in images], " ".join([of.images.placeholder] * 2)
+    for given, expected in ((pictures, sum(num_tokens)), ([pictures], 2 * 17)):
+        made = of.images.processor(images=given, text=[text])["input_ids"][0]
+        assert list(made).count(of.images.image_token_id) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)

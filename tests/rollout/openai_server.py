@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
             status, answer, headers = state.answer(body)
             with state.lock:
                 if status == 200:
-                    state.answered[body["messages"][-1]["content"]] += 1
+                    state.answered[str(body["messages"][-1]["content"])] += 1
         finally:
             with state.lock:
                 Handler.at_once -= 1

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import re
 import socket
 import time
 
+import PIL.Image
 import pytest
+from image_files import encoded, noise
 
 from spark_rl.config import EngineConfig
+from spark_rl.images import ImageError, held, reference
+from spark_rl.images.drawn import draw, drawing
 from spark_rl.rollout import endpoint_engine
 from spark_rl.rollout.endpoint_engine import EndpointEngine
 from spark_rl.rollout.engine import Request
+from spark_rl.types import IMAGE
 from tests.rollout.openai_server import completion, refusal, serving
 
 
@@ -148,6 +155,65 @@ def test_a_request_that_can_not_be_answered_is_not_sent_again():
         with pytest.raises(ValueError, match=r"refuses a request .*images are not for this model"):
             EndpointEngine(address, EngineConfig(concurrency=1)).generate([ask()])
         assert state.num_asked == 1
+
+
+def shown(part):
+    """The picture of an image part, as a server reads it."""
+    assert part.keys() == {"type", "image_url"} and part["image_url"].keys() == {"url"}
+    start, _, data = part["image_url"]["url"].partition(",")
+    assert start == "data:image/png;base64"
+    return PIL.Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+def test_images_stand_in_their_places_and_are_the_same_pictures(tmp_path):
+    """Of whatever kind: files of several formats, a drawing, and what came as a data URL itself."""
+    (tmp_path / "photo.jpg").write_bytes(jpeg := encoded(noise(seed=1), "JPEG"))
+    sketch = drawing(16, 12, [("disc", 2, 2, 8, "red")])
+    url = "data:image/webp;base64," + base64.b64encode(encoded(noise(seed=3), "WEBP", lossless=True)).decode()
+    images = (reference("photo.jpg", tmp_path), reference(sketch, tmp_path), held(url))
+    pictures = [PIL.Image.open(io.BytesIO(jpeg)), draw(sketch), noise(seed=3)]
+    messages = (
+        {"role": "system", "content": "Look well."},
+        {"role": "user", "content": f"{IMAGE}{IMAGE} Which is a disc?"},
+        {"role": "assistant", "content": "The second."},
+        {"role": "user", "content": f"And is {IMAGE}, too? Or {IMAGE}?"},
+    )
+    request = Request("a", (), messages=messages, n=1, max_new_tokens=5, images=(*images, images[0]))
+    with serving() as (address, state):
+        EndpointEngine(address, EngineConfig()).generate([request, ask("Hello")])
+    asked = {len(body["messages"]): body["messages"] for body in state.bodies}
+    assert asked[1] == [{"role": "user", "content": "Hello"}], "a text stays a text"
+    system, first, reply, second = asked[4]
+    assert [system, reply] == [messages[0], messages[2]]
+    assert [part.get("text") for part in first["content"]] == [None, None, " Which is a disc?"]
+    assert [part.get("text") for part in second["content"]] == ["And is ", None, ", too? Or ", None, "?"]
+    seen = [shown(part) for part in first["content"] + second["content"] if part["type"] != "text"]
+    assert [each.tobytes() for each in seen] == [each.tobytes() for each in (*pictures, pictures[0])]
+    assert [each.size for each in seen] == [(50, 40), (16, 12), (50, 40), (50, 40)]
+
+
+def test_images_go_along_whenever_a_request_is_sent_again(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(noise()))
+    image, faults = reference("a.png", tmp_path), [(503, refusal("later"), {}), (400, refusal("no n", "n"), {})]
+
+    def answer(body):
+        return faults.pop() if faults else (200, completion(body), {})
+
+    with serving(answer=answer) as (address, state):
+        engine = EndpointEngine(address, EngineConfig(concurrency=1))
+        ((*replies,),) = engine.generate([ask(f"{IMAGE} What?", n=2, images=(image,))])
+    assert len(replies) == 2 and len(state.bodies) == 4
+    for body in state.bodies:
+        part, text = body["messages"][0]["content"]
+        assert shown(part).tobytes() == noise().tobytes() and text["text"] == " What?"
+
+
+def test_an_image_that_is_gone_is_one_sentence(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(noise()))
+    image = reference("a.png", tmp_path)
+    (tmp_path / "a.png").unlink()
+    with serving() as (address, _), pytest.raises(ImageError, match=r"the image .*a\.png cannot be read"):
+        EndpointEngine(address, EngineConfig()).generate([ask(f"{IMAGE} What?", images=(image,)), ask("b")])
 
 
 def test_no_server_is_one_sentence():

@@ -12,8 +12,6 @@ here: an image stays the path or the bytes that the row has.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,6 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from spark_rl.data.rows import MAX_PROMPT_CHARS
+from spark_rl.images import ImageError, from_data_url
 from spark_rl.jsonl import parse_json
 from spark_rl.types import without_images
 from spark_rl.verify import ANSWER_TAG, extract_answer
@@ -213,39 +212,15 @@ def picture(value: Any) -> Picture:
     if not isinstance(value, str) or not value.strip():
         raise Unusable("an image that is neither path nor bytes", _shown(value))
     if value.startswith("data:"):
-        return _decoded(value)
+        try:
+            return from_data_url(value)
+        except ImageError:
+            raise Unusable("a data URL that cannot be decoded", value[:40]) from None
     if value.startswith("file://"):
         return unquote(urlsplit(value).path)
     if "://" in value:
         raise Unusable("an image that is an address", value)
     return value
-
-
-def _decoded(url: str) -> bytes:
-    head, _, data = url.partition(",")
-    try:
-        if not head.endswith(";base64"):
-            raise ValueError
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise Unusable("a data URL that cannot be decoded", url[:40]) from None
-
-
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", ".png"),
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"GIF8", ".gif"),
-    (b"BM", ".bmp"),
-    (b"II*\0", ".tiff"),
-    (b"MM\0*", ".tiff"),
-)
-
-
-def image_suffix(head: bytes) -> str | None:
-    """The suffix for a file that begins with these bytes (12 are enough); None if it is no image."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return ".webp"
-    return next((suffix for magic, suffix in _MAGIC if head.startswith(magic)), None)
 
 
 # ------------------------------------------------------------------------------------------------ chat messages

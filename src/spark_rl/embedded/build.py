@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -126,50 +126,61 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
     return model
 
 
-Encoded = tuple[list[int], list[bool]]
-"""Token ids, and which of them are to be learned."""
-Item = TypeVar("Item")
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A sample as the model reads it."""
+
+    ids: list[int]
+    learned: list[bool]
+    """Which of the ids are to be learned."""
+    paths: tuple[str, ...] = ()
+    """The drawings, in the order of the prompt."""
 
 
-def completed(prompt: list[int], sample: Sample, words: Callable[[str], list[int]]) -> Encoded:
-    """A sample as the model reads it, with the end of its turn."""
+def words(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text, special tokens included."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def completed(prompt: list[int], sample: Sample, tokenizer: Any, paths: tuple[str, ...] = ()) -> Encoded:
+    """A sample whose prompt has these ids, with the end of its turn."""
     ids, learned = list(prompt), [False] * len(prompt)
     for text, is_learned in [*sample[1], (END, True)]:
-        piece = words(text)
+        piece = words(tokenizer, text)
         ids, learned = ids + piece, learned + [is_learned] * len(piece)
-    return ids, learned
+    return Encoded(ids, learned, paths)
 
 
-def batched(
-    stream: Iterator[Item], length: Callable[[Item], int], samples: int, rng: random.Random
-) -> Iterator[list[Item]]:
+def batched(stream: Iterator[Encoded], samples: int, rng: random.Random) -> Iterator[list[Encoded]]:
     """Batches of samples; samples of like length stand together."""
     while True:
-        block = sorted(itertools.islice(stream, samples * 8), key=length)
+        block = sorted(itertools.islice(stream, samples * 8), key=lambda item: len(item.ids))
         batches = [block[i : i + samples] for i in range(0, len(block), samples)]
         rng.shuffle(batches)
         yield from batches
 
 
+def padded(batch: list[Encoded], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids [B, T], padded on the right, so that causality is mask enough, and which are to be learned [B, T]."""
+    width = max(len(item.ids) for item in batch)
+    ids_BT = torch.tensor([item.ids + [pad] * (width - len(item.ids)) for item in batch])
+    learned_BT = torch.tensor([item.learned + [False] * (width - len(item.ids)) for item in batch])
+    return ids_BT, learned_BT
+
+
 def _batches(stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[list[Encoded]]:
     renderer = ChatRenderer(tokenizer)
-
-    def words(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
     samples = (sample for _, sample in corpus(stage.habits, stage.shares, seed, stage.families))
-    encoded = (completed(renderer.encode(sample[0]), sample, words) for sample in samples)
-    return batched(encoded, lambda item: len(item[0]), stage.samples, random.Random(seed))
+    encoded = (completed(renderer.encode(sample[0]), sample, tokenizer) for sample in samples)
+    return batched(encoded, stage.samples, random.Random(seed))
 
 
 def _loss(model: Qwen3ForCausalLM, base: Callable[..., Any], batch: list[Encoded], pad: int) -> torch.Tensor:
     """Mean cross-entropy over the learned tokens."""
-    width = max(len(ids) for ids, _ in batch)
-    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch])
-    learned_BT = torch.tensor([learned + [False] * (width - len(learned)) for _, learned in batch])[:, 1:]
-    hidden_BTD = base(input_ids=ids_BT[:, :-1]).last_hidden_state  # right padding: causality is mask enough
-    return F.cross_entropy(model.lm_head(hidden_BTD[learned_BT]), ids_BT[:, 1:][learned_BT])
+    ids_BT, learned_BT = padded(batch, pad)
+    hidden_BTD = base(input_ids=ids_BT[:, :-1]).last_hidden_state
+    return F.cross_entropy(model.lm_head(hidden_BTD[learned_BT[:, 1:]]), ids_BT[learned_BT])
 
 
 def train_stage(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int) -> None:

@@ -34,7 +34,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from spark_rl.embedded.build import END, PAD, batched, completed, minimise, train_tokenizer
+from spark_rl.embedded.build import END, PAD, Encoded, batched, completed, minimise, padded, train_tokenizer, words
 from spark_rl.embedded.habits import BASE, CLEAN, NOISY, Habits, Sample, corpus, mixture
 from spark_rl.embedded.pictures import CELL, KINDS, LEVELS, PictureProblem, picture_problems
 from spark_rl.images.drawn import draw
@@ -183,17 +183,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCond
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A sample as the model reads it."""
-
-    ids: list[int]
-    learned: list[bool]
-    """Which of the ids are to be learned."""
-    paths: tuple[str, ...]
-    """The drawings, in the order of the prompt."""
-
-
 class Encoder:
     """Turns prompts and samples into ids, and drawings into patches."""
 
@@ -210,15 +199,11 @@ class Encoder:
         if IMAGE in text:
             num_tokens = self.pixels(path)["image_grid_thw"].prod().item() // MERGE**2
             text = text.replace(IMAGE, VISION_START + IMAGE_PAD * num_tokens + VISION_END)
-        return self.words(text)
-
-    def words(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return words(self.tokenizer, text)
 
     def sample(self, sample: Sample, path: str) -> Encoded:
-        ids, learned = completed(self.prompt(sample[0], path), sample, self.words)
-        return Encoded(ids, learned, (path,) * (IMAGE in sample[0][-1]["content"]))
+        shown = (path,) * (IMAGE in sample[0][-1]["content"])
+        return completed(self.prompt(sample[0], path), sample, self.tokenizer, shown)
 
     def images(self, paths: list[str]) -> dict[str, torch.Tensor]:
         """The `pixel_values` and `image_grid_thw` of drawings."""
@@ -232,18 +217,18 @@ def _batches(stage: Stage, encoder: Encoder, seed: int) -> Iterator[list[Encoded
     """Batches of samples; samples of like length stand together."""
     rng = random.Random(seed)
     pictures = mixture(picture_problems("pretrain", seed, stage.kinds), stage.habits, stage.shares, seed)
-    words = corpus(stage.habits, WORDS, seed)
+    texts = corpus(stage.habits, WORDS, seed)
 
     def encoded() -> Iterator[Encoded]:
         while True:
             if rng.random() < stage.words:
-                yield encoder.sample(next(words)[1], "")
+                yield encoder.sample(next(texts)[1], "")
             else:
                 _, problem, sample = next(pictures)
                 picked = looked_up(problem, rng) if rng.random() < stage.look_up else sample
                 yield encoder.sample(picked, problem.image.path)
 
-    return batched(encoded(), lambda item: len(item.ids), stage.samples, rng)
+    return batched(encoded(), stage.samples, rng)
 
 
 def train_tower(model: Qwen3VLForConditionalGeneration, encoder: Encoder, seed: int) -> None:
@@ -260,9 +245,9 @@ def train_tower(model: Qwen3VLForConditionalGeneration, encoder: Encoder, seed: 
     index = {fact: i for i, fact in enumerate(sorted(known))}
     embed = model.model.language_model.embed_tokens
     with torch.no_grad():
-        words = [embed(torch.tensor(encoder.words(fact))).sum(dim=0) for fact in index]
+        directions = [embed(torch.tensor(words(encoder.tokenizer, fact))).sum(dim=0) for fact in index]
     head = torch.nn.Linear(model.model.visual.config.out_hidden_size, len(index))
-    head.weight = torch.nn.Parameter(torch.stack(words))
+    head.weight = torch.nn.Parameter(torch.stack(directions))
     torch.nn.init.constant_(head.bias, -4.0)
 
     def losses() -> Iterator[torch.Tensor]:
@@ -298,9 +283,7 @@ def _see(model: Qwen3VLForConditionalGeneration, images: dict[str, torch.Tensor]
 
 def _loss(model: Qwen3VLForConditionalGeneration, encoder: Encoder, batch: list[Encoded]) -> torch.Tensor:
     """Mean cross-entropy over the learned tokens."""
-    width = max(len(item.ids) for item in batch)
-    ids_BT = torch.tensor([item.ids + [encoder.pad] * (width - len(item.ids)) for item in batch])
-    learned_BT = torch.tensor([item.learned + [False] * (width - len(item.ids)) for item in batch])[:, 1:]
+    ids_BT, learned_BT = padded(batch, encoder.pad)
     is_image_BT = torch.eq(ids_BT, encoder.image_pad)
     images = encoder.images([path for item in batch for path in item.paths])
     embeds_BTD = model.model.language_model.embed_tokens(ids_BT)
@@ -309,10 +292,10 @@ def _loss(model: Qwen3VLForConditionalGeneration, encoder: Encoder, batch: list[
     positions_3BT, _ = model.model.get_rope_index(
         ids_BT, mm_token_type_ids=is_image_BT.int(), image_grid_thw=images.get("image_grid_thw")
     )
-    hidden_BTD = model.model.language_model(  # right padding: causality is mask enough
+    hidden_BTD = model.model.language_model(
         inputs_embeds=embeds_BTD[:, :-1], position_ids=positions_3BT[..., :-1], use_cache=False
     ).last_hidden_state
-    return F.cross_entropy(model.lm_head(hidden_BTD[learned_BT]), ids_BT[:, 1:][learned_BT])
+    return F.cross_entropy(model.lm_head(hidden_BTD[learned_BT[:, 1:]]), ids_BT[learned_BT])
 
 
 def train_stage(model: Qwen3VLForConditionalGeneration, encoder: Encoder, stage: Stage, seed: int) -> None:

@@ -1,6 +1,6 @@
 """Images: references to them, and the pictures behind these."""
 
-from spark_rl.images.decode import ImageError
-from spark_rl.images.read import blank, held, named, open_image, reference
+from spark_rl.images.decode import ImageError, suffix_of
+from spark_rl.images.read import blank, from_data_url, held, named, open_image, reference
 
-__all__ = ["ImageError", "blank", "held", "named", "open_image", "reference"]
+__all__ = ["ImageError", "blank", "from_data_url", "held", "named", "open_image", "reference", "suffix_of"]

@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from spark_rl.images.decode import FORMATS, ImageError, decoded, opened
+from spark_rl.images.decode import ImageError, decoded, suffix_of
 
 
 def keep(data: bytes, sha256: str) -> Path:
@@ -19,8 +19,7 @@ def keep(data: bytes, sha256: str) -> Path:
     Raises:
         ImageError: it cannot be used (the reason alone), or not be written.
     """
-    suffix = FORMATS.get(opened(data).format or "", "jpg")  # a JPEG of several pictures has a name of its own in PIL
-    path = cache_folder() / "images" / sha256[:2] / f"{sha256}.{suffix}"
+    path = cache_folder() / "images" / sha256[:2] / f"{sha256}.{suffix_of(data)}"
     try:
         if path.is_file() and path.stat().st_size == len(data):
             return path

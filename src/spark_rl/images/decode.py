@@ -27,6 +27,13 @@ class ImageError(ValueError):
     """An image that cannot be used."""
 
 
+def suffix_of(head: bytes) -> str | None:
+    """The suffix for a file that begins with these bytes (16 are enough); None if it is of no format that is read."""
+    PIL.Image.init()
+    accepts = ((suffix, PIL.Image.OPEN[format][1]) for format, suffix in FORMATS.items())
+    return next((suffix for suffix, accept in accepts if accept and accept(head)), None)
+
+
 def opened(data: bytes) -> PIL.Image.Image:
     """The image with its header read and no pixel decoded.
 

@@ -61,7 +61,7 @@ def held(url: str) -> Image:
     """
     if not url[:16].lower().startswith(_URL_START):
         raise ImageError(f"an image must be a data URL (data:image/png;base64,...), not {url[:40]!r}; change it")
-    data = _from_data_url(url)
+    data = from_data_url(url)
     _decoded(data, _DATA)
     return Image(url, hashlib.sha256(data).hexdigest())
 
@@ -72,7 +72,7 @@ def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
         if value.startswith(_DRAWN):
             return _drawing(value)
         if start.startswith(_URL_START):
-            return _kept(_from_data_url(value), _DATA)
+            return _kept(from_data_url(value), _DATA)
         if start.startswith(("http://", "https://")):
             if not allow_urls:
                 raise ImageError(
@@ -105,7 +105,7 @@ def open_image(image: Image) -> PIL.Image.Image:
 
         return draw(image.path)
     if _DATA_URL.match(image.path):
-        return _decoded(_from_data_url(image.path), _DATA)
+        return _decoded(from_data_url(image.path), _DATA)
     name = named(image.path)
     data = _read(Path(image.path))
     if hashlib.sha256(data).hexdigest() != image.sha256:
@@ -202,7 +202,12 @@ def _kept(data: bytes, name: str) -> Image:
         raise ImageError(f"{name} {error}") from None
 
 
-def _from_data_url(url: str) -> bytes:
+def from_data_url(url: str) -> bytes:
+    """The file that a data URL holds.
+
+    Raises:
+        ImageError: it is not of that form.
+    """
     if not (start := _DATA_URL.match(url)):
         raise ImageError(f"the data URL {url[:40]!r} is not of the form data:image/png;base64,...; correct it")
     try:

@@ -35,6 +35,17 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def loader_of(config: ModelConfig) -> tuple[Any, str]:
+    """The class that loads the model, and the kind of model that it is tried as.
+
+    Raises:
+        ValueError: there is no readable config.
+    """
+    if is_vision_language(config):
+        return AutoModelForImageTextToText, "vision-language model"
+    return AutoModelForCausalLM, "causal LM"
+
+
 def load_model(config: ModelConfig) -> Any:
     """The model with float32 weights (they are the optimizer's master weights).
 
@@ -42,14 +53,14 @@ def load_model(config: ModelConfig) -> Any:
         ValueError: the folder or id holds no causal LM or vision-language model that can be loaded.
     """
     path = resolve_path(config.path)
-    loader: Any = AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
+    loader, kind = loader_of(config)
     kwargs: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
     try:
         model = loader.from_pretrained(path, dtype=torch.float32, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"model.path: no causal LM could be loaded from {path!r} ({_first_line(error)})") from None
+        raise ValueError(f"model.path: no {kind} could be loaded from {path!r} ({_first_line(error)})") from None
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

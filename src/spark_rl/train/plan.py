@@ -12,13 +12,13 @@ from statistics import mean
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from spark_rl.config import Config, ModelConfig
 from spark_rl.data import Data, load_data
 from spark_rl.models.folder import resolve_path
-from spark_rl.models.load import load_tokenizer
-from spark_rl.models.processor import ImageProcessor, is_vision_language, load_image_processor
+from spark_rl.models.load import load_tokenizer, loader_of
+from spark_rl.models.processor import ImageProcessor, load_image_processor
 from spark_rl.models.prompt_once import can_share
 from spark_rl.models.vision import num_patches, vision_modules, vision_parameters
 from spark_rl.prompts import ChatRenderer
@@ -250,17 +250,17 @@ def _empty_model(config: ModelConfig) -> Any:
     """The model on torch's meta device: every module, no weights, frozen as it will be.
 
     Raises:
-        ValueError: the folder or id holds no config of a causal LM.
+        ValueError: the folder or id holds no config of a model that can be built.
     """
     path = resolve_path(config.path)
+    loader, kind = loader_of(config)
     try:
         settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):
-            loader: Any = AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
             model = loader.from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"model.path: no causal LM could be built from {path!r} ({line})") from None
+        raise ValueError(f"model.path: no {kind} could be built from {path!r} ({line})") from None
     for parameter in vision_parameters(model) if config.freeze_vision else ():
         parameter.requires_grad_(False)
     return model
