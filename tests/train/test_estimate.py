@@ -45,7 +45,7 @@ GIB = 2**30
 
 def test_cache_of_a_known_model():
     assert kv_bytes(QWEN3_06B, 1, dtype_bytes=2) == 114_688  # 112 KiB a token, as its card's users know it
-    assert generation_bytes(QWEN3_06B, 1000, 10, 2) == 114_688_000 + 10 * 151_936 * 20
+    assert generation_bytes(QWEN3_06B, 1000, 10, 2) == 114_688_000 + 10 * 151_936 * 10
 
 
 def test_a_parameter_costs_16_bytes():

@@ -225,14 +225,14 @@ class _Sampler:
 
 
 def _inverse_cdf(prob_RV: Tensor, noise_R: Tensor) -> Tensor:
-    """The first token whose cumulative (unnormalised) probability exceeds noise x total, summed in noise's precision.
+    """The first token whose cumulative (unnormalised) probability exceeds noise x total.
 
     A large vocabulary is looked through in two steps, so that not every token's sum has to be written: for the block
     of tokens, and for the token in it.
     """
     vocab, real = prob_RV.shape[-1], noise_R.dtype
     block_RBW = prob_RV.unflatten(-1, (-1, vocab if vocab <= _BLOCK else math.gcd(vocab, _BLOCK)))
-    cdf_RB = block_RBW.sum(-1, dtype=real).cumsum(-1)
+    cdf_RB = block_RBW.sum(-1).cumsum(-1, dtype=real)  # a sum in `real` would make a copy of all in it
     target_R1 = noise_R[:, None] * cdf_RB[:, -1:]
     block_R1 = torch.searchsorted(cdf_RB, target_R1, right=True).clamp(max=cdf_RB.shape[-1] - 1)
     before_R1 = torch.where(block_R1 > 0, cdf_RB.gather(-1, (block_R1 - 1).clamp(min=0)), 0)

@@ -131,9 +131,9 @@ def kv_bytes(shape: ModelShape, tokens: int, dtype_bytes: int) -> int:
 
 
 def generation_bytes(shape: ModelShape, tokens: int, rows: int, dtype_bytes: int, patches: int = 0) -> int:
-    """Cache of a chunk of `rows` with `tokens` in all, and the sampling of one position: logits, log-probabilities
-    and probabilities in float32, their cumulative sum in float64. Before these, one layer of the vision tower."""
-    sampling = rows * shape.vocab * (4 + 4 + 4 + 8)
+    """Cache of a chunk of `rows` with `tokens` in all, and the sampling of one position: logits and probabilities, both
+    in float32 (see `TransformersEngine`). Before these, one layer of the vision tower."""
+    sampling = rows * shape.vocab * (4 + 4 + (0 if dtype_bytes == 4 else dtype_bytes))
     return max(
         kv_bytes(shape, tokens, dtype_bytes) + sampling, vision_bytes(shape, patches, dtype_bytes, keeps_all=False)
     )
