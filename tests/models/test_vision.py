@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from vision import FAMILIES, image_file, save_vision_model
 
 from spark_rl.config import ModelConfig
 from spark_rl.images import open_image
 from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.models.processor import ImageProcessor, load_image_processor
-from spark_rl.models.vision import Vision
+from spark_rl.models.vision import Vision, freeze_vision, vision_modules
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.engine import Request
 from spark_rl.rollout.transformers_engine import TransformersEngine
@@ -182,6 +183,39 @@ def test_a_prompt_may_leave_the_expansion_to_others(loaded, family):
         for image in images:
             text = text.replace(of.images.expand(image), of.images.placeholder, 1)
         assert of.tokenizer.decode(ids) == text
+
+
+def test_all_but_the_language_model_is_frozen_whatever_it_is_called():
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"model_type": "llama", "vocab_size": 64, **small}
+    with torch.device("meta"):
+        model = transformers.Idefics3ForConditionalGeneration(
+            transformers.Idefics3Config(text_config=text, vision_config=small, pad_token_id=0)
+        )
+    freeze_vision(model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    of_text = {name for name, _ in model.named_parameters() if name.startswith(("model.text_model.", "lm_head."))}
+    assert frozen == dict(model.named_parameters()).keys() - of_text
+    assert all(any(part in name for name in frozen) for part in ("vision_model", "connector"))
+
+
+def test_a_language_model_that_is_no_part_of_its_own_cannot_be_trained_alone():
+    with torch.device("meta"):
+        model = transformers.ChameleonForConditionalGeneration(
+            transformers.ChameleonConfig(
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                vocab_size=64,
+                vocabulary_map={"<image>": 3},
+                vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1},
+            )
+        )
+    with pytest.raises(ValueError, match=r"Chameleon.*set model.freeze_vision=false"):
+        freeze_vision(model)
+    assert vision_modules(model) == []
 
 
 def test_an_image_is_prepared_and_encoded_once(loaded):

@@ -155,15 +155,29 @@ def read_back(model: Any, ids: Tensor) -> Tensor:
 
 
 def vision_modules(model: Any) -> list[torch.nn.Module]:
-    """The vision tower and what projects its features; none of a language model."""
-    if image_token_id(model) is None:
+    """The vision tower and what projects its features: all but the part that words go into and come out of. None of a
+    language model, or where that is no part of its own."""
+    embeddings, parts = model.get_input_embeddings(), list(model.base_model.children())
+    if image_token_id(model) is None or embeddings in parts:
         return []
-    return [part for name, part in model.base_model.named_children() if name != "language_model"]
+    words = {embeddings, model.get_output_embeddings()}
+    return [part for part in parts if words.isdisjoint(part.modules())]
 
 
-def vision_parameters(model: Any) -> list[torch.nn.Parameter]:
-    """Those of the `vision_modules`."""
-    return [parameter for part in vision_modules(model) for parameter in part.parameters()]
+def freeze_vision(model: Any) -> None:
+    """Train the language model alone.
+
+    Raises:
+        ValueError: a vision-language model has nothing beside it.
+    """
+    parts = vision_modules(model)
+    if not parts and image_token_id(model) is not None:
+        raise ValueError(
+            f"model.freeze_vision: {type(model).__name__} has no vision tower apart from its language model; set "
+            "model.freeze_vision=false"
+        )
+    for part in parts:
+        part.requires_grad_(False)
 
 
 def num_patches(model: Any, image: PreparedImage) -> int:

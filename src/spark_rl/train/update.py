@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from spark_rl.config import Config
 from spark_rl.models.load import unwrap
 from spark_rl.models.processor import ImageProcessor
-from spark_rl.models.vision import Vision, vision_parameters
+from spark_rl.models.vision import Vision, freeze_vision
 from spark_rl.train.advantages import advantages
 from spark_rl.train.batches import (
     MicroBatch,
@@ -59,8 +59,8 @@ class Updater:
         self.config, self.accelerator, self.pad_id, self.say = config, accelerator, pad_id, say
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.vision = Vision(model, images) if images else None
-        for parameter in vision_parameters(unwrap(model)) if config.model.freeze_vision else ():
-            parameter.requires_grad_(False)
+        if config.model.freeze_vision:
+            freeze_vision(unwrap(model))
         self.reference = self._frozen(model) if config.loss.kl_coef > 0 else None
         optimizer = torch.optim.AdamW(
             model.parameters(),
