@@ -110,9 +110,10 @@ class Vision:
         Raises:
             ValueError: an image cannot be loaded.
         """
-        number: dict[Image, int] = {}
-        of_prompt = [[number.setdefault(image, len(number)) for image in shown] for shown in images]
-        prepared = [self.images.prepare(image) for image in number]
+        unlike = {image.sha256: image for shown in images for image in shown}
+        number = {sha256: i for i, sha256 in enumerate(unlike)}
+        of_prompt = [[number[image.sha256] for image in shown] for shown in images]
+        prepared = [self.images.prepare(image) for image in unlike.values()]
         if not prepared:
             if not always:
                 return None
