@@ -6,11 +6,15 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 import transformers
+from hypothesis import example, given
+from hypothesis import strategies as st
 from vision import FAMILIES, image_file, save_vision_model
 
 from spark_rl.config import ModelConfig
@@ -183,6 +187,26 @@ def test_a_prompt_may_leave_the_expansion_to_others(loaded, family):
         for image in images:
             text = text.replace(of.images.expand(image), of.images.placeholder, 1)
         assert of.tokenizer.decode(ids) == text
+
+
+@given(short=st.integers(8, 80), ratio=st.floats(1, 200), max_pixels=st.integers(784, 2**20), upright=st.booleans())
+@example(short=75, ratio=200.0, max_pixels=2**20, upright=False)
+def test_a_picture_that_is_made_smaller_is_made_no_longer_a_strip(short, ratio, max_pixels, upright):
+    """The check of the data lets 200:1 pass, and Qwen's processor refuses more."""
+    long = int(short * ratio)
+    picture = PIL.Image.new("L", (short, long) if upright else (long, short))
+    sides = ImageProcessor(SimpleNamespace(image_token=""), 0, max_pixels).shrunk(picture).size
+    new_short, new_long = sides if upright else sides[::-1]
+    assert new_long * short <= long * new_short
+    assert new_long * new_short <= max(max_pixels, long * short) and (new_long, new_short) <= (long, short)
+    if long * short > max_pixels:
+        assert max_pixels - new_short < new_long * new_short <= max_pixels
+
+
+def test_the_longest_strip_that_may_be_is_one_for_the_processor_too(loaded):
+    images = loaded("qwen2_5_vl").images
+    picture = PIL.Image.new("RGB", (15_000, 75))
+    assert ImageProcessor(images.processor, images.image_token_id, 2**20).prepare_picture(picture).num_tokens
 
 
 def test_all_but_the_language_model_is_frozen_whatever_it_is_called():

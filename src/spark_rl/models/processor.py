@@ -6,6 +6,7 @@ that show it, and the text is left to `ChatRenderer`, which knows what is quoted
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -102,11 +103,13 @@ class ImageProcessor:
         return PreparedImage(replacement["replacement"], num_tokens, tensors)
 
     def shrunk(self, picture: PIL.Image.Image) -> PIL.Image.Image:
-        """The picture with at most `max_pixels`."""
+        """The picture with at most `max_pixels`, and no longer a strip than it was: a processor may refuse such."""
         if picture.width * picture.height <= self.max_pixels:
             return picture
-        scale = (self.max_pixels / (picture.width * picture.height)) ** 0.5
-        return picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
+        short, long = sorted(picture.size)
+        new_short = math.ceil((self.max_pixels * short / long) ** 0.5)
+        new_long = self.max_pixels // new_short
+        return picture.resize((new_long, new_short) if picture.width > picture.height else (new_short, new_long))
 
 
 def is_vision_language(config: ModelConfig) -> bool:
