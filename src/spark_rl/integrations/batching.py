@@ -47,7 +47,7 @@ class Stopped(Exception):
 
 
 class JudgingFailed(Exception):
-    """The judge raised an exception, on this item or on one that was judged with it."""
+    """The judge raised an exception, on this item or because its model is gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -137,9 +137,13 @@ class Batcher:
                         batch.append(entry)
         return batch
 
-    @staticmethod
-    def _answer(entries: Sequence[_Entry], judge_all: Callable[[list[Any]], Sequence[Judgement]]) -> None:
-        """Judge items of one kind, equal ones once: equal items get equal judgements, sampled ones too."""
+    @classmethod
+    def _answer(cls, entries: Sequence[_Entry], judge_all: Callable[[list[Any]], Sequence[Judgement]]) -> None:
+        """Judge items of one kind, equal ones once: equal items get equal judgements, sampled ones too.
+
+        Where they cannot be judged together, each is tried alone: one client's picture may be what the model refuses.
+        But a model server that is gone was asked again and again already.
+        """
         if not entries:
             return
         unique = list(dict.fromkeys(entry.item for entry in entries))
@@ -147,6 +151,10 @@ class Batcher:
             judgements = dict(zip(unique, judge_all(unique), strict=True))
         except Exception as error:
             _log.exception("a batch of %d items could not be judged", len(unique))
+            if len(unique) > 1 and not isinstance(error, ConnectionError):
+                for item in unique:
+                    cls._answer([entry for entry in entries if entry.item == item], judge_all)
+                return
             for entry in entries:
                 entry.future.set_exception(JudgingFailed(type(error).__name__))
             return
