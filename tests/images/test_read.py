@@ -221,6 +221,15 @@ def opened(data: bytes, folder: Path) -> PIL.Image.Image:
     return picture
 
 
+def test_a_plain_picture_is_not_copied_and_a_callers_is_not_turned(tmp_path):
+    picture = decode.opened(png())
+    assert decode.loaded(picture) is picture
+    callers = noise(40, 24)
+    callers.getexif()[0x0112] = 6
+    assert open_image(reference(callers, tmp_path)).size == (24, 40)
+    assert callers.size == (40, 24) and callers.getexif()[0x0112] == 6
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_upright(tmp_path, format, orientation):
