@@ -336,12 +336,14 @@ def test_stopping_finishes_the_batch_under_way_and_turns_away_what_waits():
 def test_the_queue_of_a_closed_batcher_takes_nothing():
     model, _ = scripted(believe)
     batcher = Batcher(Judge(model), ServeConfig(max_queue=2, max_items=2), lambda size: None)
-    with pytest.raises(Busy):
-        batcher.submit([Single("q", "r")] * 3)
-    assert batcher.submit([Single("q", "value 0.6")])[0].result(10).probability == pytest.approx(0.6)
+    with pytest.raises(Busy), batcher.room(3):
+        pass
+    with batcher.room(1):
+        (judgement,) = batcher.submit([Single("q", "value 0.6")])
+    assert judgement.result(10).probability == pytest.approx(0.6)
     batcher.close()
-    with pytest.raises(Stopped):
-        batcher.submit([Single("q", "r")])
+    with pytest.raises(Stopped), batcher.room(1):
+        pass
     wait_for(lambda: not batcher.ready)
 
 
@@ -418,6 +420,39 @@ def test_an_image_that_many_items_show_is_read_once(monkeypatch):
     with running() as served:
         assert len(served.client.post("/score", json={"items": items}).json()["items"]) == 3
     assert read == [url(png())]
+
+
+def test_what_waits_to_be_decoded_waits_in_the_queue(monkeypatch):
+    """Else a client could have any number of images decoded for requests that are then refused."""
+    may, begun, read = threading.Event(), threading.Event(), []
+
+    def slow(address: str) -> Any:
+        read.append(address)
+        begun.set()
+        assert may.wait(10)
+        return held(address)
+
+    monkeypatch.setattr(server, "held", slow)
+    bodies = [{**ONE, "question": [part(url(png(seed)))]} for seed in range(4)]
+    with running(max_queue=3, max_items=3) as served:
+        first = served.in_background("/score", bodies[0])
+        assert begun.wait(10)
+        second = served.in_background("/score", {"items": bodies[1:3]})
+        wait_for(lambda: served.batcher.num_waiting == 3)
+        assert served.client.post("/score", json=bodies[3]).status_code == 503
+        assert served.client.post("/score", json=ONE).status_code == 503
+        may.set()
+        for thread, replies in (first, second):
+            thread.join(10)
+            assert replies[0].status_code == 200
+        assert served.client.post("/score", json=bodies[3]).status_code == 200
+    assert len(read) == 4
+
+
+def test_a_bad_image_gives_its_room_back(served):
+    bad = {**ONE, "question": [part(url(b""))]}
+    assert served.client.post("/score", json=bad).status_code == 422
+    assert served.batcher.num_waiting == 0
 
 
 def test_a_judge_that_takes_no_images_says_so():
