@@ -14,7 +14,8 @@ from vision import picture, save_vision_model
 
 from spark_rl.config import Config
 from spark_rl.train.dry_run import describe
-from spark_rl.train.loop import Trainer
+from spark_rl.train.forward import GroupBatch, GroupLogProbs
+from spark_rl.train.loop import Trainer, _Clock
 from spark_rl.train.plan import make_plan
 from spark_rl.types import Role
 
@@ -148,6 +149,25 @@ def test_a_run_goes_on_when_its_images_have_moved(model, questions, tmp_path):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     afters = [json.loads((tmp_path / name / "summary.json").read_text())["after"] for name in ("whole", "parts")]
     assert afters[0] == afters[1] and afters[0]["n_pointwise"]
+
+
+def test_the_forward_is_checked_again_at_the_first_step_with_images(model, questions, tmp_path, monkeypatch):
+    checked: list[bool] = []
+    self_check = GroupLogProbs.self_check
+
+    def noted(module: GroupLogProbs, batch: GroupBatch) -> str | None:
+        checked.append(batch.images is not None)
+        return self_check(module, batch)
+
+    monkeypatch.setattr(GroupLogProbs, "self_check", noted)
+    trainer = Trainer(run_config(model, questions, tmp_path / "run"))
+    tasks, _ = trainer.selection.select(1)
+    groups = trainer._ask(tasks, 1, _Clock())
+    text = [group for group in groups if not group.task.example.images]
+    assert 0 < len(text) < len(groups)
+    for step in (text, text, groups, text, groups):
+        trainer.updater.update(step)
+    assert checked == [False, True]
 
 
 def test_a_language_model_is_given_no_images(questions, tmp_path):
