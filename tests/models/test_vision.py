@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from vision import FAMILIES, image_file, save_vision_model
 
 from spark_rl.config import ModelConfig
 from spark_rl.images import open_image
+from spark_rl.models import processor
 from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.models.processor import ImageProcessor, load_image_processor
 from spark_rl.models.vision import Vision, freeze_vision, vision_modules
@@ -187,6 +189,46 @@ def test_a_prompt_may_leave_the_expansion_to_others(loaded, family):
         for image in images:
             text = text.replace(of.images.expand(image), of.images.placeholder, 1)
         assert of.tokenizer.decode(ids) == text
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> list[Any]:
+    """The arguments of the calls of a method, which is called as before."""
+    method, calls = getattr(target, name), list[Any]()
+
+    @functools.wraps(method)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        calls.append((*args, *kwargs.values()))
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, noted)
+    return calls
+
+
+def test_what_is_written_of_an_image_outlives_its_pixels(loaded, monkeypatch):
+    """A step measures its prompts, renders them, generates and updates, and its images may be more than are kept."""
+    of = loaded("qwen2_5_vl")
+    files = [image_file(of.folder, 10 + i, 24, 16 + 8 * i) for i in range(4)]
+    images = ImageProcessor(of.images.processor, of.images.image_token_id, of.images.max_pixels)
+    monkeypatch.setattr(processor, "_CACHE_BYTES", 2 * images.prepare(files[3]).num_bytes)
+    prepared = counted(monkeypatch, images, "_prepare")
+    expected = [images.expand(file) for file in files]
+    assert len(prepared) == 3 and len(set(map(len, expected))) == 4
+    assert [images.expand(file) for file in files * 2] == expected * 2
+    assert len(prepared) == 3
+    for file, text in zip(files, expected, strict=True):
+        assert text.count(images.placeholder) == images.prepare(file).num_tokens
+        kept = [prepared.num_bytes for prepared in images._kept.values()]
+        assert sum(kept) == images._kept_bytes <= processor._CACHE_BYTES
+    assert 3 < len(prepared) <= 7
+
+
+def test_texts_of_images_are_forgotten_in_the_end(loaded, monkeypatch):
+    of = loaded("qwen2_5_vl")
+    monkeypatch.setattr(processor, "_REMEMBERED", 2)
+    images = ImageProcessor(of.images.processor, of.images.image_token_id, of.images.max_pixels)
+    for seed in range(5):
+        assert images.expand(image_file(of.folder, seed, 24, 16))
+        assert len(images._texts) <= 2
 
 
 @given(short=st.integers(8, 80), ratio=st.floats(1, 200), max_pixels=st.integers(784, 2**20), upright=st.booleans())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from spark_rl.types import Image
 
 _CACHE_BYTES = 2**29
 """Prepared images that are kept for the steps to come: a group's image comes back in judge and reflection prompts."""
+_REMEMBERED = 2**17
+"""Images whose texts are kept, which all prompts are measured by: about 200 bytes of memory each."""
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets")
 _FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
 """What a processor is saved in beside the tokenizer."""
@@ -63,6 +66,7 @@ class ImageProcessor:
         """What chat templates write in an image's place."""
         self._kept: OrderedDict[str, PreparedImage] = OrderedDict()
         self._kept_bytes = 0
+        self._texts: dict[str, str] = {}
 
     def expand(self, image: Image) -> str:
         """What the image's placeholder becomes in the text of a prompt: as many image tokens as it has features.
@@ -70,7 +74,7 @@ class ImageProcessor:
         Raises:
             ValueError: the image cannot be loaded.
         """
-        return self.prepare(image).text
+        return self._texts.get(image.sha256) or self.prepare(image).text
 
     def prepare(self, image: Image) -> PreparedImage:
         """The image for the model; raises what `expand` raises."""
@@ -80,6 +84,9 @@ class ImageProcessor:
         prepared = self._prepare(image)
         self._kept[image.sha256] = prepared
         self._kept_bytes += prepared.num_bytes
+        if len(self._texts) >= _REMEMBERED:
+            del self._texts[next(iter(self._texts))]
+        self._texts[image.sha256] = sys.intern(prepared.text)  # kilobytes, and the same for all images of a size
         while self._kept_bytes > _CACHE_BYTES and len(self._kept) > 1:
             self._kept_bytes -= self._kept.popitem(last=False)[1].num_bytes
         return prepared
