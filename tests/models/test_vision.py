@@ -284,8 +284,20 @@ def test_a_language_model_that_is_no_part_of_its_own_cannot_be_trained_alone():
     assert vision_modules(model) == []
 
 
-def test_an_image_is_prepared_and_encoded_once(loaded):
+@pytest.mark.parametrize("shares", [True, False])
+def test_an_image_is_prepared_and_encoded_once(loaded, monkeypatch, shares):
+    """Four prompts show two images four times, with several completions each."""
     of = loaded("qwen2_5_vl")
-    images = batch_of(of).images
-    assert len(images.images) == 2
-    assert images.of_prompt == [[], [0], [0, 1], [0]]
+    monkeypatch.setattr("spark_rl.rollout.transformers_engine.can_share", lambda model: shares)
+    images = ImageProcessor(of.images.processor, of.images.image_token_id, of.images.max_pixels)
+    of = replace(of, model=copy.deepcopy(of.model), images=images, renderer=ChatRenderer(of.tokenizer, images=images))
+    prepared = counted(monkeypatch, images, "_prepare")
+    encoded_pixels = counted(monkeypatch, of.model.base_model, "get_image_features")
+    patches = 4 * (6 * 5 + 3 * 2)  # of 48x40 and of 24x16 pixels, four a token
+    requests = [Request(str(i), tuple(ids), 2, 4, images=shown) for i, (ids, shown) in enumerate(encoded(of))]
+    TransformersEngine(of.model, of.tokenizer, images=images).generate(requests)
+    batch = batch_of(of)
+    GroupLogProbs(of.model, "shared" if shares else "plain")(batch)
+    assert len(prepared) == 2
+    assert [pixels.shape[0] for pixels, *_ in encoded_pixels] == [patches, patches]
+    assert batch.images.of_prompt == [[], [0], [0, 1], [0]]
