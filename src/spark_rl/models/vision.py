@@ -41,7 +41,17 @@ class PromptImages:
     None where attention is causal throughout."""
 
     def tensors(self, device: torch.device | str, order: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """What the vision tower reads, of each image once, or of those that these prompts show, as often as they do."""
+        """What the vision tower reads, of each image once, or of those that these prompts show, as often as they do.
+
+        Names and shapes are those of the model's processor, with all images along the first axis: Qwen-VL's
+        `pixel_values` are [patches, pixels of one], Gemma 3's [crops, C, H, W], LLaVA's [images, crops, C, H, W].
+
+        Args:
+            order: prompts, by number.
+
+        Raises:
+            ValueError: there is no image among these prompts.
+        """
         numbers = range(len(self.images)) if order is None else [i for b in order for i in self.of_prompt[b]]
         names = self.images[0].tensors
         return {name: _joined([self.images[i].tensors[name] for i in numbers]).to(device) for name in names}
@@ -49,9 +59,16 @@ class PromptImages:
     def features(self, body: Any, order: Sequence[int] | None = None) -> dict[str, Any]:
         """The argument of the model's forward that holds the features of all prompts' images.
 
+        They are [image tokens of all rows, D], row after row, D the language model's hidden size; so are those that
+        Qwen3-VL adds to the outputs of its first layers.
+
         Args:
             body: the model without its head.
             order: the prompts of the forward's rows; by default each prompt once.
+
+        Raises:
+            AttributeError, IndexError, RuntimeError: the model is of another make, or has fewer features of an image
+                than its processor makes image tokens.
         """
         device = next(body.parameters()).device
         counts = [image.num_tokens for image in self.images]
@@ -130,6 +147,7 @@ class Vision:
         return PromptImages(prepared, of_prompt, [len(ids) for ids in prompts], positions, self.image_token_id, blocks)
 
     def _positions(self, ids: Sequence[int], is_image: np.ndarray, shown: Sequence[PreparedImage]) -> np.ndarray:
+        """Positions [A, P] of a prompt as the model itself counts them: image tokens [P] by row and column."""
         if not shown:
             return np.broadcast_to(np.arange(len(ids)), (3, len(ids)))
         position_A1P, _ = self.body.get_rope_index(
@@ -211,5 +229,7 @@ def _rows(features: Any, index: Tensor) -> Any:
 
 
 def _blocks(is_image: np.ndarray) -> np.ndarray:
+    """The number [P] of the image that each token is of, counted in the prompt, and -1 for text. Image tokens without
+    text between them are of one image, as the models' own masks have it."""
     starts = is_image & ~np.concatenate([[False], is_image[:-1]])
     return np.where(is_image, np.cumsum(starts) - 1, -1)
