@@ -11,7 +11,7 @@ the token ids that were sampled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -121,6 +121,16 @@ class Task:
     """0 for a question of the data, 1 for what was recycled from its rollouts, and so on."""
     step: int = 0
     """The step that made this task (0 for data); its age in the pool is counted from here."""
+
+
+def with_images_at_hand(task: Task, images: Mapping[str, Image]) -> Task:
+    """A task that was saved, with its images where they are now.
+
+    Args:
+        images: by the hash of their content. What is not among them stays where it was.
+    """
+    found = tuple(images.get(image.sha256, image) for image in task.example.images)
+    return replace(task, example=replace(task.example, images=found)) if found else task
 
 
 FinishReason = Literal["stop", "length", "no_room"]

@@ -54,6 +54,7 @@ def test_no_pixel_is_between_two_colours():
         (described(size=[0, 8]), "size"),
         (described(size=[8, 10**6]), "size"),
         (described(size=[8.5, 8]), "size"),
+        (described(size=[1000, 4]), "longer than 200:1"),
         (described(marks=[["star", 1, 1, "red"]]), "known are rectangle"),
         (described(marks=[["disc", 1, 1, "red"]]), "disc"),
         (described(marks=[["disc", 1, 1, -4, "red"]]), "disc"),

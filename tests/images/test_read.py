@@ -201,6 +201,14 @@ def test_a_file_that_was_changed_or_removed_is_noticed(tmp_path):
         open_image(image)
 
 
+@pytest.mark.parametrize("size", [(50, 40), (1600, 8), (8, 1599), (3000, 17)])
+def test_the_blank_of_an_image_has_its_shape_and_may_be_shown_where_it_may(tmp_path, size):
+    blank = read.blank(reference(encoded(noise(*size)), tmp_path))
+    (width, height), scale = open_image(blank).size, min(1, 1024 / max(size))
+    assert (width, height) == pytest.approx((size[0] * scale, size[1] * scale), abs=1)
+    assert max(width, height) <= decode.MAX_RATIO * min(width, height)
+
+
 @given(st.binary(max_size=200), st.sampled_from(list(FORMATS)), st.integers(0, 400))
 def test_whatever_the_bytes_are_it_is_an_image_or_a_sentence(tmp_path_factory, data, format, at):
     good = encoded(noise(10, 10), format)
@@ -218,6 +226,15 @@ def opened(data: bytes, folder: Path) -> PIL.Image.Image:
     picture = open_image(reference(data, folder))
     assert picture.mode == "RGB"
     return picture
+
+
+def test_a_plain_picture_is_not_copied_and_a_callers_is_not_turned(tmp_path):
+    picture = decode.opened(png())
+    assert decode.loaded(picture) is picture
+    callers = noise(40, 24)
+    callers.getexif()[0x0112] = 6
+    assert open_image(reference(callers, tmp_path)).size == (24, 40)
+    assert callers.size == (40, 24) and callers.getexif()[0x0112] == 6
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])

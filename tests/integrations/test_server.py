@@ -25,8 +25,8 @@ from spark_rl.config import load_inference
 from spark_rl.config.inference import ServeConfig
 from spark_rl.images import held, open_image
 from spark_rl.infer import Judge
-from spark_rl.integrations import server
-from spark_rl.integrations.batching import Batcher, Busy, Single, Stopped
+from spark_rl.integrations import batching, server
+from spark_rl.integrations.batching import Batcher, Busy, JudgingFailed, Single, Stopped
 from spark_rl.integrations.server import Server, bind, create_app
 from spark_rl.types import IMAGE
 
@@ -276,19 +276,45 @@ def test_who_has_left_is_not_judged():
         assert not any("0.9" in prompt for prompt in served.engine.prompts)
 
 
-def test_a_judge_that_fails_fails_its_batch_alone(caplog):
+def test_an_item_that_cannot_be_judged_fails_alone(caplog):
+    held = Held()
+
     def fails(prompt: str, number: int, request: Any) -> str | tuple[str, float]:
         if "poison" in prompt:
             raise RuntimeError("cannot be told to clients")
-        return believe(prompt, number, request)
+        return held(prompt, number, request)
 
     with running(fails) as served:
+        first = served.in_background("/score", ONE)
+        assert held.started.wait(10)
+        rest = [
+            served.in_background("/score", {**ONE, "response": f"{word} value 0.6"}) for word in ("a", "poison", "b")
+        ]
+        wait_for(lambda: served.batcher.num_waiting == 3)
+        held.may.set()
+        for thread, _ in (first, *rest):
+            thread.join(10)
+        assert [replies[0].status_code for _, replies in (first, *rest)] == [200, 200, 500, 200]
+        assert [rest[i][1][0].json()["probability"] for i in (0, 2)] == [0.6, 0.6]
         reply = served.client.post("/score", json={**ONE, "response": "poison"})
         assert reply.status_code == 500
         assert reply.json()["detail"] == "the judge failed (RuntimeError); the server's log says more"
         assert served.client.post("/score", json=ONE).json()["probability"] == 0.75
         assert served.client.get("/health").json()["ready"] is True
     assert "cannot be told to clients" in caplog.text
+
+
+def test_a_model_server_that_is_gone_is_asked_once_for_a_batch():
+    asked = []
+
+    def gone(items: list[Single]) -> list[Any]:
+        asked.append(len(items))
+        raise ConnectionError("asked 5 times already")
+
+    entries = [batching._Entry(Single("q", str(i))) for i in range(3)]
+    Batcher._answer(entries, gone)
+    assert asked == [3]
+    assert all(isinstance(entry.future.exception(), JudgingFailed) for entry in entries)
 
 
 def test_stopping_finishes_the_batch_under_way_and_turns_away_what_waits():
@@ -310,12 +336,14 @@ def test_stopping_finishes_the_batch_under_way_and_turns_away_what_waits():
 def test_the_queue_of_a_closed_batcher_takes_nothing():
     model, _ = scripted(believe)
     batcher = Batcher(Judge(model), ServeConfig(max_queue=2, max_items=2), lambda size: None)
-    with pytest.raises(Busy):
-        batcher.submit([Single("q", "r")] * 3)
-    assert batcher.submit([Single("q", "value 0.6")])[0].result(10).probability == pytest.approx(0.6)
+    with pytest.raises(Busy), batcher.room(3):
+        pass
+    with batcher.room(1):
+        (judgement,) = batcher.submit([Single("q", "value 0.6")])
+    assert judgement.result(10).probability == pytest.approx(0.6)
     batcher.close()
-    with pytest.raises(Stopped):
-        batcher.submit([Single("q", "r")])
+    with pytest.raises(Stopped), batcher.room(1):
+        pass
     wait_for(lambda: not batcher.ready)
 
 
@@ -392,6 +420,39 @@ def test_an_image_that_many_items_show_is_read_once(monkeypatch):
     with running() as served:
         assert len(served.client.post("/score", json={"items": items}).json()["items"]) == 3
     assert read == [url(png())]
+
+
+def test_what_waits_to_be_decoded_waits_in_the_queue(monkeypatch):
+    """Else a client could have any number of images decoded for requests that are then refused."""
+    may, begun, read = threading.Event(), threading.Event(), []
+
+    def slow(address: str) -> Any:
+        read.append(address)
+        begun.set()
+        assert may.wait(10)
+        return held(address)
+
+    monkeypatch.setattr(server, "held", slow)
+    bodies = [{**ONE, "question": [part(url(png(seed)))]} for seed in range(4)]
+    with running(max_queue=3, max_items=3) as served:
+        first = served.in_background("/score", bodies[0])
+        assert begun.wait(10)
+        second = served.in_background("/score", {"items": bodies[1:3]})
+        wait_for(lambda: served.batcher.num_waiting == 3)
+        assert served.client.post("/score", json=bodies[3]).status_code == 503
+        assert served.client.post("/score", json=ONE).status_code == 503
+        may.set()
+        for thread, replies in (first, second):
+            thread.join(10)
+            assert replies[0].status_code == 200
+        assert served.client.post("/score", json=bodies[3]).status_code == 200
+    assert len(read) == 4
+
+
+def test_a_bad_image_gives_its_room_back(served):
+    bad = {**ONE, "question": [part(url(b""))]}
+    assert served.client.post("/score", json=bad).status_code == 422
+    assert served.batcher.num_waiting == 0
 
 
 def test_a_judge_that_takes_no_images_says_so():

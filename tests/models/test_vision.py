@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
+import transformers
+from hypothesis import example, given
+from hypothesis import strategies as st
 from vision import FAMILIES, image_file, save_vision_model
 
 from spark_rl.config import ModelConfig
 from spark_rl.images import open_image
+from spark_rl.models import processor
 from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.models.processor import ImageProcessor, load_image_processor
-from spark_rl.models.vision import Vision
+from spark_rl.models.vision import Vision, freeze_vision, vision_modules
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.engine import Request
 from spark_rl.rollout.transformers_engine import TransformersEngine
@@ -107,8 +114,8 @@ def test_each_of_several_images_is_taken_as_if_alone(loaded):
     num_tokens = [of.images.prepare(image).num_tokens for image in images]
     assert ids.count(of.images.image_token_id) == sum(num_tokens) > 2 * 17
     pictures, text = [open_image(image) for image in images], " ".join([of.images.placeholder] * 2)
-    for given, expected in ((pictures, sum(num_tokens)), ([pictures], 2 * 17)):
-        made = of.images.processor(images=given, text=[text])["input_ids"][0]
+    for shown, expected in ((pictures, sum(num_tokens)), ([pictures], 2 * 17)):
+        made = of.images.processor(images=shown, text=[text])["input_ids"][0]
         assert list(made).count(of.images.image_token_id) == expected
 
 
@@ -197,8 +204,113 @@ def test_a_prompt_may_leave_the_expansion_to_others(loaded, family):
         assert of.tokenizer.decode(ids) == text
 
 
-def test_an_image_is_prepared_and_encoded_once(loaded):
+def counted(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> list[Any]:
+    """The arguments of the calls of a method, which is called as before."""
+    method, calls = getattr(target, name), list[Any]()
+
+    @functools.wraps(method)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        calls.append((*args, *kwargs.values()))
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, noted)
+    return calls
+
+
+def test_what_is_written_of_an_image_outlives_its_pixels(loaded, monkeypatch):
+    """A step measures its prompts, renders them, generates and updates, and its images may be more than are kept."""
     of = loaded("qwen2_5_vl")
-    images = batch_of(of).images
-    assert len(images.images) == 2
-    assert images.of_prompt == [[], [0], [0, 1], [0]]
+    files = [image_file(of.folder, 10 + i, 24, 16 + 8 * i) for i in range(4)]
+    images = ImageProcessor(of.images.processor, of.images.image_token_id, of.images.max_pixels)
+    monkeypatch.setattr(processor, "_CACHE_BYTES", 2 * images.prepare(files[3]).num_bytes)
+    prepared = counted(monkeypatch, images, "_prepare")
+    expected = [images.expand(file) for file in files]
+    assert len(prepared) == 3 and len(set(map(len, expected))) == 4
+    assert [images.expand(file) for file in files * 2] == expected * 2
+    assert len(prepared) == 3
+    for file, text in zip(files, expected, strict=True):
+        assert text.count(images.placeholder) == images.prepare(file).num_tokens
+        kept = [prepared.num_bytes for prepared in images._kept.values()]
+        assert sum(kept) == images._kept_bytes <= processor._CACHE_BYTES
+    assert 3 < len(prepared) <= 7
+
+
+def test_texts_of_images_are_forgotten_in_the_end(loaded, monkeypatch):
+    of = loaded("qwen2_5_vl")
+    monkeypatch.setattr(processor, "_REMEMBERED", 2)
+    images = ImageProcessor(of.images.processor, of.images.image_token_id, of.images.max_pixels)
+    for seed in range(5):
+        assert images.expand(image_file(of.folder, seed, 24, 16))
+        assert len(images._texts) <= 2
+
+
+@given(short=st.integers(8, 80), ratio=st.floats(1, 200), max_pixels=st.integers(784, 2**20), upright=st.booleans())
+@example(short=75, ratio=200.0, max_pixels=2**20, upright=False)
+def test_a_picture_that_is_made_smaller_is_made_no_longer_a_strip(short, ratio, max_pixels, upright):
+    """The check of the data lets 200:1 pass, and Qwen's processor refuses more."""
+    long = int(short * ratio)
+    picture = PIL.Image.new("L", (short, long) if upright else (long, short))
+    sides = ImageProcessor(SimpleNamespace(image_token=""), 0, max_pixels).shrunk(picture).size
+    new_short, new_long = sides if upright else sides[::-1]
+    assert new_long * short <= long * new_short
+    assert new_long * new_short <= max(max_pixels, long * short) and (new_long, new_short) <= (long, short)
+    if long * short > max_pixels:
+        assert max_pixels - new_short < new_long * new_short <= max_pixels
+
+
+def test_the_longest_strip_that_may_be_is_one_for_the_processor_too(loaded):
+    images = loaded("qwen2_5_vl").images
+    picture = PIL.Image.new("RGB", (15_000, 75))
+    assert ImageProcessor(images.processor, images.image_token_id, 2**20).prepare_picture(picture).num_tokens
+
+
+def test_all_but_the_language_model_is_frozen_whatever_it_is_called():
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"model_type": "llama", "vocab_size": 64, **small}
+    with torch.device("meta"):
+        model = transformers.Idefics3ForConditionalGeneration(
+            transformers.Idefics3Config(text_config=text, vision_config=small, pad_token_id=0)
+        )
+    freeze_vision(model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    of_text = {name for name, _ in model.named_parameters() if name.startswith(("model.text_model.", "lm_head."))}
+    assert frozen == dict(model.named_parameters()).keys() - of_text
+    assert all(any(part in name for name in frozen) for part in ("vision_model", "connector"))
+
+
+def test_a_language_model_that_is_no_part_of_its_own_cannot_be_trained_alone():
+    with torch.device("meta"):
+        model = transformers.ChameleonForConditionalGeneration(
+            transformers.ChameleonConfig(
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                vocab_size=64,
+                vocabulary_map={"<image>": 3},
+                vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1},
+            )
+        )
+    with pytest.raises(ValueError, match=r"Chameleon.*set model.freeze_vision=false"):
+        freeze_vision(model)
+    assert vision_modules(model) == []
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_an_image_is_prepared_and_encoded_once(loaded, monkeypatch, shares):
+    """Four prompts show two images four times, with several completions each."""
+    of = loaded("qwen2_5_vl")
+    monkeypatch.setattr("spark_rl.rollout.transformers_engine.can_share", lambda model: shares)
+    images = ImageProcessor(of.images.processor, of.images.image_token_id, of.images.max_pixels)
+    of = replace(of, model=copy.deepcopy(of.model), images=images, renderer=ChatRenderer(of.tokenizer, images=images))
+    prepared = counted(monkeypatch, images, "_prepare")
+    encoded_pixels = counted(monkeypatch, of.model.base_model, "get_image_features")
+    patches = 4 * (6 * 5 + 3 * 2)  # of 48x40 and of 24x16 pixels, four a token
+    requests = [Request(str(i), tuple(ids), 2, 4, images=shown) for i, (ids, shown) in enumerate(encoded(of))]
+    TransformersEngine(of.model, of.tokenizer, images=images).generate(requests)
+    batch = batch_of(of)
+    GroupLogProbs(of.model, "shared" if shares else "plain")(batch)
+    assert len(prepared) == 2
+    assert [pixels.shape[0] for pixels, *_ in encoded_pixels] == [patches, patches]
+    assert batch.images.of_prompt == [[], [0], [0, 1], [0]]

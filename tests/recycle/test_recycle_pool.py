@@ -34,7 +34,7 @@ slots = st.dictionaries(st.sampled_from(list(Role)), st.integers(0, 6))
 def waiting(pool: Pool) -> list[Task]:
     """All that waits, read off a copy."""
     copy = Pool(pool.size, max_age=10**9)
-    copy.load_state_dict(pool.state_dict())
+    copy.load_state_dict(pool.state_dict(), {})
     return copy.take({role: 10**9 for role in Role}, 0)[0]
 
 
@@ -94,7 +94,7 @@ def test_a_pool_read_back_from_json_is_the_same_pool(added, size, slots, step):
     pool = Pool(size, max_age=5)
     pool.add(added)
     again = Pool(size, max_age=5)
-    again.load_state_dict(json.loads(json.dumps(pool.state_dict())))
+    again.load_state_dict(json.loads(json.dumps(pool.state_dict())), {})
     assert again.state_dict() == pool.state_dict()
     assert waiting(again) == waiting(pool)
     assert again.take(slots, step) == pool.take(slots, step)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForImageTextToText
 from vision import FAMILIES, image_file, save_vision_model
 
-from spark_rl.models.vision import Vision, vision_modules, vision_parameters
+from spark_rl.models.vision import Vision, freeze_vision, vision_modules
 from spark_rl.train.batches import TrainGroup, micro_batches
 from spark_rl.train.estimate import (
     LOGITS_CHUNK,
@@ -160,8 +160,7 @@ def test_a_vision_tower_adds_what_autograd_keeps_of_it(family: str, tmp_path: Pa
         lambda _, args, kwargs: patches.append([*args, *kwargs.values()][0].numel() // tower.hidden), with_kwargs=True
     )
     kept = kept_bytes(model, "shared", batch)
-    for parameter in vision_parameters(model):
-        parameter.requires_grad_(False)
+    freeze_vision(model)
     kept_frozen = kept_bytes(model, "shared", batch)
 
     load = micro_batch("shared", len(tasks), 3, 1, 1, round(plan.roles[Role.ANSWER].patches_mean))

@@ -82,7 +82,7 @@ def test_replacements_are_of_the_same_roles_while_there_are_any():
     assert len(fresh) == len(dead)
     assert roles(fresh)[Role.POINTWISE] <= roles([g.task for g in dead])[Role.POINTWISE]
     assert not {task.id for task in fresh} & {task.id for task in [*first, *tasks]}
-    chosen.pool.load_state_dict({role.value: [] for role in Role if role.is_recycled})
+    chosen.pool.load_state_dict({role.value: [] for role in Role if role.is_recycled}, {})
     assert roles(chosen.replace(dead, 2)[0]) == {Role.ANSWER: len(dead)}
 
 
@@ -107,7 +107,7 @@ def test_the_state_is_all_there_is_to_resume():
     for step in (1, 2):
         tasks, _ = run.select(step)
         run.recycle([mixed(task) for task in tasks if task.role is Role.ANSWER], step)
-    resumed.load_state_dict(run.state_dict())
+    resumed.load_state_dict(run.state_dict(), {})
     assert run.select(3) == resumed.select(3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from vision import picture, save_vision_model
 
 from spark_rl.config import Config
 from spark_rl.train.dry_run import describe
-from spark_rl.train.loop import Trainer
+from spark_rl.train.forward import GroupBatch, GroupLogProbs
+from spark_rl.train.loop import Trainer, _Clock
 from spark_rl.train.plan import make_plan
 from spark_rl.types import Role
 
@@ -101,22 +103,71 @@ def test_a_frozen_vision_tower_stays_what_it_was(model, questions, tmp_path):
     assert changed and not any("visual" in name for name in changed)
 
 
+def stop_after_a_step(trainer: Trainer) -> None:
+    step = trainer.step
+
+    def stop_after_one() -> object:
+        trainer._stop = True
+        return step()
+
+    trainer.step = stop_after_one  # type: ignore[method-assign]
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(model, questions, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     Trainer(run_config(model, questions, whole)).run()
     stopped = Trainer(run_config(model, questions, parts))
-    step = stopped.step
-
-    def stop_after_one() -> object:
-        stopped._stop = True
-        return step()
-
-    stopped.step = stop_after_one  # type: ignore[method-assign]
+    stop_after_a_step(stopped)
     assert stopped.run() is None
     assert json.loads((parts / "checkpoints" / "step-000001" / "trainer.json").read_text())
     Trainer(run_config(model, questions, parts), resume=True).run()
     ends = [load_file(folder / "final" / "model.safetensors") for folder in (whole, parts)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_run_goes_on_when_its_images_have_moved(model, questions, tmp_path):
+    """Recycled prompts that wait and held-out items find theirs where they are now."""
+    rows = read_rows(questions)
+    for name, part in (("train", rows[:18]), ("held", rows[18:])):
+        (tmp_path / f"{name}.jsonl").write_text(lines(part))
+    old, new = (shutil.copytree(questions.parent, tmp_path / name) for name in ("old", "new"))
+
+    def trainer(name: str, folder: Path, **options: bool) -> Trainer:
+        paths = [f"data.image_folder={folder}", f"data.validation={tmp_path / 'held.jsonl'}", "validation.items=4"]
+        return Trainer(run_config(model, tmp_path / "train.jsonl", tmp_path / name, *paths), **options)
+
+    trainer("whole", old).run()
+    stopped = trainer("parts", old)
+    stop_after_a_step(stopped)
+    assert stopped.run() is None
+    assert any(
+        len(bundle[0].example.images) for waiting in stopped.selection.pool._waiting.values() for bundle in waiting
+    )
+    shutil.rmtree(old)
+    trainer("parts", new, resume=True, allow_changes=True).run()
+    ends = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    afters = [json.loads((tmp_path / name / "summary.json").read_text())["after"] for name in ("whole", "parts")]
+    assert afters[0] == afters[1] and afters[0]["n_pointwise"]
+
+
+def test_the_forward_is_checked_again_at_the_first_step_with_images(model, questions, tmp_path, monkeypatch):
+    checked: list[bool] = []
+    self_check = GroupLogProbs.self_check
+
+    def noted(module: GroupLogProbs, batch: GroupBatch) -> str | None:
+        checked.append(batch.images is not None)
+        return self_check(module, batch)
+
+    monkeypatch.setattr(GroupLogProbs, "self_check", noted)
+    trainer = Trainer(run_config(model, questions, tmp_path / "run"))
+    tasks, _ = trainer.selection.select(1)
+    groups = trainer._ask(tasks, 1, _Clock())
+    text = [group for group in groups if not group.task.example.images]
+    assert 0 < len(text) < len(groups)
+    for step in (text, text, groups, text, groups):
+        trainer.updater.update(step)
+    assert checked == [False, True]
 
 
 def test_a_language_model_is_given_no_images(questions, tmp_path):

@@ -14,7 +14,7 @@ from spark_rl.config import DataConfig
 from spark_rl.data.sources import Source
 from spark_rl.images import ImageError
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import IMAGE, Task
+from spark_rl.types import IMAGE, Image, Task
 from spark_rl.verify import SELF, Check, VerifierPool, box, gold_problem
 
 T = TypeVar("T")
@@ -70,6 +70,8 @@ class Checker:
         self.has_rule = any(source.generator for source in sources)
         """Whether some row is verified by a rule."""
         self.first_reason: dict[Source, str] = {}
+        self.images: dict[str, Image] = {}
+        """By the hash of their content: where a saved run finds its images if they were moved."""
         self._digests: list[hashlib.blake2b] = []
 
     def run(self, verifiers: VerifierPool) -> None:
@@ -130,6 +132,7 @@ class Checker:
                 else:
                     key = _key(task.example.id)
                     digest.update(_content(task))
+                    self.images.update((image.sha256, image) for image in task.example.images)
                     self.has_rule = self.has_rule or task.verifier != SELF
                     if self.refuse_self and task.verifier == SELF:
                         reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"

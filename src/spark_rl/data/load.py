@@ -10,7 +10,7 @@ from spark_rl.config import Config
 from spark_rl.data.check import Checker, Track, question_key, untracked
 from spark_rl.data.questions import Questions
 from spark_rl.data.sources import Source, open_sources
-from spark_rl.types import Task
+from spark_rl.types import Image, Task
 from spark_rl.verify import VerifierPool
 
 _SELF_REWARD_OFF = "give it an answer and a rule, or set self_reward.enabled=true"
@@ -28,6 +28,8 @@ class Data:
     """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`."""
     messages: list[str]
     """Sentences on rows that were left out."""
+    images: dict[str, Image]
+    """All images, by the hash of their content, about 400 bytes of memory each."""
 
 
 def load_data(config: Config, track: Track[Any] = untracked) -> Data:
@@ -55,10 +57,12 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
         tasks = _held_out(validation, track), _held_out(monitor, track)
         held_out = frozenset(question_key(task) for part in tasks for task in part)
         refuse_self = None if config.self_reward.enabled else _SELF_REWARD_OFF
-        report = {"train": checked(train, "training", held_out, refuse_self).report()}
+        training = checked(train, "training", held_out, refuse_self)
     reports = checker.report()  # with repeated questions, which are found last
+    report = {"train": training.report()}
     report |= {"validation": reports[: len(validation)], "monitor": reports[len(validation) :]}
-    return Data(Questions(train, config.train.seed, held_out), *tasks, report, messages)
+    questions = Questions(train, config.train.seed, held_out)
+    return Data(questions, *tasks, report, messages, checker.images | training.images)
 
 
 def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:

@@ -6,6 +6,7 @@ import io
 import warnings
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -93,7 +94,8 @@ def loaded(picture: PIL.Image.Image) -> PIL.Image.Image:
 def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.mode not in _READ:
         raise ImageError(f"has pixels of the kind {picture.mode!r}, which is not read; save it in 8-bit RGB")
-    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:  # what is upright would be copied as well
+        picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode in _SIXTEEN_BITS:  # PIL would cut off what is above 255
         values = np.asarray(picture).astype(np.uint32)
         grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
@@ -101,7 +103,7 @@ def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
             grey[values == picture.info["transparency"]] = 255
         return PIL.Image.fromarray(grey).convert("RGB")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     picture = picture.convert("RGBA")
     canvas = PIL.Image.new("RGB", picture.size, "white")
     canvas.paste(picture, mask=picture.getchannel("A"))

@@ -15,6 +15,8 @@ import PIL.ImageColor
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from spark_rl.images.decode import MAX_RATIO
+
 PREFIX = "drawn:"
 """How the path of a drawing begins."""
 MAX_SIDE = 1024
@@ -48,6 +50,8 @@ def draw(path: str) -> PIL.Image.Image:
         ) from None
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (width, height)):
         raise ValueError(f"the drawing {_short(path)} has a size that is not of two whole numbers from 1 to {MAX_SIDE}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(f"the drawing {_short(path)} is longer than {MAX_RATIO}:1")
     image = PIL.Image.new("RGB", (width, height), "white")
     canvas = PIL.ImageDraw.Draw(image)
     canvas.fontmode = "1"

@@ -7,6 +7,7 @@ import binascii
 import functools
 import hashlib
 import io
+import math
 import os
 import re
 import stat
@@ -138,7 +139,7 @@ def blank(image: Image) -> Image:
 
     sides = open_image(image).size
     scale = min(1.0, MAX_SIDE / max(sides))
-    width, height = (max(1, round(side * scale)) for side in sides)
+    width, height = (min(MAX_SIDE, math.ceil(side * scale)) for side in sides)  # no longer a strip than the image
     return _drawing(drawing(width, height, []))
 
 

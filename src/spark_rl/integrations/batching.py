@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ class Stopped(Exception):
 
 
 class JudgingFailed(Exception):
-    """The judge raised an exception, on this item or on one that was judged with it."""
+    """The judge raised an exception, on this item or because its model is gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,38 +67,58 @@ class Batcher:
     def __init__(self, judge: Judge, settings: ServeConfig, on_batch: Callable[[int], None]) -> None:
         self._judge, self._settings, self._on_batch = judge, settings, on_batch
         self._queue: deque[_Entry] = deque()
+        self._reserved = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="judge", daemon=True)
         self._thread.start()
 
+    @contextmanager
+    def room(self, count: int) -> Iterator[None]:
+        """Room in the queue for all items of a request, or none. They must be submitted within, once their images are
+        decoded: so no more of these are than may wait.
+
+        Raises:
+            Busy: there is not as much.
+            Stopped: the batcher is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise Stopped
+            self._drop_cancelled()
+            if len(self._queue) + self._reserved + count > self._settings.max_queue:
+                raise Busy
+            self._reserved += count
+        try:
+            yield
+        except BaseException:
+            with self._changed:
+                self._reserved -= count
+            raise
+
     def submit(self, items: Sequence[Item]) -> list[Future[Judgement]]:
-        """Queue all items, or none. A future that is cancelled while it waits is not judged.
+        """Queue the items of a `room`. A future that is cancelled while it waits is not judged.
 
         The futures raise `Stopped` if the batcher is closed before they are judged, `JudgingFailed` if the judge fails.
 
         Raises:
-            Busy: they do not fit.
             Stopped: the batcher is closed.
         """
         entries = [_Entry(item) for item in items]
         with self._changed:
             if self._closed:
                 raise Stopped
-            if len(self._queue) + len(entries) > self._settings.max_queue:
-                self._drop_cancelled()
-            if len(self._queue) + len(entries) > self._settings.max_queue:
-                raise Busy
             self._queue.extend(entries)
+            self._reserved -= len(entries)
             self._changed.notify()
         return [entry.future for entry in entries]
 
     @property
     def num_waiting(self) -> int:
-        """Items in the queue that somebody still waits for."""
+        """Items that somebody still waits for, those included whose images are being decoded."""
         with self._changed:
             self._drop_cancelled()
-            return len(self._queue)
+            return len(self._queue) + self._reserved
 
     @property
     def ready(self) -> bool:
@@ -137,9 +158,13 @@ class Batcher:
                         batch.append(entry)
         return batch
 
-    @staticmethod
-    def _answer(entries: Sequence[_Entry], judge_all: Callable[[list[Any]], Sequence[Judgement]]) -> None:
-        """Judge items of one kind, equal ones once: equal items get equal judgements, sampled ones too."""
+    @classmethod
+    def _answer(cls, entries: Sequence[_Entry], judge_all: Callable[[list[Any]], Sequence[Judgement]]) -> None:
+        """Judge items of one kind, equal ones once: equal items get equal judgements, sampled ones too.
+
+        Where they cannot be judged together, each is tried alone: one client's picture may be what the model refuses.
+        But a model server that is gone was asked again and again already.
+        """
         if not entries:
             return
         unique = list(dict.fromkeys(entry.item for entry in entries))
@@ -147,6 +172,10 @@ class Batcher:
             judgements = dict(zip(unique, judge_all(unique), strict=True))
         except Exception as error:
             _log.exception("a batch of %d items could not be judged", len(unique))
+            if len(unique) > 1 and not isinstance(error, ConnectionError):
+                for item in unique:
+                    cls._answer([entry for entry in entries if entry.item == item], judge_all)
+                return
             for entry in entries:
                 entry.future.set_exception(JudgingFailed(type(error).__name__))
             return

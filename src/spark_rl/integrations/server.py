@@ -140,7 +140,7 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.batcher = Batcher(judge, settings, metrics.batch)
-        with ThreadPoolExecutor(1, "images") as app.state.reader:  # one at a time: a decoded image may take 200 MB
+        with ThreadPoolExecutor(1, "images") as app.state.reader:  # one at a time: to decode one may take 1 GB
             yield
         app.state.batcher.close()
 
@@ -155,14 +155,17 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
         for i, item in enumerate(items):
             for name, value in item:
                 _check_length(f"'{name}' of item {i}", value.text if isinstance(value, Asked) else value, settings)
-        return await _answers(request, app.state.batcher, with_images(items), settings)
+        return await _answers(request, submit(items), settings)
 
-    async def with_images(items: Sequence[ScoreItem | CompareItem]) -> list[Item]:
-        if not any(item.question.images for item in items):
-            return _with_images(items)
-        if not judge.model.takes_images:
+    async def submit(items: Sequence[ScoreItem | CompareItem]) -> list[Future[Judgement]]:
+        batcher, has_images = app.state.batcher, any(item.question.images for item in items)
+        if has_images and not judge.model.takes_images:
             raise HTTPException(422, "the judge takes no images; send text alone, or serve a vision-language model")
-        return await asyncio.get_running_loop().run_in_executor(app.state.reader, _with_images, items)
+        with batcher.room(len(items)):
+            if not has_images:
+                return batcher.submit(_with_images(items))
+            loop = asyncio.get_running_loop()
+            return batcher.submit(await loop.run_in_executor(app.state.reader, _with_images, items))
 
     async def answer(request: Request, body: ScoreItem | CompareItem | ScoreItems | CompareItems) -> dict[str, Any]:
         if isinstance(body, ScoreItems | CompareItems):
@@ -239,13 +242,13 @@ def _with_images(items: Sequence[ScoreItem | CompareItem]) -> list[Item]:
 
 
 async def _answers(
-    request: Request, batcher: Batcher, items: Awaitable[Sequence[Item]], settings: ServeConfig
+    request: Request, submitted: Awaitable[list[Future[Judgement]]], settings: ServeConfig
 ) -> list[Judgement]:
     """The judgements, unless the client leaves or time runs out: then what still waits is not judged."""
     futures: list[Future[Judgement]] = []
 
     async def answered() -> list[Judgement]:
-        futures.extend(batcher.submit(await items))
+        futures.extend(await submitted)
         return await asyncio.gather(*map(asyncio.wrap_future, futures))
 
     judged = asyncio.create_task(answered())

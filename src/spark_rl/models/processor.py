@@ -6,7 +6,9 @@ that show it, and the text is left to `ChatRenderer`, which knows what is quoted
 
 from __future__ import annotations
 
+import math
 import shutil
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from spark_rl.types import Image
 
 _CACHE_BYTES = 2**29
 """Prepared images that are kept for the steps to come: a group's image comes back in judge and reflection prompts."""
+_REMEMBERED = 2**17
+"""Images whose texts are kept, which all prompts are measured by: about 200 bytes of memory each."""
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets")
 _FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
 """What a processor is saved in beside the tokenizer."""
@@ -62,6 +66,7 @@ class ImageProcessor:
         """What chat templates write in an image's place."""
         self._kept: OrderedDict[str, PreparedImage] = OrderedDict()
         self._kept_bytes = 0
+        self._texts: dict[str, str] = {}
 
     def expand(self, image: Image) -> str:
         """What the image's placeholder becomes in the text of a prompt: as many image tokens as it has features.
@@ -69,7 +74,7 @@ class ImageProcessor:
         Raises:
             ValueError: the image cannot be loaded.
         """
-        return self.prepare(image).text
+        return self._texts.get(image.sha256) or self.prepare(image).text
 
     def prepare(self, image: Image) -> PreparedImage:
         """The image for the model; raises what `expand` raises."""
@@ -79,6 +84,9 @@ class ImageProcessor:
         prepared = self._prepare(image)
         self._kept[image.sha256] = prepared
         self._kept_bytes += prepared.num_bytes
+        if len(self._texts) >= _REMEMBERED:
+            del self._texts[next(iter(self._texts))]
+        self._texts[image.sha256] = sys.intern(prepared.text)  # kilobytes, and the same for all images of a size
         while self._kept_bytes > _CACHE_BYTES and len(self._kept) > 1:
             self._kept_bytes -= self._kept.popitem(last=False)[1].num_bytes
         return prepared
@@ -102,11 +110,13 @@ class ImageProcessor:
         return PreparedImage(replacement["replacement"], num_tokens, tensors)
 
     def shrunk(self, picture: PIL.Image.Image) -> PIL.Image.Image:
-        """The picture with at most `max_pixels`."""
+        """The picture with at most `max_pixels`, and no longer a strip than it was: a processor may refuse such."""
         if picture.width * picture.height <= self.max_pixels:
             return picture
-        scale = (self.max_pixels / (picture.width * picture.height)) ** 0.5
-        return picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
+        short, long = sorted(picture.size)
+        new_short = math.ceil((self.max_pixels * short / long) ** 0.5)
+        new_long = self.max_pixels // new_short
+        return picture.resize((new_long, new_short) if picture.width > picture.height else (new_short, new_long))
 
 
 def is_vision_language(config: ModelConfig) -> bool:

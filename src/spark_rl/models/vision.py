@@ -41,7 +41,17 @@ class PromptImages:
     None where attention is causal throughout."""
 
     def tensors(self, device: torch.device | str, order: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """What the vision tower reads, of each image once, or of those that these prompts show, as often as they do."""
+        """What the vision tower reads, of each image once, or of those that these prompts show, as often as they do.
+
+        Names and shapes are those of the model's processor, with all images along the first axis: Qwen-VL's
+        `pixel_values` are [patches, pixels of one], Gemma 3's [crops, C, H, W], LLaVA's [images, crops, C, H, W].
+
+        Args:
+            order: prompts, by number.
+
+        Raises:
+            ValueError: there is no image among these prompts.
+        """
         numbers = range(len(self.images)) if order is None else [i for b in order for i in self.of_prompt[b]]
         names = self.images[0].tensors
         return {name: _joined([self.images[i].tensors[name] for i in numbers]).to(device) for name in names}
@@ -49,9 +59,16 @@ class PromptImages:
     def features(self, body: Any, order: Sequence[int] | None = None) -> dict[str, Any]:
         """The argument of the model's forward that holds the features of all prompts' images.
 
+        They are [image tokens of all rows, D], row after row, D the language model's hidden size; so are those that
+        Qwen3-VL adds to the outputs of its first layers.
+
         Args:
             body: the model without its head.
             order: the prompts of the forward's rows; by default each prompt once.
+
+        Raises:
+            AttributeError, IndexError, RuntimeError: the model is of another make, or has fewer features of an image
+                than its processor makes image tokens.
         """
         device = next(body.parameters()).device
         counts = [image.num_tokens for image in self.images]
@@ -110,9 +127,10 @@ class Vision:
         Raises:
             ValueError: an image cannot be loaded.
         """
-        number: dict[Image, int] = {}
-        of_prompt = [[number.setdefault(image, len(number)) for image in shown] for shown in images]
-        prepared = [self.images.prepare(image) for image in number]
+        unlike = {image.sha256: image for shown in images for image in shown}
+        number = {sha256: i for i, sha256 in enumerate(unlike)}
+        of_prompt = [[number[image.sha256] for image in shown] for shown in images]
+        prepared = [self.images.prepare(image) for image in unlike.values()]
         if not prepared:
             if not always:
                 return None
@@ -129,6 +147,7 @@ class Vision:
         return PromptImages(prepared, of_prompt, [len(ids) for ids in prompts], positions, self.image_token_id, blocks)
 
     def _positions(self, ids: Sequence[int], is_image: np.ndarray, shown: Sequence[PreparedImage]) -> np.ndarray:
+        """Positions [A, P] of a prompt as the model itself counts them: image tokens [P] by row and column."""
         if not shown:
             return np.broadcast_to(np.arange(len(ids)), (3, len(ids)))
         position_A1P, _ = self.body.get_rope_index(
@@ -155,15 +174,29 @@ def read_back(model: Any, ids: Tensor) -> Tensor:
 
 
 def vision_modules(model: Any) -> list[torch.nn.Module]:
-    """The vision tower and what projects its features; none of a language model."""
-    if image_token_id(model) is None:
+    """The vision tower and what projects its features: all but the part that words go into and come out of. None of a
+    language model, or where that is no part of its own."""
+    embeddings, parts = model.get_input_embeddings(), list(model.base_model.children())
+    if image_token_id(model) is None or embeddings in parts:
         return []
-    return [part for name, part in model.base_model.named_children() if name != "language_model"]
+    words = {embeddings, model.get_output_embeddings()}
+    return [part for part in parts if words.isdisjoint(part.modules())]
 
 
-def vision_parameters(model: Any) -> list[torch.nn.Parameter]:
-    """Those of the `vision_modules`."""
-    return [parameter for part in vision_modules(model) for parameter in part.parameters()]
+def freeze_vision(model: Any) -> None:
+    """Train the language model alone.
+
+    Raises:
+        ValueError: a vision-language model has nothing beside it.
+    """
+    parts = vision_modules(model)
+    if not parts and image_token_id(model) is not None:
+        raise ValueError(
+            f"model.freeze_vision: {type(model).__name__} has no vision tower apart from its language model; set "
+            "model.freeze_vision=false"
+        )
+    for part in parts:
+        part.requires_grad_(False)
 
 
 def num_patches(model: Any, image: PreparedImage) -> int:
@@ -196,5 +229,7 @@ def _rows(features: Any, index: Tensor) -> Any:
 
 
 def _blocks(is_image: np.ndarray) -> np.ndarray:
+    """The number [P] of the image that each token is of, counted in the prompt, and -1 for text. Image tokens without
+    text between them are of one image, as the models' own masks have it."""
     starts = is_image & ~np.concatenate([[False], is_image[:-1]])
     return np.where(is_image, np.cumsum(starts) - 1, -1)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from spark_rl.recycle.recycler import Bundle
-from spark_rl.types import Role, Task
+from spark_rl.types import Image, Role, Task, with_images_at_hand
 
 _BUNDLES = TypeAdapter(list[Bundle])
 
@@ -92,6 +92,8 @@ class Pool:
         """Everything as JSON types."""
         return {role.value: _BUNDLES.dump_python(waiting, mode="json") for role, waiting in self._waiting.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self._waiting = {role: _BUNDLES.validate_python(state[role.value]) for role in self._waiting}
+    def load_state_dict(self, state: Mapping[str, Any], images: Mapping[str, Image]) -> None:
+        """The inverse of `state_dict`, with the images where they are now (by the hash of their content)."""
+        for role in self._waiting:
+            bundles = _BUNDLES.validate_python(state[role.value])
+            self._waiting[role] = [tuple(with_images_at_hand(task, images) for task in bundle) for bundle in bundles]

@@ -386,7 +386,7 @@ class Trainer:
         self.updater.apply_settings()
         saved = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
         self.state = State(**saved["state"])
-        self.selection.load_state_dict(saved)
+        self.selection.load_state_dict(saved, self.data.images)
         self.switch.load_state_dict(saved.get("self_reward", {}))
 
     def _finish(self, before: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from spark_rl.models.folder import resolve_path
 from spark_rl.models.load import load_tokenizer, loader_of
 from spark_rl.models.processor import ImageProcessor, load_image_processor
 from spark_rl.models.prompt_once import can_share
-from spark_rl.models.vision import num_patches, vision_modules, vision_parameters
+from spark_rl.models.vision import freeze_vision, num_patches, vision_modules
 from spark_rl.prompts import ChatRenderer
 from spark_rl.recycle import recycle
 from spark_rl.rollout.transformers_engine import cache_tokens
@@ -261,8 +261,8 @@ def _empty_model(config: ModelConfig) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"model.path: no {kind} could be built from {path!r} ({line})") from None
-    for parameter in vision_parameters(model) if config.freeze_vision else ():
-        parameter.requires_grad_(False)
+    if config.freeze_vision:
+        freeze_vision(model)
     return model
 
 

@@ -11,7 +11,7 @@ from spark_rl.config import Config
 from spark_rl.data import Questions
 from spark_rl.prompts import ChatRenderer
 from spark_rl.recycle import Bundle, Pool, recycle
-from spark_rl.types import Group, Role, Task
+from spark_rl.types import Group, Image, Role, Task
 from spark_rl.verify import SELF
 
 _PATIENCE = 10
@@ -100,10 +100,10 @@ class Selection:
         """Everything as JSON types."""
         return {"questions": self.questions.state_dict(), "pool": self.pool.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any], images: Mapping[str, Image]) -> None:
+        """The inverse of `state_dict`, with the images where they are now (by the hash of their content)."""
         self.questions.load_state_dict(state["questions"])
-        self.pool.load_state_dict(state["pool"])
+        self.pool.load_state_dict(state["pool"], images)
 
     def _take(self, slots: Mapping[Role, int], step: int) -> tuple[list[Task], Counter[str]]:
         taken, counts = self.pool.take(slots, step, self.fits)

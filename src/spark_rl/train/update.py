@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from spark_rl.config import Config
 from spark_rl.models.load import unwrap
 from spark_rl.models.processor import ImageProcessor
-from spark_rl.models.vision import Vision, vision_parameters
+from spark_rl.models.vision import Vision, freeze_vision
 from spark_rl.train.advantages import advantages
 from spark_rl.train.batches import (
     MicroBatch,
@@ -59,8 +59,8 @@ class Updater:
         self.config, self.accelerator, self.pad_id, self.say = config, accelerator, pad_id, say
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.vision = Vision(model, images) if images else None
-        for parameter in vision_parameters(unwrap(model)) if config.model.freeze_vision else ():
-            parameter.requires_grad_(False)
+        if config.model.freeze_vision:
+            freeze_vision(unwrap(model))
         self.reference = self._frozen(model) if config.loss.kl_coef > 0 else None
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -72,7 +72,9 @@ class Updater:
         self.model = accelerator.unwrap_model(self.logprobs).model
         self.schedule = _schedule(self.optimizer, config)
         accelerator.register_for_checkpointing(self.schedule)
-        self._checked, self._skipped = False, 0
+        self._skipped = 0
+        self._checked = 0
+        """By the self-check: 1 once it has seen text, 2 once it has seen images."""
 
     @property
     def shares(self) -> bool:
@@ -95,7 +97,7 @@ class Updater:
         total = denominators(groups, config)
         share = slice(self.rank, None, self.world)
         trainable = train_groups(groups[share], advantages(groups, config)[share], total, config)
-        self._self_check(groups[share])
+        self._self_check(groups)
         device = self.accelerator.device
         max_tokens = config.train.micro_batch_tokens
         packed = micro_batches(trainable, max_tokens, fill_tokens(max_tokens, device.type))
@@ -194,10 +196,12 @@ class Updater:
         return logps_RT
 
     def _self_check(self, groups: Sequence[Group]) -> None:
-        """Once: shared and plain log-probabilities of a few rollouts must agree, else the plain path is used."""
-        if self._checked or not groups:
+        """Once, and once with images: shared and plain log-probabilities of a few rollouts must agree, else the plain
+        path is used. Every rank looks at the same ones, so that all go the same way."""
+        checked = 1 + any(group.task.example.images for group in groups)
+        if not groups or self._checked >= checked:
             return
-        self._checked = True
+        self._checked = checked
         by_length = sorted(groups, key=lambda g: (not g.task.example.images, len(g.prompt_ids)))
         few = [by_length[0], by_length[-1]] if len(groups) > 1 else by_length
         shown = [g.task.example.images for g in few]

@@ -19,7 +19,7 @@ from spark_rl.recycle import recycle
 from spark_rl.rollout.generate import Sampling, greedy_sampling, training_sampling
 from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.train.metrics import Metrics, balanced_accuracy
-from spark_rl.types import Group, Role, Task
+from spark_rl.types import Group, Role, Task, with_images_at_hand
 
 HEADLINE = {
     Role.ANSWER: "answer_accuracy",
@@ -48,7 +48,7 @@ class HeldOut:
     def __init__(
         self, config: Config, data: Data, ask: Ask, fits: Callable[[Task], bool], warn: Callable[[str], None]
     ) -> None:
-        self.config, self.ask, self.fits = config, ask, fits
+        self.config, self.ask, self.fits, self.images = config, ask, fits, data.images
         self.questions = list(filter(fits, data.validation))
         self.monitored = list(filter(fits, data.monitor))
         self.items: list[Task] = []
@@ -59,7 +59,8 @@ class HeldOut:
         """The starting model's metrics on the items, both made at step 0 and read back on a resume."""
         known: dict[str, Any] | None = directory.read_json("validation/before.json")
         if known is not None:
-            self.items = _ITEMS.validate_python(directory.read_json("validation/items.json"))
+            items = _ITEMS.validate_python(directory.read_json("validation/items.json"))
+            self.items = [with_images_at_hand(task, self.images) for task in items]
             return known
         if questions := self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]:
             groups = self.ask(questions, training_sampling(self.config), "making held-out items")
