@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import PIL.Image
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from vision import FAMILIES, image_file, save_vision_model
 
 from spark_rl.config import ModelConfig
-from spark_rl.images import open_image
+from spark_rl.images import open_image, shrunk
 from spark_rl.models import processor
 from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.models.processor import ImageProcessor, load_image_processor
@@ -250,7 +249,7 @@ def test_a_picture_that_is_made_smaller_is_made_no_longer_a_strip(short, ratio, 
     """The check of the data lets 200:1 pass, and Qwen's processor refuses more."""
     long = int(short * ratio)
     picture = PIL.Image.new("L", (short, long) if upright else (long, short))
-    sides = ImageProcessor(SimpleNamespace(image_token=""), 0, max_pixels).shrunk(picture).size
+    sides = shrunk(picture, max_pixels).size
     new_short, new_long = sides if upright else sides[::-1]
     assert new_long * short <= long * new_short
     assert new_long * new_short <= max(max_pixels, long * short) and (new_long, new_short) <= (long, short)

@@ -208,6 +208,15 @@ def test_images_go_along_whenever_a_request_is_sent_again(tmp_path):
         assert shown(part).tobytes() == noise().tobytes() and text["text"] == " What?"
 
 
+def test_large_images_are_made_smaller_before_they_are_sent(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(noise(60, 40)))
+    image = reference("a.png", tmp_path)
+    with serving() as (address, state):
+        EndpointEngine(address, EngineConfig(), max_pixels=30 * 20).generate([ask(f"{IMAGE} What?", images=(image,))])
+    part, _ = state.bodies[0]["messages"][0]["content"]
+    assert shown(part).size == (30, 20)
+
+
 def test_an_image_that_is_gone_is_one_sentence(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(noise()))
     image = reference("a.png", tmp_path)

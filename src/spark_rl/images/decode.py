@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 
 import numpy as np
@@ -89,6 +90,16 @@ def loaded(picture: PIL.Image.Image) -> PIL.Image.Image:
         raise
     except Exception as error:
         raise _damaged(error) from None
+
+
+def shrunk(picture: PIL.Image.Image, max_pixels: int) -> PIL.Image.Image:
+    """The picture with at most `max_pixels`, and no longer a strip than it was: a processor may refuse such."""
+    if picture.width * picture.height <= max_pixels:
+        return picture
+    short, long = sorted(picture.size)
+    new_short = math.ceil((max_pixels * short / long) ** 0.5)
+    new_long = max_pixels // new_short
+    return picture.resize((new_long, new_short) if picture.width > picture.height else (new_short, new_long))
 
 
 def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

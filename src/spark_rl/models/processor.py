@@ -6,7 +6,6 @@ that show it, and the text is left to `ChatRenderer`, which knows what is quoted
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, is_torchvision_available
 
 from spark_rl.config import ModelConfig
-from spark_rl.images import named, open_image
+from spark_rl.images import named, open_image, shrunk
 from spark_rl.models.folder import resolve_path
 from spark_rl.types import Image
 
@@ -100,7 +99,7 @@ class ImageProcessor:
 
     def prepare_picture(self, picture: PIL.Image.Image) -> PreparedImage:
         """A picture for the model."""
-        picture = self.shrunk(picture)
+        picture = shrunk(picture, self.max_pixels)
         made = self.processor(
             images=[picture], text=[self.placeholder], return_tensors="pt", return_text_replacement_offsets=True
         )
@@ -108,15 +107,6 @@ class ImageProcessor:
         tensors = {name: value for name, value in made.items() if name not in _OF_TEXT}
         num_tokens = int((made["input_ids"] == self.image_token_id).sum())
         return PreparedImage(replacement["replacement"], num_tokens, tensors)
-
-    def shrunk(self, picture: PIL.Image.Image) -> PIL.Image.Image:
-        """The picture with at most `max_pixels`, and no longer a strip than it was: a processor may refuse such."""
-        if picture.width * picture.height <= self.max_pixels:
-            return picture
-        short, long = sorted(picture.size)
-        new_short = math.ceil((self.max_pixels * short / long) ** 0.5)
-        new_long = self.max_pixels // new_short
-        return picture.resize((new_long, new_short) if picture.width > picture.height else (new_short, new_long))
 
 
 def is_vision_language(config: ModelConfig) -> bool:

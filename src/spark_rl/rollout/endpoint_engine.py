@@ -16,13 +16,13 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import openai
 
 from spark_rl.config import EngineConfig
-from spark_rl.images import open_image
+from spark_rl.images import open_image, shrunk
 from spark_rl.rollout.engine import Completion, Request
 from spark_rl.types import IMAGE, Image, in_parts
 
@@ -30,6 +30,8 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a request is sent again: doubled each time, and up to half more or less by chance."""
+_REMEMBERED = 32
+"""Images that are kept as they are sent, a few megabytes each."""
 _BUSY = (408, 409, 425, 429)
 _OPTIONS = ("logprobs", "seed", "n", "max_tokens")
 """What a server may not know: `n` is then asked for one by one, and `max_tokens` under its newer name."""
@@ -43,18 +45,20 @@ class EndpointEngine:
 
     Args:
         address: of the server, with or without `/v1`.
+        max_pixels: larger images are made smaller before they are sent.
 
     Raises:
         ValueError: there is no such server, it wants another key, or it serves several models and none is named.
     """
 
-    def __init__(self, address: str, settings: EngineConfig) -> None:
+    def __init__(self, address: str, settings: EngineConfig, max_pixels: int = 1_048_576) -> None:
         address = address.rstrip("/")
         self.address = address if re.search(r"/v\d+\w*$", address) else f"{address}/v1"
         self.settings = settings
         self.num_retries = 0
         """Requests that were sent again, so far."""
         self._left_out: set[str] = set()
+        self._data_url = lru_cache(_REMEMBERED)(partial(_data_url, max_pixels=max_pixels))
         self.model = self._served_model()
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[list[Completion]]:
@@ -102,8 +106,12 @@ class EndpointEngine:
         a server in trouble is not asked for more."""
         attempts = 0
         async with gate:
+            if request.images:  # which takes a while, in which others are answered
+                messages = await asyncio.to_thread(self._messages, request)
+            else:
+                messages = self._messages(request)
             while True:
-                pause, options = FIRST_PAUSE * 2**attempts, self._options(request)
+                pause, options = FIRST_PAUSE * 2**attempts, self._options(request, messages)
                 try:
                     return _read(await client.chat.completions.create(**options))
                 except openai.APIConnectionError:  # a time-out, too
@@ -129,7 +137,7 @@ class EndpointEngine:
                 attempts, self.num_retries = attempts + 1, self.num_retries + 1
                 await asyncio.sleep(min(LONGEST_PAUSE, pause) * (0.5 + random.random()))
 
-    def _options(self, request: Request) -> dict[str, Any]:
+    def _options(self, request: Request, messages: list[dict[str, Any]]) -> dict[str, Any]:
         optional = {
             "n": request.n if request.n > 1 else None,
             "logprobs": True,
@@ -139,11 +147,25 @@ class EndpointEngine:
         }
         return {
             "model": self.model,
-            "messages": _messages(request),
+            "messages": messages,
             "temperature": request.temperature,
             "max_completion_tokens" if "max_tokens" in self._left_out else "max_tokens": request.max_new_tokens,
             **{name: value for name, value in optional.items() if value is not None and name not in self._left_out},
         }
+
+    def _messages(self, request: Request) -> list[dict[str, Any]]:
+        """As a server takes them: images as parts of a content, in data URLs."""
+        images = iter(request.images)
+
+        def part(part: dict[str, Any]) -> dict[str, Any]:
+            if part["type"] == "text":
+                return part
+            return {"type": "image_url", "image_url": {"url": self._data_url(next(images))}}
+
+        def content(text: str) -> str | list[dict[str, Any]]:
+            return list(map(part, in_parts(text))) if IMAGE in text else text
+
+        return [{**m, "content": content(m["content"])} for m in request.messages]
 
     def _client(self, kind: Callable[..., T]) -> T:
         key = os.environ.get(self.settings.api_key_env) or "none"
@@ -187,25 +209,9 @@ class EndpointEngine:
         return ValueError(f"{self.address} refuses a request (it says {error.status_code}: {said}); change that")
 
 
-def _messages(request: Request) -> list[dict[str, Any]]:
-    """As a server takes them: images as parts of a content, in data URLs."""
-    images = iter(request.images)
-
-    def content(text: str) -> str | list[dict[str, Any]]:
-        if IMAGE not in text:
-            return text
-        return [
-            part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": _data_url(next(images))}}
-            for part in in_parts(text)
-        ]
-
-    return [{**m, "content": content(m["content"])} for m in request.messages]
-
-
-@lru_cache(maxsize=64)
-def _data_url(image: Image) -> str:
+def _data_url(image: Image, max_pixels: int) -> str:
     buffer = io.BytesIO()
-    open_image(image).save(buffer, "PNG")
+    shrunk(open_image(image), max_pixels).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

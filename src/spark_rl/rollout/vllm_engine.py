@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from spark_rl.images import open_image
+from spark_rl.images import open_image, shrunk
 from spark_rl.rollout.engine import Completion, Request
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class VLLMEngine:
             return {"prompt_token_ids": list(request.prompt_ids)}
         assert self._renderer and self._images, "images need both"
         ids = self._renderer.encode(request.messages, request.images, expand=False)
-        pictures = [self._images.shrunk(open_image(image)) for image in request.images]
+        pictures = [shrunk(open_image(image), self._images.max_pixels) for image in request.images]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
 
