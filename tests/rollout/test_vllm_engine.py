@@ -21,11 +21,13 @@ from vision import image_file, save_vision_model
 
 from spark_rl.config import EngineConfig, load_inference
 from spark_rl.evaluate.suites import embedded_examples
+from spark_rl.images import open_image
 from spark_rl.infer import ChatModel
 from spark_rl.models.folder import resolve_path
+from spark_rl.rollout import vllm_engine
 from spark_rl.rollout.endpoint_engine import EndpointEngine
 from spark_rl.rollout.engine import Request
-from spark_rl.types import IMAGE
+from spark_rl.types import IMAGE, Image
 from tests.rollout.openai_server import serving
 
 pytestmark = pytest.mark.skipif(
@@ -113,8 +115,11 @@ def test_as_a_server_it_gives_the_same_texts(reference, server):
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_in_this_process_images_are_seen_as_by_transformers(tmp_path, family):
-    """One, several, one that is made smaller, and a placeholder that somebody typed, which is text."""
+def test_in_this_process_images_are_seen_as_by_transformers(tmp_path, family, monkeypatch):
+    """One, several, one that is made smaller, and a placeholder that somebody typed, which is text. Each is decoded
+    once, however many requests show it."""
+    read: list[Image] = []
+    monkeypatch.setattr(vllm_engine, "open_image", lambda image: read.append(image) or open_image(image))
     folder = str(save_vision_model(family, tmp_path / "model", head_dim=32))  # the least that vLLM has on a CPU
     images = [image_file(tmp_path, seed, 64 - 24 * (seed == 1), 48 + 16 * (seed == 2)) for seed in range(3)]
     shown = [
@@ -134,6 +139,7 @@ def test_in_this_process_images_are_seen_as_by_transformers(tmp_path, family):
         for kind in ("transformers", "vllm")
     )
     assert [reply.token_ids for reply in theirs] == [reply.token_ids for reply in ours]
+    assert sorted(image.path for image in read) == sorted(image.path for image in images)
     assert ours[1].token_ids != ours[2].token_ids
     assert agreement(ours, theirs)[1] < 1e-3
 

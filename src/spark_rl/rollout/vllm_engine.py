@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from spark_rl.images import open_image, shrunk
 from spark_rl.rollout.engine import Completion, Request
+from spark_rl.types import Image
 
 if TYPE_CHECKING:
     from spark_rl.models.processor import ImageProcessor
@@ -87,18 +89,23 @@ class VLLMEngine:
             )
             for request in requests
         ]
-        answers = self._llm.generate(list(map(self._prompt, requests)), params, use_tqdm=False)
+        picture = cache(self._picture)  # all prompts about a question show the same one
+        prompts = [self._prompt(request, picture) for request in requests]
+        answers = self._llm.generate(prompts, params, use_tqdm=False)
         if progress:
             progress(sum(request.n for request in requests), sum(request.n for request in requests))
         return [[_read(output) for output in answer.outputs] for answer in answers]
 
-    def _prompt(self, request: Request) -> dict[str, Any]:
+    def _prompt(self, request: Request, picture: Callable[[Image], Any]) -> dict[str, Any]:
         if not request.images:
             return {"prompt_token_ids": list(request.prompt_ids)}
-        assert self._renderer and self._images, "images need both"
+        assert self._renderer, "images need one"
         ids = self._renderer.encode(request.messages, request.images, expand=False)
-        pictures = [shrunk(open_image(image), self._images.max_pixels) for image in request.images]
-        return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(map(picture, request.images))}}
+
+    def _picture(self, image: Image) -> Any:
+        assert self._images, "images need one"
+        return shrunk(open_image(image), self._images.max_pixels)
 
 
 def _read(output: object) -> Completion:

@@ -151,7 +151,7 @@ class GroupLogProbs(nn.Module):
         with evaluating(self.model):
             try:
                 logps_RT = self(batch).logps_RT
-            except (RuntimeError, AttributeError, TypeError, KeyError, ValueError) as error:
+            except (RuntimeError, AttributeError, TypeError, LookupError, ValueError) as error:
                 return f"the {name!r} forward fails on this model ({type(error).__name__}: {error})"
             plain_RT = _scatter(_logps_of_model(self.model, batch), batch)
         worst = (logps_RT - plain_RT).abs().max().item()
