@@ -23,7 +23,7 @@ from spark_rl.verify import Check, VerifierPool
 if TYPE_CHECKING:
     from spark_rl.infer import Solution, Solver
 
-_READ = ("prompt", "id", "question", "system", "metadata", "source", "images")
+_READ = ("prompt", "id", "question", "system", "metadata", "source", "images", "image")
 _ADDED = ("answer", "text", "tokens", "prompt_tokens", "generated_tokens", "steps", "reward")
 
 

@@ -7,8 +7,10 @@ first. In a row without images it is text. In a message that is a list of parts 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from spark_rl.images import reference
 from spark_rl.types import IMAGE, Image, Message, in_parts, with_markers, without_images
 
 MARKER = "<image>"
@@ -22,6 +24,21 @@ def listed(column: Any) -> list[Any]:
     if column is None or column == "":
         return []
     return list(column) if isinstance(column, list | tuple) else [column]
+
+
+def images_of(row: Mapping[str, Any]) -> list[Any]:
+    """What a row gives as its images: in `images`, or in `image`, as many sets have it that hold one a row."""
+    return listed(row.get("images")) or listed(row.get("image"))
+
+
+def asked_to_judge(question: str, row: Mapping[str, Any], folder: Path) -> tuple[str, tuple[Image, ...]]:
+    """The question of a row to judge, with `IMAGE` for each of its images, and these, whose paths begin at `folder`.
+
+    Raises:
+        ValueError: an image cannot be used, or there are not as many places for them; the reason alone.
+    """
+    images = tuple(reference(value, folder) for value in images_of(row))
+    return placed_in_question(question, len(images)), images
 
 
 def placed(messages: Sequence[Message], column: Sequence[Any]) -> tuple[list[Message], list[Any]]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import DataConfig, SourceConfig
-from spark_rl.data.row_images import listed, placed_in_question
+from spark_rl.data.row_images import asked_to_judge
 from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import open_sources
 from spark_rl.evaluate.probes import Probe, probes_of
@@ -237,8 +237,7 @@ def _item(row: Any, number: int, reader: RowReader, pool: VerifierPool) -> Examp
         if is_point and not isinstance(row.get("right"), bool):
             raise ValueError("'right' must be true or false: whether the response is right")
         question, *responses = _texts(row, ("question", "response") if is_point else ("question", "right", "wrong"))
-        images = tuple(reference(value, reader.folder) for value in listed(row.get("images")))
-        question = placed_in_question(question, len(images))
+        question, images = asked_to_judge(question, row, reader.folder)
         if is_point:
             return PointItem(id, question, responses[0], row["right"], images)
         return PairItem(id, question, responses[0], responses[1], str(row.get("source", "")), images)
