@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import USER, examples, loaded, opened, tasks, write, write_parquet
+from data_files import USER, examples, loaded, opened, sums, tasks, write, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import BAD, png
@@ -245,6 +245,20 @@ def test_a_bad_image_is_refused_or_counted(folder, name):
     assert str(caught.value).endswith(" (or leave such rows out: data.bad_rows=skip)")
     data = loaded(path, bad_rows="skip")
     assert data.report["train"][0]["skipped"] == {"bad_image": 2} and data.train.num_rows == 1
+
+
+def test_the_place_of_the_first_image_that_is_asked_about_is_known(folder):
+    """A model that takes none is not refused for what is left out."""
+    good, pictured = {"prompt": ASKED, "answer": 1}, {"prompt": ASKED, "answer": 1, "images": "a.png"}
+    path = write(folder, good, "", {**pictured, "answer": "}{"}, {**pictured, "id": "set-1"}, good)
+    data = loaded(path, bad_rows="skip")
+    assert data.train.num_rows == 2 and data.with_images is None
+    data.refuse_images()
+    other = write(folder, *sums(2), pictured, pictured, name="other.jsonl")
+    for data in (loaded(path, other, bad_rows="skip"), loaded(path, validation=[other], bad_rows="skip")):
+        assert data.with_images == f"{other}, row 3"
+        with pytest.raises(ValueError, match=r"other\.jsonl, row 3: has images, and the model takes none; name"):
+            data.refuse_images()
 
 
 def test_a_wrong_number_of_markers_is_a_bad_row_and_not_a_bad_image(folder):

@@ -28,6 +28,20 @@ class Data:
     """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`."""
     messages: list[str]
     """Sentences on rows that were left out."""
+    with_images: str | None
+    """The place of a row with images, of any part; None if no question has some."""
+
+    def refuse_images(self) -> None:
+        """Refuse questions that the model cannot see, for a model that takes no images.
+
+        Raises:
+            ValueError: one has images; the sentence names its place.
+        """
+        if self.with_images:
+            raise ValueError(
+                f"{self.with_images}: has images, and the model takes none; name a vision-language model with "
+                "model.path, or remove such rows"
+            )
 
 
 def load_data(config: Config, track: Track[Any] = untracked) -> Data:
@@ -55,10 +69,12 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
         tasks = _held_out(validation, track), _held_out(monitor, track)
         held_out = frozenset(question_key(task) for part in tasks for task in part)
         refuse_self = None if config.self_reward.enabled else _SELF_REWARD_OFF
-        report = {"train": checked(train, "training", held_out, refuse_self).report()}
+        training = checked(train, "training", held_out, refuse_self)
+    report = {"train": training.report()}
     reports = checker.report()  # with repeated questions, which are found last
     report |= {"validation": reports[: len(validation)], "monitor": reports[len(validation) :]}
-    return Data(Questions(train, config.train.seed, held_out), *tasks, report, messages)
+    with_images = training.first_with_images() or checker.first_with_images()
+    return Data(Questions(train, config.train.seed, held_out), *tasks, report, messages, with_images)
 
 
 def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:
