@@ -891,6 +891,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("mmlu-stem", {**CASES["mmlu-stem"][0].row, "answer": "B"}, "'answer' must be a whole number"),
     ("mmlu-stem", {**CASES["mmlu-stem"][0].row, "choices": "3, 4"}, "'choices' must be a list of texts"),
     ("pope", {**CASES["pope"][0].row, "image": None}, "'image' is empty"),
+    ("pope", {**CASES["pope"][0].row, "image": []}, "'image' is empty"),
     ("pope", {"question": "q", "answer": "yes"}, "has no 'image'"),
     ("pope", {"question": "q", "answer": "maybe", "image": "a"}, "'answer' must be yes or no"),
     ("mmk12", {"question": "q", "answer": "AB", "image": "a"}, "'answer' must be the letter of an option"),
