@@ -9,9 +9,9 @@ import pytest
 from vision import image_file, picture, save_vision_model
 
 from spark_rl.config import load_inference
-from spark_rl.evaluate.published_rows import BestOfItem
+from spark_rl.evaluate.published_rows import BestOfItem, PairItem
 from spark_rl.evaluate.runner import Runner, Samples
-from spark_rl.evaluate.suites import PairItem, PointItem, Suite, open_suite
+from spark_rl.evaluate.suites import PointItem, Suite, open_suite
 from spark_rl.infer import ChatModel
 from spark_rl.types import IMAGE
 from spark_rl.verify import VerifierPool

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spark_rl.config import Inference
-from spark_rl.evaluate.published_rows import BestOfItem
-from spark_rl.evaluate.suites import PairItem, PointItem, Suite
+from spark_rl.evaluate.published_rows import BestOfItem, PairItem
+from spark_rl.evaluate.suites import PointItem, Suite
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.judge import Judge
 from spark_rl.infer.solver import Solution, Solver

@@ -29,7 +29,7 @@ from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import open_sources
 from spark_rl.evaluate.probes import Probe, probes_of
 from spark_rl.evaluate.published import in_suite, load
-from spark_rl.evaluate.published_rows import BestOfItem, ImagePair
+from spark_rl.evaluate.published_rows import BestOfItem, PairItem
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.images import blank, reference
 from spark_rl.jsonl import read_row
@@ -48,20 +48,6 @@ class PointItem:
     question: str
     response: str
     right: bool
-    images: tuple[Image, ...] = ()
-    """Of the question, as those of an `Example`."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairItem:
-    """Two responses to compare."""
-
-    id: str
-    question: str
-    right: str
-    wrong: str
-    source: str = ""
-    """Reported by it, if there are several."""
     images: tuple[Image, ...] = ()
     """Of the question, as those of an `Example`."""
 
@@ -155,11 +141,7 @@ def _published(
             suite.skipped[each.name] = skipped
         suite.questions.extend(item for item in items if isinstance(item, Example))
         suite.best_of.extend(item for item in items if isinstance(item, BestOfItem))
-        suite.pairs.extend(
-            PairItem(item.id, item.question, item.right, item.wrong, item.group, item.images)
-            for item in items
-            if isinstance(item, ImagePair)
-        )
+        suite.pairs.extend(item for item in items if isinstance(item, PairItem))
     return suite
 
 
