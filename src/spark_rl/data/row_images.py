@@ -89,10 +89,13 @@ def written(texts: Sequence[str]) -> list[Content]:
 def written_columns(prompt: Sequence[Message], question: str, images: Sequence[Image]) -> dict[str, Any]:
     """The columns `prompt`, `question` and, if there are any, `images` of a row that reads back as these."""
     contents = written([message["content"] for message in prompt])
-    columns: dict[str, Any] = {
-        "prompt": [{**message, "content": content} for message, content in zip(prompt, contents, strict=True)],
-        "question": written([question])[0],
-    }
+    turns = [{**message, "content": content} for message, content in zip(prompt, contents, strict=True)]
+    return {"prompt": turns, **written_question(question, images)}
+
+
+def written_question(question: str, images: Sequence[Image]) -> dict[str, Any]:
+    """The columns `question` and, if there are any, `images` of such a row."""
+    columns: dict[str, Any] = {"question": written([question])[0]}
     return columns | ({"images": [image.path for image in images]} if images else {})
 
 
