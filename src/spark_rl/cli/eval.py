@@ -27,7 +27,10 @@ ALL = "greedy,sample,reflect,majority@32,best-of-8,weighted-vote@8,tournament@8"
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run's final/, a model folder, a Hub id, embedded, or http://...")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value of engine, judge, solve.")] = None,
-    suite: Annotated[str, typer.Option(help="embedded, embedded:test, paper-text, a set, or your JSONL.")] = "embedded",
+    suite: Annotated[
+        str,
+        typer.Option(help="embedded, embedded:test, embedded:vision-test, paper-text, paper-vision, a set, a JSONL."),
+    ] = "embedded",
     local: Annotated[list[str] | None, typer.Option(help="NAME=PATH: your copy of a published set.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results.json, samples.jsonl and report.md.")] = Path("eval"),
     baseline: Annotated[str | None, typer.Option(help="A second model, to compare with on the same items.")] = None,
@@ -51,6 +54,8 @@ def evaluate(
         spark-rl eval runs/quickstart/final --baseline embedded --out eval/quickstart
 
         spark-rl eval runs/quickstart/final --suite embedded:test --strategies all --seeds 3
+
+        spark-rl eval runs/quickstart-vision/final --suite embedded:vision-test --blind
 
         spark-rl eval Qwen/Qwen2.5-7B-Instruct --suite paper-text --local gsm8k=data/gsm8k
 

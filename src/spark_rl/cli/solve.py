@@ -69,7 +69,7 @@ def solve(
 
         spark-rl solve embedded questions.jsonl --strategy majority@8 --out solved.jsonl --resume
 
-        spark-rl solve runs/vision/final --question "How many are red?" --image shapes.png
+        spark-rl solve runs/quickstart-vision/final --question "How many are red?" --image shapes.png
 
         spark-rl solve http://localhost:8000 --strategy tournament@16 solve.max_tokens=20000 < questions.jsonl
     """
