@@ -304,6 +304,13 @@ def test_a_column_image_is_read_unless_images_or_the_config_say_otherwise(folder
     assert names(read(row, folder, columns={"images": "photo"})) == names(read({**row, "image": None}, folder)) == ""
 
 
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_a_function_of_yours_gets_no_bytes_of_images(folder, column):
+    """Checkpoints would keep them with the question, as text."""
+    task = read({"prompt": ASKED, column: {"bytes": png()}, "level": 3}, folder, verifier="graders:mine")
+    assert task.example.metadata == {"level": 3} and names(task) == "a"
+
+
 def test_the_column_of_images_has_any_name(folder):
     path = write(folder, {"prompt": ASKED, "answer": 1, "extra": {"pictures": ["a.png"]}})
     columns = {"images": "extra.pictures"}

@@ -162,7 +162,7 @@ class RowReader:
         As JSON, in which checkpoints keep it: what JSON has no form for (a date in a Parquet file) becomes text.
         """
         if ":" in verifier:
-            known = {column.split(".")[0] for column in self.columns.values()}
+            known = {"image", *(column.split(".")[0] for column in self.columns.values())}
             given = {**{key: value for key, value in row.items() if key not in known}, **(given or {})}
         return json.loads(json.dumps(given, default=str)) if given else {}
 
