@@ -451,14 +451,20 @@ EVAL = [
         "eval: no server", ["eval", "http://127.0.0.1:9/v1"], ["no server answers at http://127.0.0.1:9/v1", "start it"]
     ),
     Case("eval: no room", ["eval", "embedded", "engine.max_new_tokens=4000"], ["context of 1024 tokens", "lower it"]),
-    Case(
-        "eval: images",
-        ["eval", "embedded", "--suite", "pope", "--local", "pope=data.jsonl", "--out", "out"],
-        ["--suite pope", "embedded takes none", "vision-language model", "paper-text"],
-        lambda folder: [
-            (folder / "a.png").write_bytes(png()),
-            rows({"question": "Is it red?", "answer": "yes", "image": "a.png"})(folder),
-        ],
+    *(
+        Case(
+            f"eval: images, {name}",
+            ["eval", *models, "--suite", "pope", "--local", "pope=data.jsonl", "--out", "out"],
+            ["--suite pope", "embedded takes none", "vision-language model", "paper-text"],
+            lambda folder: [
+                (folder / "a.png").write_bytes(png()),
+                rows({"question": "Is it red?", "answer": "yes", "image": "a.png"})(folder),
+            ],
+        )
+        for name, models in (
+            ("model", ["embedded"]),
+            ("baseline", ["embedded-vision", "--baseline", "embedded"]),
+        )
     ),
     Case(
         "eval: no copy", ["eval", "embedded", "--suite", "gsm8k", "--local", "gsm8k=nowhere"], ["there is no nowhere"]

@@ -24,6 +24,7 @@ def test_help_names_the_verbs_and_needs_nothing_slow() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "train" in run("--help").stdout and "--debug" in run("--help").stdout
     assert "spark-rl train recipes/quickstart.yaml" in run("train", "--help").stdout
+    assert {"embedded:vision-test,", "paper-vision,"} <= set(run("eval", "--help").stdout.split())
 
 
 def test_dry_run_shows_arithmetic_and_two_prompts_of_each_role_and_writes_nothing(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import sys
 import time
 
 import pytest
+from factories import lines, read_rows
 from typer.testing import CliRunner
 
 from spark_rl.cli import app
+from spark_rl.images.drawn import drawing
 from spark_rl.models.folder import resolve_path
 
 COMMAND = [sys.executable, "-m", "spark_rl.cli", "eval", "embedded", "engine.max_new_tokens=32", "--limit", "3"]
@@ -89,3 +91,21 @@ def test_what_was_asked_of_other_weights_or_other_rows_is_not_taken_for_this(tmp
     os.utime(model / "model.safetensors", (1, 1))
     other_weights = CliRunner().invoke(app, command[3:])
     assert other_weights.exit_code != 0 and "another 'weights'" in str(other_weights.exception)
+
+
+def test_a_blind_model_cannot_tell_pictures_apart(spark_rl, tmp_path):
+    """The same question about 1, 4, 8 and 12 discs: seen, answers differ; painted white, they are one."""
+    discs = [("disc", 16 * (k % 4) + 3, 16 * (k // 4) + 3, 10, "red") for k in range(12)]
+    pictures = [drawing(64, 64, discs[:count]) for count in (1, 4, 8, 12)]
+    asked = [{"prompt": "How many red shapes are there?", "answer": "4", "images": each} for each in pictures]
+    (tmp_path / "discs.jsonl").write_text(lines(asked))
+    command = ["eval", "embedded-vision", "--suite", tmp_path / "discs.jsonl", "--strategies", "greedy"]
+    for blind in (False, True):
+        out = tmp_path / f"{blind}"
+        done = spark_rl(*command, *["--blind"] * blind, "--out", out, "engine.max_new_tokens=64")
+        assert done.code == 0, done.err
+        results = json.loads((out / "results.json").read_text())
+        assert results["suite"] == "discs.jsonl" + ", blind" * blind
+        assert results["models_measured"]["model"]["strategies"]["greedy"]["accuracy"]["n"] == 4
+        texts = {row["text"] for row in read_rows(out / "samples.jsonl")}
+        assert (len(texts) == 1) is blind, texts

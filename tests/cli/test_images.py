@@ -52,6 +52,17 @@ def test_rows_with_images(folder, tmp_path, verb):
     assert [row.get("images", []) for row in read_rows(out)] == [["1.png"], ["1.png", "2.png"], []]
 
 
+@pytest.mark.parametrize("verb", ["judge", "solve", "eval"])
+def test_a_picture_in_the_column_image_is_not_overlooked(folder, tmp_path, verb):
+    """A model that takes no images says so, where it would answer unseeing if the column were not read."""
+    asked = {"prompt": "How many?"} if verb == "solve" else {"question": "How many?", "response": "3", "right": True}
+    rows = folder / f"{verb}-image.jsonl"
+    rows.write_text(lines([{**asked, "image": "1.png"}]))
+    file = ["--suite", str(rows), "engine.max_new_tokens=8"] if verb == "eval" else [str(rows), "--max-new-tokens=8"]
+    done = call(verb, "embedded", *file, "--out", str(tmp_path / "out"), cwd=tmp_path)
+    assert done.returncode == 2 and ("takes no images" in done.stderr or "takes none" in done.stderr), done.stderr
+
+
 def test_one_question_about_a_picture(folder):
     about = ["--question", "How many?", "--image", "1.png", "--json", "--max-new-tokens=8"]
     words = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import USER, examples, loaded, opened, tasks, write, write_parquet
+from data_files import USER, examples, loaded, opened, sums, tasks, write, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import BAD, png
@@ -247,6 +247,20 @@ def test_a_bad_image_is_refused_or_counted(folder, name):
     assert data.report["train"][0]["skipped"] == {"bad_image": 2} and data.train.num_rows == 1
 
 
+def test_the_place_of_the_first_image_that_is_asked_about_is_known(folder):
+    """A model that takes none is not refused for what is left out."""
+    good, pictured = {"prompt": ASKED, "answer": 1}, {"prompt": ASKED, "answer": 1, "images": "a.png"}
+    path = write(folder, good, "", {**pictured, "answer": "}{"}, {**pictured, "id": "set-1"}, good)
+    data = loaded(path, bad_rows="skip")
+    assert data.train.num_rows == 2 and data.with_images is None
+    data.refuse_images()
+    other = write(folder, *sums(2), pictured, pictured, name="other.jsonl")
+    for data in (loaded(path, other, bad_rows="skip"), loaded(path, validation=[other], bad_rows="skip")):
+        assert data.with_images == f"{other}, row 3"
+        with pytest.raises(ValueError, match=r"other\.jsonl, row 3: has images, and the model takes none; name"):
+            data.refuse_images()
+
+
 def test_a_wrong_number_of_markers_is_a_bad_row_and_not_a_bad_image(folder):
     rows = [{"prompt": f"{marker} {ASKED}", "answer": 1, "images": ["a.png"]} for marker in ("", "<image><image>")]
     assert loaded(write(folder, *rows), bad_rows="skip").report["train"][0]["skipped"] == {"bad_row": 1}
@@ -288,6 +302,13 @@ def test_a_column_image_is_read_unless_images_or_the_config_say_otherwise(folder
     assert names(read({**row, "images": ["b.png"]}, folder)) == "b"
     assert names(read({**row, "photo": "c.png"}, folder, columns={"images": "photo"})) == "c"
     assert names(read(row, folder, columns={"images": "photo"})) == names(read({**row, "image": None}, folder)) == ""
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_a_function_of_yours_gets_no_bytes_of_images(folder, column):
+    """Checkpoints would keep them with the question, as text."""
+    task = read({"prompt": ASKED, column: {"bytes": png()}, "level": 3}, folder, verifier="graders:mine")
+    assert task.example.metadata == {"level": 3} and names(task) == "a"
 
 
 def test_the_column_of_images_has_any_name(folder):

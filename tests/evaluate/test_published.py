@@ -18,7 +18,7 @@ import PIL.Image
 import pytest
 
 from spark_rl.evaluate.published import in_suite, load
-from spark_rl.evaluate.published_rows import IN_THE_IMAGE, LETTER, BestOfItem, ImagePair, placed
+from spark_rl.evaluate.published_rows import IN_THE_IMAGE, LETTER, BestOfItem, PairItem, placed
 from spark_rl.evaluate.published_sets import PUBLISHED
 from spark_rl.evaluate.suites import open_suite
 from spark_rl.types import IMAGE, Example, Image
@@ -838,9 +838,9 @@ def test_vl_reward_bench(tmp_path):
     (image,) = first.images
     assert Path(image.path).read_bytes() == PNG
     question = f"{IMAGE}\nWhat is in the image?"
-    assert first == ImagePair("RLAIF-V-11", question, "A cat.", "A dog.", "hallucination", (image,))
-    assert (second.right, second.wrong, second.group) == ("A dog.", "A cat.", "reasoning")
-    assert third.group == "general"
+    assert first == PairItem("RLAIF-V-11", question, "A cat.", "A dog.", "hallucination", (image,))
+    assert (second.right, second.wrong, second.source) == ("A dog.", "A cat.", "reasoning")
+    assert third.source == "general"
 
 
 # ------------------------------------------------------------------------------------------------ places
@@ -891,6 +891,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("mmlu-stem", {**CASES["mmlu-stem"][0].row, "answer": "B"}, "'answer' must be a whole number"),
     ("mmlu-stem", {**CASES["mmlu-stem"][0].row, "choices": "3, 4"}, "'choices' must be a list of texts"),
     ("pope", {**CASES["pope"][0].row, "image": None}, "'image' is empty"),
+    ("pope", {**CASES["pope"][0].row, "image": []}, "'image' is empty"),
     ("pope", {"question": "q", "answer": "yes"}, "has no 'image'"),
     ("pope", {"question": "q", "answer": "maybe", "image": "a"}, "'answer' must be yes or no"),
     ("mmk12", {"question": "q", "answer": "AB", "image": "a"}, "'answer' must be the letter of an option"),

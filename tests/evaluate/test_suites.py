@@ -100,14 +100,16 @@ def test_rows_of_every_kind_have_images(pool, tmp_path):
         {"question": "Is <image> <image>?", "response": "yes", "right": True, "images": ["0.png", "1.png"]},
         {"question": "How many?", "right": "4", "wrong": f"5 {IMAGE}", "images": "1.png"},
         {"question": f"{IMAGE} <image>?", "response": "yes", "right": True},
+        {"question": "Is <image> red?", "response": "yes", "right": True, "image": "1.png"},
     )
     suite = open_suite(name, pool)
     assert suite.has_images
-    (question,), (point, plain), (pair,) = suite.questions, suite.points, suite.pairs
+    (question,), (point, plain, one), (pair,) = suite.questions, suite.points, suite.pairs
     assert question.question == pair.question == f"{IMAGE}\nHow many?"
     assert point.question == f"Is {IMAGE} {IMAGE}?" and plain.question == "\ufffd <image>?"
-    files = [[Path(image.path).name for image in each.images] for each in (question, point, plain, pair)]
-    assert files == [["0.png"], ["0.png", "1.png"], [], ["1.png"]]
+    assert one.question == f"Is {IMAGE} red?"
+    files = [[Path(image.path).name for image in each.images] for each in (question, point, plain, one, pair)]
+    assert files == [["0.png"], ["0.png", "1.png"], [], ["1.png"], ["1.png"]]
 
 
 def test_bad_rows_are_left_out_and_told_if_they_may_be(pool, tmp_path):

@@ -126,6 +126,19 @@ def test_probes_count_accepts_by_label():
     assert "true_accept" not in probes["by_kind"]["empty, alone"]
 
 
+def test_the_same_words_about_another_picture_are_another_question():
+    """Those about the same one are no more than one."""
+    base = {"model": "model", "strategy": "judge", "seed": 0, "question": "How many are red?", "probability": None}
+    point = {**base, "part": "pointwise", "label": "right", "verdict": "right"}
+    pair = {**base, "part": "pairwise", "source": "", "prefers_right": True, "consistent": True}
+    probe = {**point, "part": "probe", "kind": "empty"}
+    rows = [{**row, "id": name, "images": [name]} for row in (point, pair, probe) for name in ("a.png", "b.png")]
+    rows += [{**row, "id": "again"} for row in rows]
+    of = measured(rows)
+    for interval in (of["pointwise"]["accuracy"], of["pairwise"]["accuracy"], of["probes"]["true_accept"]):
+        assert interval["n"] == 2
+
+
 def test_pairs_are_told_apart_by_source_and_every_source_counts_the_same():
     pairs = [("a", True, True), ("a", True, False), ("a", False, True), ("a", True, True), ("b", None, None)]
     rows = [

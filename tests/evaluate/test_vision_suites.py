@@ -9,9 +9,9 @@ import pytest
 from vision import image_file, picture, save_vision_model
 
 from spark_rl.config import load_inference
-from spark_rl.evaluate.published_rows import BestOfItem
+from spark_rl.evaluate.published_rows import BestOfItem, PairItem
 from spark_rl.evaluate.runner import Runner, Samples
-from spark_rl.evaluate.suites import PairItem, PointItem, Suite, open_suite
+from spark_rl.evaluate.suites import PointItem, Suite, open_suite
 from spark_rl.infer import ChatModel
 from spark_rl.types import IMAGE
 from spark_rl.verify import VerifierPool
@@ -89,5 +89,8 @@ def test_every_judged_part_is_shown_its_images(tmp_path, model, settings):
             Runner("model", ChatModel(shown, "m", renderer=model.renderer), settings, pool, samples).run(suite, [], 1)
         assert [row["part"] for row in samples.rows] == ["pointwise", "pairwise", "best_of"]
         assert [request.images for request in shown.requests] == [(image,)] * 5
+        asked = {key: samples.rows[0][key] for key in ("question", "images")}
+        assert asked == {"question": "<image>What is it?", "images": [image.path]}
+        assert all(samples.rows[1][key] == asked[key] for key in asked), "and so of the pair"
         said.append([row.get("texts") or row.get("text") for row in samples.rows])
     assert said[0] == said[1] != said[2]

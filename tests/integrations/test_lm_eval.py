@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from spark_rl.types import IMAGE
+
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 
 TASK = """
@@ -65,6 +67,20 @@ def test_the_command_is_lm_evals_own(tasks):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "little_sums" in done.stdout and "spark-rl" in done.stdout
+
+
+def test_a_document_that_quotes_the_mark_of_an_image_has_none():
+    from lm_eval.api.instance import Instance
+
+    from spark_rl.integrations.lm_eval import StrategyLM
+
+    model = StrategyLM("embedded", max_gen_toks=8)
+    asked, plain = (
+        Instance("generate_until", {}, (f"What is {sign}?", {"until": ["\n"]}), i)
+        for i, sign in enumerate((IMAGE, "\ufffd"))
+    )
+    said = model.generate_until([asked, plain], disable_tqdm=True)
+    assert said[0] == said[1]
 
 
 def test_what_it_is_not_for_is_said():

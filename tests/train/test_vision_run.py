@@ -171,5 +171,14 @@ def test_the_forward_is_checked_again_at_the_first_step_with_images(model, quest
 
 
 def test_a_language_model_is_given_no_images(questions, tmp_path):
-    with pytest.raises(ValueError, match="takes no images"):
-        Trainer(run_config(Path("embedded"), questions, tmp_path / "run"))
+    """Not even one in a hundred, which might be drawn in the last step: it is refused before anything is written."""
+    rows = [{"prompt": f"What is {i}+1?", "answer": i + 1} for i in range(99)]
+    rows.insert(70, {"prompt": "How many?", "answer": 1, "images": str(questions.parent / "1-0.png")})
+    path = tmp_path / "questions.jsonl"
+    path.write_text(lines(rows))
+    for part in ("train", "validation", "monitor"):
+        config = small_run(tmp_path / "run", f"data.{part}={path}")
+        for begin in (Trainer, make_plan):
+            with pytest.raises(ValueError, match=r"questions\.jsonl, row 71: has images, and the model takes none"):
+                begin(config)
+    assert not (tmp_path / "run").exists()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,13 +18,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from spark_rl.cli.model import open_model
 from spark_rl.cli.rows import say
 
+if TYPE_CHECKING:
+    from spark_rl.config import Inference
+
 ALL = "greedy,sample,reflect,majority@32,best-of-8,weighted-vote@8,tournament@8"
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run's final/, a model folder, a Hub id, embedded, or http://...")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value of engine, judge, solve.")] = None,
-    suite: Annotated[str, typer.Option(help="embedded, embedded:test, paper-text, a set, or your JSONL.")] = "embedded",
+    suite: Annotated[
+        str,
+        typer.Option(help="embedded, embedded:test, embedded:vision-test, paper-text, paper-vision, a set, a JSONL."),
+    ] = "embedded",
     local: Annotated[list[str] | None, typer.Option(help="NAME=PATH: your copy of a published set.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results.json, samples.jsonl and report.md.")] = Path("eval"),
     baseline: Annotated[str | None, typer.Option(help="A second model, to compare with on the same items.")] = None,
@@ -49,6 +55,8 @@ def evaluate(
 
         spark-rl eval runs/quickstart/final --suite embedded:test --strategies all --seeds 3
 
+        spark-rl eval runs/quickstart-vision/final --suite embedded:vision-test --blind
+
         spark-rl eval Qwen/Qwen2.5-7B-Instruct --suite paper-text --local gsm8k=data/gsm8k
 
         spark-rl eval http://127.0.0.1:8000/v1 --suite held_out.jsonl engine.max_new_tokens=2048
@@ -71,6 +79,8 @@ def evaluate(
         opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad)
         if blind and not opened.has_images:
             raise ValueError(f"--blind: {suite} has no images; leave it out")
+        if opened.has_images:
+            _check_they_take_images(suite, settings.values())
         opened = blinded(opened) if blind else opened
         described = {
             "models": models,
@@ -90,11 +100,6 @@ def evaluate(
         with _progress() as show:
             for label, each in settings.items():
                 chat = open_model(each)
-                if opened.has_images and not chat.takes_images:
-                    raise ValueError(
-                        f"--suite {suite}: asks about images, and {models[label]} takes none; name a vision-language "
-                        "model, or choose a suite of text such as paper-text"
-                    )
                 _claim(out, described)
                 runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
                 runner.run(opened, names, seeds)
@@ -107,6 +112,22 @@ def evaluate(
     for source, reasons in opened.skipped.items():
         say(f"rows of {source} that are left out: {len(reasons):,}; the first one: {reasons[0]}")
     say(f"{len(samples.rows):,} items in {out / 'samples.jsonl'}")
+
+
+def _check_they_take_images(suite: str, settings: Iterable[Inference]) -> None:
+    """All of them before the first is asked anything, which may take hours.
+
+    Raises:
+        ValueError: a model takes no images.
+    """
+    from spark_rl.models.processor import is_vision_language
+
+    for each in settings:
+        if not each.is_remote and not is_vision_language(each.model):
+            raise ValueError(
+                f"--suite {suite}: asks about images, and {each.model.path} takes none; name a vision-language model, "
+                "or choose a suite of text such as paper-text"
+            )
 
 
 def _weights(folder: Path | None) -> str | None:

@@ -121,8 +121,7 @@ def _shown(row: Row, folder: Path) -> Shown:
     Raises:
         ValueError: it is no item of either kind, or of both, or an image cannot be used.
     """
-    from spark_rl.data.row_images import listed, placed_in_question
-    from spark_rl.images import reference
+    from spark_rl.data.row_images import asked_to_judge
 
     question = take(row, "question", str)
     if row.get("response") is not None and (row.get("a") is not None or row.get("b") is not None):
@@ -130,8 +129,7 @@ def _shown(row: Row, folder: Path) -> Shown:
     if row.get("response") is None and row.get("a") is None and row.get("b") is None:
         raise ValueError("has neither a 'response' nor 'a' and 'b'; add one or the other")
     keys = ("response",) if row.get("response") is not None else ("a", "b")
-    images = tuple(reference(image, folder) for image in listed(row.get("images")))
-    question = placed_in_question(question, len(images))
+    question, images = asked_to_judge(question, row, folder)
     return Shown(question, tuple(take(row, key, str) for key in keys), images)
 
 

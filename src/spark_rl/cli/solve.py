@@ -23,7 +23,7 @@ from spark_rl.verify import Check, VerifierPool
 if TYPE_CHECKING:
     from spark_rl.infer import Solution, Solver
 
-_READ = ("prompt", "id", "question", "system", "metadata", "source", "images")
+_READ = ("prompt", "id", "question", "system", "metadata", "source", "images", "image")
 _ADDED = ("answer", "text", "tokens", "prompt_tokens", "generated_tokens", "steps", "reward")
 
 
@@ -69,7 +69,7 @@ def solve(
 
         spark-rl solve embedded questions.jsonl --strategy majority@8 --out solved.jsonl --resume
 
-        spark-rl solve runs/vision/final --question "How many are red?" --image shapes.png
+        spark-rl solve runs/quickstart-vision/final --question "How many are red?" --image shapes.png
 
         spark-rl solve http://localhost:8000 --strategy tournament@16 solve.max_tokens=20000 < questions.jsonl
     """

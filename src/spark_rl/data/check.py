@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -73,6 +73,7 @@ class Checker:
         self.images: dict[str, Image] = {}
         """By the hash of their content: where a saved run finds its images if they were moved."""
         self._digests: list[hashlib.blake2b] = []
+        self._with_images: dict[Source, array[int]] = defaultdict(lambda: array("q"))
 
     def run(self, verifiers: VerifierPool) -> None:
         """Fill `left_out` of every source.
@@ -106,6 +107,11 @@ class Checker:
             reports[-1]["fingerprint"] = fingerprint.hexdigest()
         return reports
 
+    def first_with_images(self) -> str | None:
+        """The place of the first row that is asked and has images."""
+        places = (s.where(i) for s, rows in self._with_images.items() for i in rows if i not in s.left_out)
+        return next(places, None)
+
     def messages(self) -> list[str]:
         """A sentence for every source of which rows were left out."""
         return [
@@ -132,7 +138,9 @@ class Checker:
                 else:
                     key = _key(task.example.id)
                     digest.update(_content(task))
-                    self.images.update((image.sha256, image) for image in task.example.images)
+                    if task.example.images:
+                        self._with_images[source].append(index)
+                        self.images.update((image.sha256, image) for image in task.example.images)
                     self.has_rule = self.has_rule or task.verifier != SELF
                     if self.refuse_self and task.verifier == SELF:
                         reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"

@@ -30,6 +30,20 @@ class Data:
     """Sentences on rows that were left out."""
     images: dict[str, Image]
     """All images, by the hash of their content, about 400 bytes of memory each."""
+    with_images: str | None
+    """The place of a row with images, of any part; None if no question has some."""
+
+    def refuse_images(self) -> None:
+        """Refuse questions that the model cannot see, for a model that takes no images.
+
+        Raises:
+            ValueError: one has images; the sentence names its place.
+        """
+        if self.with_images:
+            raise ValueError(
+                f"{self.with_images}: has images, and the model takes none; name a vision-language model with "
+                "model.path, or remove such rows"
+            )
 
 
 def load_data(config: Config, track: Track[Any] = untracked) -> Data:
@@ -62,7 +76,8 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     report = {"train": training.report()}
     report |= {"validation": reports[: len(validation)], "monitor": reports[len(validation) :]}
     questions = Questions(train, config.train.seed, held_out)
-    return Data(questions, *tasks, report, messages, checker.images | training.images)
+    with_images = training.first_with_images() or checker.first_with_images()
+    return Data(questions, *tasks, report, messages, checker.images | training.images, with_images)
 
 
 def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:

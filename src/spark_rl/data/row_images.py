@@ -7,8 +7,10 @@ first. In a row without images it is text. In a message that is a list of parts 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from spark_rl.images import reference
 from spark_rl.types import IMAGE, Image, Message, in_parts, with_markers, without_images
 
 MARKER = "<image>"
@@ -22,6 +24,21 @@ def listed(column: Any) -> list[Any]:
     if column is None or column == "":
         return []
     return list(column) if isinstance(column, list | tuple) else [column]
+
+
+def images_of(row: Mapping[str, Any]) -> list[Any]:
+    """What a row gives as its images: in `images`, or in `image`, as many sets have it that hold one a row."""
+    return listed(row.get("images")) or listed(row.get("image"))
+
+
+def asked_to_judge(question: str, row: Mapping[str, Any], folder: Path) -> tuple[str, tuple[Image, ...]]:
+    """The question of a row to judge, with `IMAGE` for each of its images, and these, whose paths begin at `folder`.
+
+    Raises:
+        ValueError: an image cannot be used, or there are not as many places for them; the reason alone.
+    """
+    images = tuple(reference(value, folder) for value in images_of(row))
+    return placed_in_question(question, len(images)), images
 
 
 def placed(messages: Sequence[Message], column: Sequence[Any]) -> tuple[list[Message], list[Any]]:
@@ -72,10 +89,13 @@ def written(texts: Sequence[str]) -> list[Content]:
 def written_columns(prompt: Sequence[Message], question: str, images: Sequence[Image]) -> dict[str, Any]:
     """The columns `prompt`, `question` and, if there are any, `images` of a row that reads back as these."""
     contents = written([message["content"] for message in prompt])
-    columns: dict[str, Any] = {
-        "prompt": [{**message, "content": content} for message, content in zip(prompt, contents, strict=True)],
-        "question": written([question])[0],
-    }
+    turns = [{**message, "content": content} for message, content in zip(prompt, contents, strict=True)]
+    return {"prompt": turns, **written_question(question, images)}
+
+
+def written_question(question: str, images: Sequence[Image]) -> dict[str, Any]:
+    """The columns `question` and, if there are any, `images` of such a row."""
+    columns: dict[str, Any] = {"question": written([question])[0]}
     return columns | ({"images": [image.path for image in images]} if images else {})
 
 

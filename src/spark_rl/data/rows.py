@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import DataConfig, SourceConfig
-from spark_rl.data.row_images import listed, placed, placed_in_question
+from spark_rl.data.row_images import images_of, listed, placed, placed_in_question
 from spark_rl.data.tables import lookup
 from spark_rl.images import reference
 from spark_rl.prompts import answer_prompt, verdict
@@ -74,9 +74,8 @@ class RowReader:
         values = {
             field: lookup(row, column) if "." in column else row.get(column) for field, column in self.columns.items()
         }
-        column = listed(values.pop("images"))
-        if not column and self.columns["images"] == "images":
-            column = listed(row.get("image"))
+        mapped = listed(values.pop("images"))
+        column = images_of(row) if self.columns["images"] == "images" else mapped
         self._check(values, row)
         role = _role(values["role"])
         verifier = self._verifier(values["verifier"], role)
@@ -163,7 +162,7 @@ class RowReader:
         As JSON, in which checkpoints keep it: what JSON has no form for (a date in a Parquet file) becomes text.
         """
         if ":" in verifier:
-            known = {column.split(".")[0] for column in self.columns.values()}
+            known = {"image", *(column.split(".")[0] for column in self.columns.values())}
             given = {**{key: value for key, value in row.items() if key not in known}, **(given or {})}
         return json.loads(json.dumps(given, default=str)) if given else {}
 

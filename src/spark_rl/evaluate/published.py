@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import FILE_SUFFIXES
+from spark_rl.data.row_images import listed
 from spark_rl.data.tables import Table, open_tables
 from spark_rl.evaluate.published_rows import Item, Row, placed
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
@@ -90,10 +91,9 @@ def _item(published: PublishedSet, row: Any, folders: Sequence[Path]) -> Item | 
 
 def _images(published: PublishedSet, row: Row, folders: Sequence[Path]) -> Iterator[Image]:
     for column in published.images:
-        value = row.get(column)
-        if value is None and column == published.images[0]:
+        values = listed(row.get(column))
+        if not values and column == published.images[0]:
             raise ValueError(f"{column!r} is empty" if column in row else f"has no {column!r}")
-        values = value if isinstance(value, list) else [value] if value is not None else []
         for each in values:
             found = [folder for folder in folders if isinstance(each, str) and os.path.exists(folder / each)]
             try:

@@ -37,19 +37,20 @@ class BestOfItem:
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePair:
-    """A question about images, and two responses that people ranked."""
+class PairItem:
+    """Two responses to compare."""
 
     id: str
     question: str
     right: str
     wrong: str
-    group: str
+    source: str = ""
+    """Reported by it, if there are several."""
     images: tuple[Image, ...] = ()
-    """As those of an `Example`."""
+    """Of the question, as those of an `Example`."""
 
 
-Item = Example | BestOfItem | ImagePair
+Item = Example | BestOfItem | PairItem
 RowFunction = Callable[[Row], Item | None]
 
 # ------------------------------------------------------------------------------------------------ columns
@@ -341,7 +342,7 @@ def reward_bench_2(row: Row) -> BestOfItem:
     return BestOfItem(f"{subset}/{text(row, 'id')}", text(row, "prompt"), (*right, *wrong), len(right), subset)
 
 
-_VL_GROUPS = {
+_VL_SOURCES = {
     "mathverse": "reasoning",
     "mmmu": "reasoning",
     "hallucination": "hallucination",
@@ -351,12 +352,12 @@ _VL_GROUPS = {
 """By what the id begins with; everything else (WildVision, VLFeedback) is general."""
 
 
-def vl_reward_bench(row: Row) -> ImagePair:
+def vl_reward_bench(row: Row) -> PairItem:
     responses, ranking, id = texts(row, "response"), _value(row, "human_ranking"), text(row, "id")
     if len(responses) != 2:
         raise ValueError(f"'response' holds {len(responses)} texts where two are compared")
     if list(ranking) not in ([0, 1], [1, 0]):
         raise _unreadable("human_ranking", "[0, 1] or [1, 0]", ranking)
     right, wrong = responses if list(ranking) == [0, 1] else reversed(responses)
-    group = _VL_GROUPS.get(re.split("[-_]", id)[0].lower(), "general")
-    return ImagePair(id, text(row, "query"), right, wrong, group)
+    source = _VL_SOURCES.get(re.split("[-_]", id)[0].lower(), "general")
+    return PairItem(id, text(row, "query"), right, wrong, source)

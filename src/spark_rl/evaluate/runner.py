@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spark_rl.config import Inference
-from spark_rl.evaluate.published_rows import BestOfItem
-from spark_rl.evaluate.suites import PairItem, PointItem, Suite
+from spark_rl.data.row_images import written_question
+from spark_rl.evaluate.published_rows import BestOfItem, PairItem
+from spark_rl.evaluate.suites import PointItem, Suite
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.judge import Judge
 from spark_rl.infer.solver import Solution, Solver
@@ -149,7 +150,7 @@ class Runner:
                         "label": "right" if item.right else "wrong",
                         "verdict": verdict.verdict,
                         "probability": verdict.probability,
-                        "question": item.question,
+                        **written_question(item.question, item.images),
                         "response": item.response,
                         "text": verdict.text,
                     }
@@ -172,7 +173,7 @@ class Runner:
                         "prefers_right": None if p.preferred is None else p.preferred == "a",
                         "probability": p.probability,
                         "consistent": p.consistent,
-                        "question": item.question,
+                        **written_question(item.question, item.images),
                         "texts": p.texts,
                     }
                     for item, p in zip(chunk, preferences, strict=True)

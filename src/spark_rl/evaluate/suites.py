@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import DataConfig, SourceConfig
-from spark_rl.data.row_images import listed, placed_in_question
+from spark_rl.data.row_images import asked_to_judge
 from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import open_sources
 from spark_rl.evaluate.probes import Probe, probes_of
 from spark_rl.evaluate.published import in_suite, load
-from spark_rl.evaluate.published_rows import BestOfItem, ImagePair
+from spark_rl.evaluate.published_rows import BestOfItem, PairItem
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.images import blank, reference
 from spark_rl.jsonl import read_row
@@ -48,20 +48,6 @@ class PointItem:
     question: str
     response: str
     right: bool
-    images: tuple[Image, ...] = ()
-    """Of the question, as those of an `Example`."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairItem:
-    """Two responses to compare."""
-
-    id: str
-    question: str
-    right: str
-    wrong: str
-    source: str = ""
-    """Reported by it, if there are several."""
     images: tuple[Image, ...] = ()
     """Of the question, as those of an `Example`."""
 
@@ -155,11 +141,7 @@ def _published(
             suite.skipped[each.name] = skipped
         suite.questions.extend(item for item in items if isinstance(item, Example))
         suite.best_of.extend(item for item in items if isinstance(item, BestOfItem))
-        suite.pairs.extend(
-            PairItem(item.id, item.question, item.right, item.wrong, item.group, item.images)
-            for item in items
-            if isinstance(item, ImagePair)
-        )
+        suite.pairs.extend(item for item in items if isinstance(item, PairItem))
     return suite
 
 
@@ -237,8 +219,7 @@ def _item(row: Any, number: int, reader: RowReader, pool: VerifierPool) -> Examp
         if is_point and not isinstance(row.get("right"), bool):
             raise ValueError("'right' must be true or false: whether the response is right")
         question, *responses = _texts(row, ("question", "response") if is_point else ("question", "right", "wrong"))
-        images = tuple(reference(value, reader.folder) for value in listed(row.get("images")))
-        question = placed_in_question(question, len(images))
+        question, images = asked_to_judge(question, row, reader.folder)
         if is_point:
             return PointItem(id, question, responses[0], row["right"], images)
         return PairItem(id, question, responses[0], responses[1], str(row.get("source", "")), images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -159,7 +160,7 @@ def _pairs(rows: Sequence[Row]) -> Result:
     same, however large."""
     sources: dict[str, list[PairwiseJudgement]] = defaultdict(list)
     for row in rows:
-        judgement = PairwiseJudgement(row["prefers_right"], row["probability"], row["consistent"], row["question"])
+        judgement = PairwiseJudgement(row["prefers_right"], row["probability"], row["consistent"], _asked(row))
         sources[row["source"]].append(judgement)
     by_source = {source: pairwise_metrics(of) for source, of in sources.items()}
     return {
@@ -173,7 +174,7 @@ def _probes(rows: Sequence[Row]) -> Result:
     def rates(of: Iterable[Row]) -> Result:
         accepts: dict[str, dict[str, list[float]]] = {"right": defaultdict(list), "wrong": defaultdict(list)}
         for row in of:
-            accepts[row["label"]][row["question"]].append(float(row["verdict"] == "right"))
+            accepts[row["label"]][_asked(row)].append(float(row["verdict"] == "right"))
         named = {"false_accept": accepts["wrong"], "true_accept": accepts["right"]}
         return {name: asdict(mean_interval(values)) for name, values in named.items() if values}
 
@@ -213,7 +214,12 @@ def _rewards(rows: Iterable[Row]) -> dict[str, list[float]]:
 
 def _point(row: Row) -> PointwiseJudgement:
     verdict = None if row["verdict"] is None else row["verdict"] == "right"
-    return PointwiseJudgement(row["label"] == "right", verdict, row["probability"], row["question"])
+    return PointwiseJudgement(row["label"] == "right", verdict, row["probability"], _asked(row))
+
+
+def _asked(row: Row) -> str:
+    """The same words about another picture are another question."""
+    return json.dumps([row["question"], row.get("images")])
 
 
 def _tokens(row: Row) -> int:

@@ -20,7 +20,7 @@ from spark_rl.config import load_inference
 from spark_rl.infer import ChatModel, Solver
 from spark_rl.infer.strategies import parse_strategy
 from spark_rl.prompts import answer_prompt
-from spark_rl.types import Example
+from spark_rl.types import Example, without_images
 from spark_rl.verify import VerifierPool
 
 CHUNK = 256
@@ -77,6 +77,7 @@ class StrategyLM(LM):
         return texts
 
     def _example(self, number: int, context: str) -> Example:
+        context = without_images(context)
         return Example(str(number), answer_prompt(context), context, "", self.verifier)
 
     def loglikelihood(self, requests: Any, *arguments: Any) -> Any:

@@ -97,6 +97,8 @@ class Trainer:
         self.data = data or load_data(config)
         self.tokenizer = load_tokenizer(config.model)
         self.images = load_image_processor(config.model, self.tokenizer)
+        if self.images is None:
+            self.data.refuse_images()
         self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images)
         model = load_model(config.model)  # before anything is written: it may not exist
         self.switch = Switch(config.self_reward)

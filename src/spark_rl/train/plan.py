@@ -113,6 +113,8 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
     data = data or load_data(config)
     tokenizer = load_tokenizer(config.model)
     images = load_image_processor(config.model, tokenizer)
+    if images is None:
+        data.refuse_images()
     renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, images)
     model = _empty_model(config.model)
     limit = max_prompt_tokens(config, model)
