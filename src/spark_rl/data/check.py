@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spark_rl.config import DataConfig
+from spark_rl.data.row_images import MARKER
+from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import Source
 from spark_rl.images import ImageError
 from spark_rl.prompts import answer_prompt
@@ -20,8 +22,41 @@ from spark_rl.verify import SELF, Check, VerifierPool, box, gold_problem
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
 """Passes items on and shows how far they are: (items, what is done with them, how many there are)."""
+_LISTED = 20
+"""Columns that a message lists."""
 _SAMPLE = 64
 """Generated rows are made when they are drawn; only so many are checked before."""
+
+
+def refuse_unknown_columns(sources: Sequence[Source]) -> None:
+    """Refuse a column that the config names for a field, and that no row has: a mistyped one would do nothing.
+
+    Of the sources that one setting is for, one row with the column is enough: not all need have images.
+
+    Args:
+        sources: all of a run, every row read.
+
+    Raises:
+        ValueError: there is such a column.
+    """
+    readers: dict[tuple[str, str], list[RowReader]] = defaultdict(list)
+    for source in sources:
+        if reader := source.reader:
+            for field, setting in reader.mapped.items():
+                readers[setting, field].append(reader)
+    for (setting, field), of_setting in readers.items():
+        if not any(reader.makes_use_of(field) for reader in of_setting):
+            there = _columns(of_setting)
+            raise ValueError(
+                f"{setting}: no row has the column {of_setting[0].columns[field]!r}, which is to hold the {field}; "
+                f"columns there: {there}; name one of them"
+            )
+
+
+def _columns(readers: Iterable[RowReader]) -> str:
+    """The columns of the rows read, as messages list them."""
+    names = list(dict.fromkeys(name for reader in readers for name in reader.seen))
+    return ", ".join([*names[:_LISTED], *["..."] * (len(names) > _LISTED)])
 
 
 def untracked(items: Iterable[T], name: str, total: int) -> Iterable[T]:
@@ -74,6 +109,8 @@ class Checker:
         """By the hash of their content: where a saved run finds its images if they were moved."""
         self._digests: list[hashlib.blake2b] = []
         self._with_images: dict[Source, array[int]] = defaultdict(lambda: array("q"))
+        self._says_image: Counter[Source] = Counter()
+        """Rows whose text has a marker, and which have no images."""
 
     def run(self, verifiers: VerifierPool) -> None:
         """Fill `left_out` of every source.
@@ -113,8 +150,17 @@ class Checker:
         return next(places, None)
 
     def messages(self) -> list[str]:
-        """A sentence for every source of which rows were left out."""
-        return [
+        """A sentence for every source of which rows were left out, and for every one whose images were not found.
+
+        The latter is no reason to refuse them: in a row without images a marker may be meant as text.
+        """
+        blind = [
+            f"{count} of {s.num_rows} rows of {s.path} say {MARKER} and have no images; columns there: "
+            f"{_columns([s.reader])}; if one of them holds the images, name it: data.columns.images=<name>"
+            for s, count in self._says_image.items()
+            if s.reader and not self._with_images[s] and "bad_image" not in s.left_out.values()
+        ]
+        return blind + [
             f"{len(s.left_out)} of the {s.num_rows} rows of {s.path} are left out of {self.part}; the first one is "
             f"{self.first_reason[s]}"
             for s in self.sources
@@ -141,6 +187,8 @@ class Checker:
                     if task.example.images:
                         self._with_images[source].append(index)
                         self.images.update((image.sha256, image) for image in task.example.images)
+                    elif any(MARKER in message["content"] for message in task.messages):
+                        self._says_image[source] += 1
                     self.has_rule = self.has_rule or task.verifier != SELF
                     if self.refuse_self and task.verifier == SELF:
                         reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"
