@@ -423,6 +423,7 @@ class Trainer:
                 data=directory.read_json("data.json"),
                 last_step=steps[-1] if steps else None,
                 resumes=directory.read_rows("resumes.jsonl"),
+                takes_images=self.images is not None,
             )
             with directory.writing():
                 save_model(self.model, self.tokenizer, final, card, self.config.model)
