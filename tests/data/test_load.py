@@ -27,7 +27,9 @@ def test_training_leaves_out_what_is_held_out(tmp_path):
     assert data.train.num_rows == 4
     assert [data.report[part][0]["skipped"] for part in ("train", "validation", "monitor")] == [{"held_out": 2}, {}, {}]
     assert data.report["train"][0].keys() == {"source", "rows", "skipped", "fingerprint"}
-    assert [m.partition(";")[0] for m in data.messages] == [f"2 of the 6 rows of {path} are left out of training"]
+    assert [m.partition(";")[0] for m in data.messages] == [
+        f"2 of the 6 rows of {path} are left out of training (held out)"
+    ]
     json.dumps(data.report)
 
 
@@ -103,8 +105,8 @@ def test_skipped_held_out_rows_are_counted_and_not_asked(tmp_path):
     data = loaded("embedded:train", validation=path, bad_rows="skip")
     assert data.report["validation"][0]["skipped"] == {"bad_row": 1, "bad_gold": 1}
     assert len(data.validation) == 2
-    (message,) = data.messages
-    assert message.startswith(f"2 of the 4 rows of {path} are left out of the held-out questions; the first one is ")
+    said = f"1 of the 4 rows of {path} are left out of the held-out questions"
+    assert [m.partition(";")[0] for m in data.messages] == [f"{said} (bad row)", f"{said} (bad gold)"]
 
 
 def test_progress_is_shown_for_every_pass(tmp_path):

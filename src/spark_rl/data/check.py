@@ -104,7 +104,8 @@ class Checker:
         self.refuse_self = refuse_self
         self.has_rule = any(source.generator for source in sources)
         """Whether some row is verified by a rule."""
-        self.first_reason: dict[Source, str] = {}
+        self.first_reasons: dict[Source, dict[str, str]] = defaultdict(dict)
+        """By kind, as in `left_out`: the first such row's place and what is wrong with it."""
         self.images: dict[str, Image] = {}
         """By the hash of their content: where a saved run finds its images if they were moved."""
         self._digests: list[hashlib.blake2b] = []
@@ -123,7 +124,8 @@ class Checker:
             self._grade_golds(verifiers)
         for source in self.sources:
             if len(source.left_out) == source.num_rows:
-                raise ValueError(f"{source.path}: no row is usable; the first one: {self.first_reason[source]}")
+                first = next(iter(self.first_reasons[source].values()))
+                raise ValueError(f"{source.path}: no row is usable; the first one: {first}")
         if self.sources and not self.has_rule:
             raise ValueError(
                 f"data.train: every row has the verifier {SELF!r}, but the judge is trained on questions that a "
@@ -150,7 +152,8 @@ class Checker:
         return next(places, None)
 
     def messages(self) -> list[str]:
-        """A sentence for every source of which rows were left out, and for every one whose images were not found.
+        """A sentence for every source and kind of rows that were left out, and for every source whose images were not
+        found.
 
         The latter is no reason to refuse them: in a row without images a marker may be meant as text.
         """
@@ -161,10 +164,10 @@ class Checker:
             if s.reader and not self._with_images[s] and "bad_image" not in s.left_out.values()
         ]
         return blind + [
-            f"{len(s.left_out)} of the {s.num_rows} rows of {s.path} are left out of {self.part}; the first one is "
-            f"{self.first_reason[s]}"
+            f"{count} of the {s.num_rows} rows of {s.path} are left out of {self.part} ({kind.replace('_', ' ')}); "
+            f"the first one is {self.first_reasons[s][kind]}"
             for s in self.sources
-            if s.left_out
+            for kind, count in Counter(s.left_out.values()).items()
         ]
 
     def _read_all(self) -> None:
@@ -242,11 +245,11 @@ class Checker:
 
     def _leave_out(self, source: Source, index: int, kind: str, reason: str, refuse: bool = True) -> None:
         refuse = refuse and self.config.bad_rows == "refuse"
-        if refuse or source not in self.first_reason:  # a place is found by counting lines
+        if refuse or kind not in self.first_reasons[source]:  # a place is found by counting lines
             place = f"{source.where(index)}: {reason}"
             if refuse:
                 raise ValueError(f"{place.removesuffix('.')} (or leave such rows out: data.bad_rows=skip)")
-            self.first_reason[source] = place
+            self.first_reasons[source][kind] = place
         source.left_out[index] = kind
 
 
