@@ -300,6 +300,7 @@ class Trainer:
         return before
 
     def _ask_held_out(self, tasks: Sequence[Task], sampling: Sampling, name: str) -> list[Group]:
+        self.display.announce(name)
         mine = self._roll_out(tasks, sampling, seed=0, step=0, name=name)
         self.grader.score(mine)
         return self._gather(mine)
