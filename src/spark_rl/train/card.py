@@ -104,7 +104,9 @@ def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str,
     if judging:
         parts += [
             f"Judging in the last training step ({last_step.get('step')}), sampled and on training questions: "
-            "`yes_rate` is the share of verdicts that say Yes or A, `label_rate` the share of items where that is so.",
+            "`yes_rate` is the share of verdicts that say Yes or A, `label_rate` the share of items where that is so. "
+            "They are usually lower than held-out ones, since such items are made of questions that the model still "
+            "got wrong in some samples then, and held-out ones of the starting model's responses.",
             _table(("role", "metric", "value"), judging),
         ]
     return parts
