@@ -592,7 +592,8 @@ def test_rows_with_bad_images_are_skipped_and_said_and_a_typed_marker_is_text(fo
     command = [sys.executable, "-m", "spark_rl.cli", *TRAIN, "--dry-run", "data.bad_rows=skip"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "2 of the 4 rows of data.jsonl are left out of training; the first one is data.jsonl, row 3" in done.stderr
+    said = "2 of the 4 rows of data.jsonl are left out of training (bad image); the first one is data.jsonl, row 3"
+    assert said in done.stderr
 
 
 def test_the_good_folder_is_good(folder: Path) -> None:

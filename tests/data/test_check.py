@@ -62,18 +62,22 @@ def test_a_bad_row_is_named_with_file_and_row_and_can_be_skipped(verifiers, tmp_
     kind = "bad_row" if words in ("not valid JSON", "has no 'prompt'", "surrogate pair") else "bad_gold"
     assert (report["rows"], report["skipped"]) == (3, {kind: 1})
     assert source.left_out == {1: kind}
-    assert message.startswith(f"1 of the 3 rows of {path} are left out of training; the first one is {path}, row 3: ")
+    said = f"1 of the 3 rows of {path} are left out of training ({kind.replace('_', ' ')}); the first one is"
+    assert message.startswith(f"{said} {path}, row 3: ")
     assert words in message
 
 
-def test_all_reasons_are_counted(verifiers, tmp_path):
+def test_all_reasons_are_counted_and_the_first_row_of_each_is_named(verifiers, tmp_path):
     rows = [*sums(5), "{", "", "[]", {**GOOD, "id": "x"}, {**GOOD, "id": "x"}, {"prompt": "?", "answer": "}{"}]
     path = write(tmp_path, *rows)
     sources = opened(path)
     held_out = {question_key(sources[0].read(0))}
-    (report,), (message,) = run(verifiers, sources, held_out, bad_rows="skip")
+    (report,), messages = run(verifiers, sources, held_out, bad_rows="skip")
     assert report["skipped"] == {"bad_row": 2, "held_out": 1, "duplicate_id": 1, "bad_gold": 1}
-    assert message.startswith(f"5 of the 10 rows of {path}") and f"{path}, row 1: the question is held out" in message
+    assert [message.partition(": ")[0] for message in messages] == [
+        f"{count} of the 10 rows of {path} are left out of training ({kind}); the first one is {path}, row {row}"
+        for count, kind, row in ((1, "held out", 1), (2, "bad row", 6), (1, "duplicate id", 10), (1, "bad gold", 11))
+    ]
 
 
 def test_golds_are_not_graded_where_the_config_says_so(verifiers, tmp_path):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from data_files import loaded, sums, write, write_parquet
+from image_files import png
 
 from spark_rl.config import SourceConfig
 from spark_rl.prompts import answer_prompt
@@ -26,8 +27,48 @@ def test_training_leaves_out_what_is_held_out(tmp_path):
     assert data.train.num_rows == 4
     assert [data.report[part][0]["skipped"] for part in ("train", "validation", "monitor")] == [{"held_out": 2}, {}, {}]
     assert data.report["train"][0].keys() == {"source", "rows", "skipped", "fingerprint"}
-    assert [m.partition(";")[0] for m in data.messages] == [f"2 of the 6 rows of {path} are left out of training"]
+    assert [m.partition(";")[0] for m in data.messages] == [
+        f"2 of the 6 rows of {path} are left out of training (held out)"
+    ]
     json.dumps(data.report)
+
+
+PICTURES = [{**row, "prompt": f"<image>{row['prompt']}", "picture": "0.png"} for row in sums(3)]
+
+
+@pytest.mark.parametrize("field", ["images", "verifier", "source"])
+def test_a_column_that_no_row_has_is_refused(tmp_path, field):
+    path, there = write(tmp_path, *PICTURES), "columns there: prompt, answer, picture; name one of them"
+    said = f"no row has the column 'pictur', which is to hold the {field}; {there}"
+    assert refusal(path, columns={field: "pictur"}) == f"data.columns: {said}"
+    assert refusal(SourceConfig(path=path, columns={field: "pictur"})) == f"columns of {path}: {said}"
+    assert "the column 'picture.path'" in refusal(path, columns={field: "picture.path"})
+
+
+def test_a_column_that_one_of_the_sources_has_or_that_names_another_away_is_none_to_refuse(tmp_path):
+    text, named = (
+        write(tmp_path, *sums(3)),
+        write(tmp_path, *({**row, "uid": "x"} for row in sums(1, 5)), name="b.json"),
+    )
+    columns = {"id": "uid"}
+    loaded(text, validation=named, columns=columns)
+    loaded({"path": f"{tmp_path}/*.json*", "columns": columns})
+    assert "the column 'uid'" in refusal(named, {"path": text, "columns": columns})
+    away = write(tmp_path, *({**row, "role": "teacher"} for row in sums(3)), name="away.jsonl")
+    loaded(away, columns={"role": "none"})
+
+
+def test_rows_that_say_image_and_have_none_are_told(tmp_path):
+    (tmp_path / "0.png").write_bytes(png(0))
+    path = write(tmp_path, *PICTURES, *sums(1, 7))
+    (message,) = loaded(path).messages
+    assert message == (
+        f"3 of 4 rows of {path} say <image> and have no images; columns there: prompt, answer, picture; if one of "
+        "them holds the images, name it: data.columns.images=<name>"
+    )
+    assert loaded(path, columns={"images": "picture"}).messages == []
+    seen = {**PICTURES[0], "prompt": "How many?", "images": "0.png"}
+    assert loaded(write(tmp_path, *PICTURES[1:], seen, name="typed.jsonl")).messages == []
 
 
 def test_held_out_files_of_one_name_are_told_apart(tmp_path):
@@ -64,8 +105,8 @@ def test_skipped_held_out_rows_are_counted_and_not_asked(tmp_path):
     data = loaded("embedded:train", validation=path, bad_rows="skip")
     assert data.report["validation"][0]["skipped"] == {"bad_row": 1, "bad_gold": 1}
     assert len(data.validation) == 2
-    (message,) = data.messages
-    assert message.startswith(f"2 of the 4 rows of {path} are left out of the held-out questions; the first one is ")
+    said = f"1 of the 4 rows of {path} are left out of the held-out questions"
+    assert [m.partition(";")[0] for m in data.messages] == [f"{said} (bad row)", f"{said} (bad gold)"]
 
 
 def test_progress_is_shown_for_every_pass(tmp_path):

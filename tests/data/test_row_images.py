@@ -296,10 +296,11 @@ def test_paths_are_relative_to_the_file_or_to_the_folder_that_the_config_names(f
         examples(write(folder / "data", row))
 
 
-def test_a_column_image_is_read_unless_images_or_the_config_say_otherwise(folder):
+def test_a_column_image_is_read_unless_the_config_says_otherwise(folder):
     row = {"prompt": ASKED, "image": "a.png"}
     assert names(read(row, folder)) == "a"
-    assert names(read({**row, "images": ["b.png"]}, folder)) == "b"
+    assert refusal({**row, "images": ["b.png"]}, folder) == "has both 'images' and 'image'; keep one"
+    assert [names(read({**row, "images": same}, folder)) for same in (["a.png"], [], None)] == ["a"] * 3
     assert names(read({**row, "photo": "c.png"}, folder, columns={"images": "photo"})) == "c"
     assert names(read(row, folder, columns={"images": "photo"})) == names(read({**row, "image": None}, folder)) == ""
 

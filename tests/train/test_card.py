@@ -5,17 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from factories import make_config
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+from vision import picture, save_vision_model
 
-from spark_rl.config import Config, config_from, load_config
+from spark_rl.cli import app
+from spark_rl.config import Config, ModelConfig, config_from, load_config
+from spark_rl.images import reference
 from spark_rl.models.folder import resolve_path
+from spark_rl.models.load import load_tokenizer
+from spark_rl.models.processor import load_image_processor
+from spark_rl.prompts import ChatRenderer
 from spark_rl.train.card import model_card
-from spark_rl.types import Role
+from spark_rl.types import IMAGE, Role
 
 HELD_OUT = {"data": {"train": ["org/questions", "data/*.jsonl"], "validation": ["embedded:validation"]}}
 SHARES = {"answer": {"share": 0.5}, "pointwise": {"share": 0.25}, "pairwise": {"share": 0.25}}
@@ -110,3 +118,42 @@ def test_the_code_of_the_card_runs(roles: dict[str, Any], system: str | None, mo
         exec(block[2].replace("RUN/final", resolve_path("embedded")), {})
     judged = any(Role(role).is_judge for role in roles)
     assert printed.getvalue().count("\\boxed{") >= 1 + judged
+
+
+@pytest.fixture
+def picture_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCard:
+    """The card of a vision-language model that lies in `RUN/final` of the current folder, with a picture."""
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("picture.png")
+    config = {"roles": SHARES, "rollout": {"max_new_tokens": 9}, "train": {"output": "RUN"}, "data": {"system": "Hi."}}
+    return card(config_from(config), takes_images=True)
+
+
+def test_the_code_of_a_vision_language_models_card_runs(picture_card: ModelCard) -> None:
+    """Of a family whose processor needs no torchvision, which is not here."""
+    assert picture_card.data.pipeline_tag == "image-text-to-text"
+    save_vision_model("gemma3", Path("RUN/final"))
+    block = re.search(r"(`{3,})python\n(.*?)\n\1\n", picture_card.text, re.DOTALL)
+    assert block is not None and "AutoModelForImageTextToText" in block[2]
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(block[2], names)
+    asked: dict[str, Any] = {}
+    names["model"].generate = lambda **inputs: asked.update(inputs) or inputs["input_ids"]
+    names["ask"]([{"type": "image", "image": "picture.png"}, {"type": "text", "text": "\nHow many?"}])
+    settings = ModelConfig(path="RUN/final")
+    tokenizer = load_tokenizer(settings)
+    renderer = ChatRenderer(tokenizer, {}, load_image_processor(settings, tokenizer))
+    turn = {"role": "user", "content": f"{IMAGE}\nHow many?"}
+    assert asked["input_ids"][0].tolist() == renderer.encode([turn], [reference("picture.png", Path())])
+    assert "pixel_values" in asked
+
+
+def test_the_commands_of_a_vision_language_models_card_need_no_torchvision(picture_card: ModelCard) -> None:
+    save_vision_model("qwen2_5_vl", Path("RUN/final"))
+    block = re.search(r"(`{3,})bash\n(.*?)\n\1\n", picture_card.text, re.DOTALL)
+    assert block is not None
+    solved, judged = (
+        CliRunner().invoke(app, [*shlex.split(line)[1:], "engine.max_new_tokens=9"]) for line in block[2].splitlines()
+    )
+    assert (solved.exit_code, judged.exit_code) == (0, 0), solved.output + judged.output

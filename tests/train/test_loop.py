@@ -58,11 +58,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_a_run_writes_everything_and_its_model_loads(tmp_path: Path) -> None:
+def test_a_run_writes_everything_and_its_model_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     validation = ("data.validation=[embedded:validation]", "validation.items=20", "validation.every=2")
     monitor = "data.monitor=[embedded:retention]"
     summary = Trainer(small(run, *validation, monitor, "checkpoint.every=1", "checkpoint.keep=1")).run()
+
+    said = [line[:11] for line in capsys.readouterr().err.splitlines() if line.endswith(" ...") or " accuracy " in line]
+    assert said[:2] == ["making held", "evaluating "] and said[-2:] == ["step 3/3  a", "evaluating "]
 
     assert summary is not None
     for when in ("before", "after"):

@@ -220,7 +220,11 @@ def report(**parts: str) -> dict[str, Any]:
         ({"train": "a b c"}, "data.train opens 3 sources, and 2 when the run was begun (c.jsonl is new); put the data"),
         ({"train": "b"}, "data.train opens 1 sources, and 2 when the run was begun (a.jsonl is gone)"),
         ({"train": "a b", "monitor": "m"}, "data.monitor opens 1 sources, and 0 when the run was begun (m.jsonl is"),
-        ({"train": "a b2"}, "b.jsonl has changed since the run was begun (3 rows then, 3 now"),
+        (
+            {"train": "a b2"},
+            "b.jsonl has changed since the run was begun: its rows or their images, or which rows are left out (3 rows "
+            "then, 3 now); put the data back",
+        ),
         ({"train": "a2 b", "validation": "v2"}, "v.jsonl has changed since the run was begun"),
     ],
     ids=str,

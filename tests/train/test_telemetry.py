@@ -97,9 +97,27 @@ def test_lines_stay_and_a_terminal_keeps_the_last_table(terminal: bool) -> None:
     assert "step 1/2" in text  # at least one line besides the last
 
 
+def test_the_line_of_a_step_says_how_long_the_others_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=120, record=True)
+    display = Display(12, console)
+    for step, seconds in ((3, 1000.0), (4, 1030.0), (8, 1100.0), (12, 1190.0)):
+        monkeypatch.setattr("time.monotonic", lambda seconds=seconds: seconds)
+        display.step(step, {"time/step": 2.0})
+    ends = [line.partition("2.0 s")[2].strip() for line in console.export_text().splitlines()]
+    assert ends == ["", ", about 0:04:00 left", ", about 0:01:20 left", ""]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_long_is_announced_where_no_bar_shows_it(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal, record=True)
+    Display(2, console).announce("evaluating on 40 held-out questions")
+    assert ("evaluating on 40 held-out questions ..." in console.export_text()) is not terminal
+
+
 def test_a_disabled_display_says_nothing() -> None:
     console = Console(file=io.StringIO(), force_terminal=True)
     with Display(1, console, enabled=False) as display:
         display.step(1, STEP)
         display.say("hello")
+        display.announce("hello")
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]

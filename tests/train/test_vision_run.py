@@ -94,6 +94,8 @@ def test_the_dry_run_counts_the_patches_of_a_step(model, questions, tmp_path):
     assert "patches a step go through the vision tower" in text and "those of the vision tower" in text
     frozen = describe(run_config(model, questions, tmp_path / "run", "model.freeze_vision=true"))
     assert "those of the vision tower" not in frozen and "frozen ones" in frozen
+    assert "images: none" not in text
+    assert "images: none" in describe(run_config(model, Path("embedded:train"), tmp_path / "run"))
 
 
 def test_a_frozen_vision_tower_stays_what_it_was(model, questions, tmp_path):

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spark_rl.config import DataConfig
+from spark_rl.data.row_images import MARKER
+from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import Source
 from spark_rl.images import ImageError
 from spark_rl.prompts import answer_prompt
@@ -20,8 +22,41 @@ from spark_rl.verify import SELF, Check, VerifierPool, box, gold_problem
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
 """Passes items on and shows how far they are: (items, what is done with them, how many there are)."""
+_LISTED = 20
+"""Columns that a message lists."""
 _SAMPLE = 64
 """Generated rows are made when they are drawn; only so many are checked before."""
+
+
+def refuse_unknown_columns(sources: Sequence[Source]) -> None:
+    """Refuse a column that the config names for a field, and that no row has: a mistyped one would do nothing.
+
+    Of the sources that one setting is for, one row with the column is enough: not all need have images.
+
+    Args:
+        sources: all of a run, every row read.
+
+    Raises:
+        ValueError: there is such a column.
+    """
+    readers: dict[tuple[str, str], list[RowReader]] = defaultdict(list)
+    for source in sources:
+        if reader := source.reader:
+            for field, setting in reader.mapped.items():
+                readers[setting, field].append(reader)
+    for (setting, field), of_setting in readers.items():
+        if not any(reader.makes_use_of(field) for reader in of_setting):
+            there = _columns(of_setting)
+            raise ValueError(
+                f"{setting}: no row has the column {of_setting[0].columns[field]!r}, which is to hold the {field}; "
+                f"columns there: {there}; name one of them"
+            )
+
+
+def _columns(readers: Iterable[RowReader]) -> str:
+    """The columns of the rows read, as messages list them."""
+    names = list(dict.fromkeys(name for reader in readers for name in reader.seen))
+    return ", ".join([*names[:_LISTED], *["..."] * (len(names) > _LISTED)])
 
 
 def untracked(items: Iterable[T], name: str, total: int) -> Iterable[T]:
@@ -69,11 +104,14 @@ class Checker:
         self.refuse_self = refuse_self
         self.has_rule = any(source.generator for source in sources)
         """Whether some row is verified by a rule."""
-        self.first_reason: dict[Source, str] = {}
+        self.first_reasons: dict[Source, dict[str, str]] = defaultdict(dict)
+        """By kind, as in `left_out`: the first such row's place and what is wrong with it."""
         self.images: dict[str, Image] = {}
         """By the hash of their content: where a saved run finds its images if they were moved."""
         self._digests: list[hashlib.blake2b] = []
         self._with_images: dict[Source, array[int]] = defaultdict(lambda: array("q"))
+        self._says_image: Counter[Source] = Counter()
+        """Rows whose text has a marker, and which have no images."""
 
     def run(self, verifiers: VerifierPool) -> None:
         """Fill `left_out` of every source.
@@ -86,7 +124,8 @@ class Checker:
             self._grade_golds(verifiers)
         for source in self.sources:
             if len(source.left_out) == source.num_rows:
-                raise ValueError(f"{source.path}: no row is usable; the first one: {self.first_reason[source]}")
+                first = next(iter(self.first_reasons[source].values()))
+                raise ValueError(f"{source.path}: no row is usable; the first one: {first}")
         if self.sources and not self.has_rule:
             raise ValueError(
                 f"data.train: every row has the verifier {SELF!r}, but the judge is trained on questions that a "
@@ -113,12 +152,22 @@ class Checker:
         return next(places, None)
 
     def messages(self) -> list[str]:
-        """A sentence for every source of which rows were left out."""
-        return [
-            f"{len(s.left_out)} of the {s.num_rows} rows of {s.path} are left out of {self.part}; the first one is "
-            f"{self.first_reason[s]}"
+        """A sentence for every source and kind of rows that were left out, and for every source whose images were not
+        found.
+
+        The latter is no reason to refuse them: in a row without images a marker may be meant as text.
+        """
+        blind = [
+            f"{count} of {s.num_rows} rows of {s.path} say {MARKER} and have no images; columns there: "
+            f"{_columns([s.reader])}; if one of them holds the images, name it: data.columns.images=<name>"
+            for s, count in self._says_image.items()
+            if s.reader and not self._with_images[s] and "bad_image" not in s.left_out.values()
+        ]
+        return blind + [
+            f"{count} of the {s.num_rows} rows of {s.path} are left out of {self.part} ({kind.replace('_', ' ')}); "
+            f"the first one is {self.first_reasons[s][kind]}"
             for s in self.sources
-            if s.left_out
+            for kind, count in Counter(s.left_out.values()).items()
         ]
 
     def _read_all(self) -> None:
@@ -141,6 +190,8 @@ class Checker:
                     if task.example.images:
                         self._with_images[source].append(index)
                         self.images.update((image.sha256, image) for image in task.example.images)
+                    elif any(MARKER in message["content"] for message in task.messages):
+                        self._says_image[source] += 1
                     self.has_rule = self.has_rule or task.verifier != SELF
                     if self.refuse_self and task.verifier == SELF:
                         reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"
@@ -194,11 +245,11 @@ class Checker:
 
     def _leave_out(self, source: Source, index: int, kind: str, reason: str, refuse: bool = True) -> None:
         refuse = refuse and self.config.bad_rows == "refuse"
-        if refuse or source not in self.first_reason:  # a place is found by counting lines
+        if refuse or kind not in self.first_reasons[source]:  # a place is found by counting lines
             place = f"{source.where(index)}: {reason}"
             if refuse:
                 raise ValueError(f"{place.removesuffix('.')} (or leave such rows out: data.bad_rows=skip)")
-            self.first_reason[source] = place
+            self.first_reasons[source][kind] = place
         source.left_out[index] = kind
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spark_rl.config import Config
-from spark_rl.data.check import Checker, Track, question_key, untracked
+from spark_rl.data.check import Checker, Track, question_key, refuse_unknown_columns, untracked
 from spark_rl.data.questions import Questions
 from spark_rl.data.sources import Source, open_sources
 from spark_rl.types import Image, Task
@@ -27,7 +27,7 @@ class Data:
     report: dict[str, list[dict[str, Any]]]
     """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`."""
     messages: list[str]
-    """Sentences on rows that were left out."""
+    """Sentences on rows that were left out, and on images that were not found."""
     images: dict[str, Image]
     """All images, by the hash of their content, about 400 bytes of memory each."""
     with_images: str | None
@@ -72,6 +72,7 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
         held_out = frozenset(question_key(task) for part in tasks for task in part)
         refuse_self = None if config.self_reward.enabled else _SELF_REWARD_OFF
         training = checked(train, "training", held_out, refuse_self)
+    refuse_unknown_columns([*train, *validation, *monitor])
     reports = checker.report()  # with repeated questions, which are found last
     report = {"train": training.report()}
     report |= {"validation": reports[: len(validation)], "monitor": reports[len(validation) :]}

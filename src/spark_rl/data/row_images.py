@@ -27,8 +27,15 @@ def listed(column: Any) -> list[Any]:
 
 
 def images_of(row: Mapping[str, Any]) -> list[Any]:
-    """What a row gives as its images: in `images`, or in `image`, as many sets have it that hold one a row."""
-    return listed(row.get("images")) or listed(row.get("image"))
+    """What a row gives as its images: in `images`, or in `image`, as many sets have it that hold one a row.
+
+    Raises:
+        ValueError: the two differ; the reason alone.
+    """
+    several, single = listed(row.get("images")), listed(row.get("image"))
+    if several and single and several != single:
+        raise ValueError("has both 'images' and 'image'; keep one")
+    return several or single
 
 
 def asked_to_judge(question: str, row: Mapping[str, Any], folder: Path) -> tuple[str, tuple[Image, ...]]:

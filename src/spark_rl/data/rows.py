@@ -47,8 +47,14 @@ class RowReader:
         self.name = name
         self.folder, self.allow_urls = config.image_folder or folder, config.allow_image_urls
         self.columns: dict[str, str] = {field: field for field in (*_FIELDS, "images")}
-        for given in (config.columns, source.columns):
+        self.mapped: dict[str, str] = {}
+        """Fields whose column the config names, and the setting that does so."""
+        for setting, given in (("data.columns", config.columns), (f"columns of {source.path}", source.columns)):
             self.columns.update((str(field), column) for field, column in given.items())
+            self.mapped.update(dict.fromkeys(map(str, given), setting))
+        self.seen: dict[str, None] = {}
+        """The columns of the rows read so far."""
+        self._filled: set[str] = set()
         self.functions = {source.verifier, config.verifier}
         """Verifiers that a row may name although they are no rule of ours."""
         self.verifier, self.system = source.verifier or config.verifier, source.system or config.system
@@ -74,6 +80,8 @@ class RowReader:
         values = {
             field: lookup(row, column) if "." in column else row.get(column) for field, column in self.columns.items()
         }
+        self.seen.update(dict.fromkeys(row))
+        self._filled.update(field for field, value in values.items() if value is not None)
         mapped = listed(values.pop("images"))
         column = images_of(row) if self.columns["images"] == "images" else mapped
         self._check(values, row)
@@ -94,6 +102,12 @@ class RowReader:
             images=tuple(reference(value, self.folder, allow_urls=self.allow_urls) for value in given),
         )
         return question_task(example, role)
+
+    def makes_use_of(self, field: str) -> bool:
+        """Whether the column that the config names for a field, maybe a dotted path, is in some row read so far; or
+        whether it keeps one of the field's own name, which means something else, from being read."""
+        own = ("images", "image") if field == "images" else (field,)
+        return field in self._filled or any(name in self.seen for name in (self.columns[field], *own))
 
     def _check(self, values: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         is_self = (values["verifier"] or self.verifier) == SELF and values["role"] in (None, "", Role.ANSWER)

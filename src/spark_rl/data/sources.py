@@ -39,6 +39,8 @@ class Source:
     weight: float | None = None
     generator: str = ""
     """What identifies generated rows, which are made when they are drawn; empty for rows that are stored."""
+    reader: RowReader | None = None
+    """What reads rows of a file or data set, and knows their columns."""
     left_out: dict[int, str] = field(default_factory=dict)
     """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`, `held_out`
     or `repeated`."""
@@ -113,13 +115,13 @@ def _stored(source: SourceConfig, tables: Sequence[Table], names: Sequence[str],
     for table, name in zip(tables, names, strict=True):
         num_rows = min(len(table), left)
         if num_rows:
-            sources.append(Source(table.place, num_rows, _reader(source, table, name, config), table.where))
+            reader = RowReader(source, config, name, table.folder)
+            sources.append(Source(table.place, num_rows, _read(table, reader), table.where, reader=reader))
         left -= num_rows
     return sources
 
 
-def _reader(source: SourceConfig, table: Table, name: str, config: DataConfig) -> Callable[[int], Task]:
-    reader = RowReader(source, config, name, table.folder)
+def _read(table: Table, reader: RowReader) -> Callable[[int], Task]:
     return lambda index: reader.task(table[index], index)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from shlex import quote
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -12,7 +13,7 @@ from spark_rl.prompts import answer_prompt, fill, templates_for
 from spark_rl.prompts.templates import fence
 from spark_rl.train.hub import is_hub_id
 from spark_rl.train.validation import HEADLINE
-from spark_rl.types import Role
+from spark_rl.types import IMAGE, Role, in_parts
 
 _DOES = {
     Role.ANSWER: "answers questions",
@@ -30,6 +31,7 @@ def model_card(
     data: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     last_step: Mapping[str, Any] | None = None,
     resumes: Sequence[Mapping[str, Any]] = (),
+    takes_images: bool = False,
 ) -> str:
     """A model card with the Hub's metadata.
 
@@ -39,13 +41,14 @@ def model_card(
         data: the run's `data.json`: rows used and skipped by source, for `train`, `validation` and `monitor`.
         last_step: the last row of `metrics.jsonl`.
         resumes: the rows of `resumes.jsonl`.
+        takes_images: whether it is a vision-language model.
     """
     trained = [role for role in Role if config.roles[role].share > 0 and config.roles[role].weight > 0]
     judges = any(role.is_judge for role in trained)
     datasets = sorted({s.path for s in config.data.train if is_hub_id(s.path) and not s.path.endswith(FILE_SUFFIXES)})
     metadata = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if takes_images else "text-generation",
         base_model=config.model.path if is_hub_id(config.model.path) else None,
         datasets=datasets or None,
         tags=["spark-rl", "grpo", "reinforcement-learning", *(["reward-model", "llm-as-a-judge"] if judges else [])],
@@ -59,7 +62,7 @@ def model_card(
         "## Results",
         *_results(config, summary, last_step or {}),
         "## How to ask it",
-        _usage(config, judges),
+        _usage(config, judges, takes_images),
         "## Data",
         _data_table(config, data or {}),
         "## Training",
@@ -101,7 +104,9 @@ def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str,
     if judging:
         parts += [
             f"Judging in the last training step ({last_step.get('step')}), sampled and on training questions: "
-            "`yes_rate` is the share of verdicts that say Yes or A, `label_rate` the share of items where that is so.",
+            "`yes_rate` is the share of verdicts that say Yes or A, `label_rate` the share of items where that is so. "
+            "They are usually lower than held-out ones, since such items are made of questions that the model still "
+            "got wrong in some samples then, and held-out ones of the starting model's responses.",
             _table(("role", "metric", "value"), judging),
         ]
     return parts
@@ -111,34 +116,56 @@ def _is_metric(name: str, metrics: Mapping[str, Any]) -> bool:
     return isinstance(metrics.get(name), float | int) and name != "n" and not name.startswith("n_")
 
 
-def _usage(config: Config, judges: bool) -> str:
-    """Code that asks the model as training did."""
-    question, response = "What is 3+4+2?", "3+4=7 and 7+2=9.\n\\boxed{9}"
+def _usage(config: Config, judges: bool, takes_images: bool) -> str:
+    """Code that asks the model as training did, and for pictures commands that need no torchvision."""
+    question, response, other = "What is 3+4+2?", "3+4=7 and 7+2=9.\n\\boxed{9}", "\\boxed{8}"
+    if takes_images:
+        question, response = f"{IMAGE}\nHow many discs are there?", "I count nine discs.\n\\boxed{9}"
     options = "".join(f", {key}={value!r}" for key, value in config.model.chat_template_kwargs.items())
     model_id = config.train.push_to_hub or str(config.train.output / "final")
+
+    def content(text: str) -> str:
+        parts = [part | ({"image": "picture.png"} if part["type"] == "image" else {}) for part in in_parts(text)]
+        return repr(parts if takes_images else text)
+
     system = config.data.system
-    system_turn = f'[{{"role": "system", "content": {system!r}}}]' if system else "[]"
-    asks = [f"print(ask({answer_prompt(question)[0]['content']!r}, {system_turn}))"]
+    system_turn = f'[{{"role": "system", "content": {content(system)}}}]' if system else "[]"
+    asks = [f"print(ask({content(answer_prompt(question)[0]['content'])}, {system_turn}))"]
     if judges:
         template = next(t for role in (Role.POINTWISE, Role.PAIRWISE) for t in templates_for(role) if _on(config, role))
-        (prompt,) = fill(template, question=question, response=response, first=response, second="\\boxed{8}")
-        asks.append(f"print(ask({prompt['content']!r}))")
-    code = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+        (prompt,) = fill(template, question=question, response=response, first=response, second=other)
+        asks.append(f"print(ask({content(prompt['content'])}))")
+    reader, model = (
+        ("AutoProcessor", "AutoModelForImageTextToText") if takes_images else ("AutoTokenizer", "AutoModelForCausalLM")
+    )
+    name = reader.removeprefix("Auto").lower()
+    code = f"""from transformers import {model}, {reader}
 
-tokenizer = AutoTokenizer.from_pretrained({model_id!r})
-model = AutoModelForCausalLM.from_pretrained({model_id!r}, dtype="auto")
+{name} = {reader}.from_pretrained({model_id!r})
+model = {model}.from_pretrained({model_id!r}, dtype="auto")
 
-def ask(prompt, before=[]):
-    inputs = tokenizer.apply_chat_template(
-        [*before, {{"role": "user", "content": prompt}}],
-        add_generation_prompt=True, return_tensors="pt", return_dict=True{options},
+def ask(content, before=[]):
+    inputs = {name}.apply_chat_template(
+        [*before, {{"role": "user", "content": content}}],
+        add_generation_prompt=True, tokenize=True, return_tensors="pt", return_dict=True{options},
     )
     output = model.generate(**inputs, max_new_tokens={config.rollout.max_new_tokens}, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+    return {name}.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
 
 {chr(10).join(asks)}"""
+    if not takes_images:
+        return _block("python", code)
+    about = f"{quote(model_id)} --question {quote(question.removeprefix(IMAGE).strip())} --image picture.png"
+    commands = [f"spark-rl solve {about}"] + [f"spark-rl judge {about} --response {quote(other)}"] * judges
+    torchvision = (
+        "The `AutoProcessor` of Qwen's models needs torchvision, since they take videos too; `spark-rl` does not:"
+    )
+    return "\n\n".join([_block("python", code), torchvision, _block("bash", "\n".join(commands))])
+
+
+def _block(language: str, code: str) -> str:
     marks, _, rest = fence(code).partition("\n")
-    return f"{marks}python\n{rest}"
+    return f"{marks}{language}\n{rest}"
 
 
 def _on(config: Config, role: Role) -> bool:

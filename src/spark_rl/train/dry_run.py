@@ -108,6 +108,8 @@ def _tokens_text(plan: Plan) -> str:
         ]
     if patches := sum(r.groups * r.patches_mean for r in plan.roles.values()):
         lines += [f"images: {patches:,.0f} patches a step go through the vision tower, once a group"]
+    elif plan.renderer.images is not None:
+        lines += ["images: none"]
     lines += [
         f"a step, at most: {step.rollouts:,} rollouts, {step.rollout_tokens:,} rollout tokens, and "
         f"{step.prompt_tokens:,} prompt tokens at the mean length (the first step asks questions only)",

@@ -300,6 +300,7 @@ class Trainer:
         return before
 
     def _ask_held_out(self, tasks: Sequence[Task], sampling: Sampling, name: str) -> list[Group]:
+        self.display.announce(name)
         mine = self._roll_out(tasks, sampling, seed=0, step=0, name=name)
         self.grader.score(mine)
         return self._gather(mine)
@@ -423,6 +424,7 @@ class Trainer:
                 data=directory.read_json("data.json"),
                 last_step=steps[-1] if steps else None,
                 resumes=directory.read_rows("resumes.jsonl"),
+                takes_images=self.images is not None,
             )
             with directory.writing():
                 save_model(self.model, self.tokenizer, final, card, self.config.model)

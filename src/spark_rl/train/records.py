@@ -190,6 +190,7 @@ def refuse_other_data(saved: Mapping[str, Any] | None, report: Mapping[str, Any]
         for then, now in zip(before, sources, strict=True):
             if then["fingerprint"] != now["fingerprint"]:
                 raise ValueError(
-                    f"--resume: {now['source']} has changed since the run was begun ({then['rows']} rows then, "
-                    f"{now['rows']} now, or others, or others that are left out); put the data back, or begin a new run"
+                    f"--resume: {now['source']} has changed since the run was begun: its rows or their images, "
+                    f"or which rows are left out ({then['rows']} rows then, {now['rows']} now); put the data back, or "
+                    "begin a new run"
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,7 +43,7 @@ _SECONDS_BETWEEN_LINES = 5
 
 
 class Display:
-    """Says one line every few seconds; on a terminal the last step stands below them as a table.
+    """Says one line every few seconds, hence not of every step; on a terminal the last one stands below as a table.
 
     The lines stay, so that the way of a run can be read when it is over.
     """
@@ -60,6 +61,8 @@ class Display:
         self._view = Live(self._stages, console=self.console, refresh_per_second=4, transient=True)
         self._table: Table | None = None
         self._last_line = 0.0
+        self._first: tuple[int, float] | None = None
+        """The first step that this process finished, and when: later ones tell how long the rest takes."""
 
     def __enter__(self) -> Self:
         if self.live:
@@ -83,6 +86,11 @@ class Display:
         """A line that stays and is seen."""
         self.say(text, "bold yellow")
 
+    def announce(self, text: str) -> None:
+        """Say that something long begins, where no bar shows that it goes on."""
+        if not self.live:
+            self.say(f"{text} ...")
+
     def stage(self, name: str) -> Callable[[int, int], None]:
         """Announce a stage of the step; the result is called with (done, total)."""
         self._stages.update(self._stage, description=name, completed=0, total=None, visible=True)
@@ -96,12 +104,22 @@ class Display:
         """Show a finished step."""
         self._stages.update(self._run, completed=step)
         self._stages.update(self._stage, visible=False)
-        if self.enabled and (time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or step == self.steps):
-            self._last_line = time.monotonic()
-            self.say(step_line(step, self.steps, metrics))
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        if self.enabled and (now - self._last_line > _SECONDS_BETWEEN_LINES or step == self.steps):
+            self._last_line = now
+            self.say(step_line(step, self.steps, metrics) + self._left(step, now))
         if self.live:
             self._table = step_table(step, metrics, self.console.width)
             self._view.update(Group(self._table, self._stages))
+
+    def _left(self, step: int, now: float) -> str:
+        """What the steps to come will take, at the pace so far; nothing if that is not known or none is left."""
+        first, then = self._first or (step, now)
+        if not first < step < self.steps:
+            return ""
+        seconds = (now - then) / (step - first) * (self.steps - step)
+        return f", about {timedelta(seconds=round(seconds))} left"
 
 
 def step_line(step: int, steps: int, metrics: Metrics) -> str:

@@ -63,7 +63,8 @@ class HeldOut:
             self.items = [with_images_at_hand(task, self.images) for task in items]
             return known
         if questions := self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]:
-            groups = self.ask(questions, training_sampling(self.config), "making held-out items")
+            name = f"making held-out items of {len(questions)} questions"
+            groups = self.ask(questions, training_sampling(self.config), name)
             self.items = list(filter(self.fits, validation_items(groups, self.config)))
         before = self.measure()
         if is_main:
@@ -74,7 +75,8 @@ class HeldOut:
     def measure(self) -> dict[str, Any]:
         """Greedy metrics on the items, with accuracies by role and source (the monitored questions included)."""
         tasks = [*self.items, *self.monitored]
-        groups = self.ask(tasks, greedy_sampling(self.config), "evaluating") if tasks else []
+        name = f"evaluating on {len(tasks)} held-out items"
+        groups = self.ask(tasks, greedy_sampling(self.config), name) if tasks else []
         metrics, by_source = validation_metrics(groups, {task.id for task in self.items})
         return {**metrics, "n": len(self.items), "by_source": by_source}
 
