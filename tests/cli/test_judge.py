@@ -249,7 +249,7 @@ def test_a_file_of_something_else_is_left_as_it_is(held: str, message: str, tmp_
         (["--max-new-tokens", "5000"], ROWS, "engine.max_new_tokens is 5000"),
         (["--question", "?"], ROWS, "--question judges one item; leave out the file, --out and --resume"),
         (["--out", "rows.jsonl"], ROWS, "is the file that is read"),
-        (["--out", "no/such/folder/x"], ROWS, "cannot be written (No such file or directory)"),
+        (["--out", "rows.jsonl/no/x"], ROWS, "cannot be written (Not a directory)"),
         (["--out", "/dev/full"], ROWS, "--out /dev/full: cannot be written (No space left on device)"),
     ],
 )

@@ -145,6 +145,8 @@ class Output:
 
     def __enter__(self) -> Self:
         with self._named():
+            if self.path:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path is None:
                 self._file: BinaryIO = sys.stdout.buffer
             elif self.path.exists() and not self.path.is_file():
@@ -216,6 +218,11 @@ def progress(what: str, visible: bool, total: int | None = None) -> Iterator[Cal
     ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count=1: bar.advance(task, count)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def say(line: str) -> None:
