@@ -81,12 +81,20 @@ def _judge(measured: Result) -> Iterator[str]:
     if pairs := measured.get("pairwise"):
         by_source = pairs["by_source"] if len(pairs["by_source"]) > 1 else {}
         rows = [
-            [name, str(e["n"]), _rate(e["accuracy"]), _share(e["order_consistency"]), _share(e["parse_rate"])]
+            [
+                name,
+                str(e["n"]),
+                _rate(e["accuracy"]),
+                _share(e["right_in_both_orders"]),
+                _share(e["order_consistency"]),
+                _share(e["parse_rate"]),
+            ]
             for name, e in {"all": pairs, **by_source}.items()
         ]
         if by_source:
-            rows.append(["mean over the sources", "", _share(pairs["mean_over_sources"]), "", ""])
-        yield from _table(["judges pairs", "n", "accuracy", "same in both orders", "parsed"], rows)
+            rows.append(["mean over the sources", "", _share(pairs["mean_over_sources"]), "", "", ""])
+        head = ["judges pairs", "n", "accuracy", "right in both orders", "same in both orders", "parsed"]
+        yield from _table(head, rows)
 
 
 def _probes(probes: Result) -> Iterator[str]:
