@@ -62,6 +62,15 @@ def file_and_settings(file: str | None, settings: Sequence[str] | None) -> tuple
     return file, given
 
 
+def check_pictures(question: str | None, images: Sequence[str] | None, file: str | None) -> None:
+    """A second picture after `--image a.png` would be read as the file of rows."""
+    if question is not None and images and file:
+        raise ValueError(
+            f"{file} is read as the file of rows, beside which --question has no place; give one --image for each "
+            "picture, and no file"
+        )
+
+
 def check_summary(as_json: bool, out: Path | None) -> None:
     """A summary on standard output must not stand among the rows."""
     if as_json and out is None:
