@@ -92,7 +92,7 @@ def test_an_evaluation_may_leave_out_what_cannot_be_seen(folder, tmp_path):
         said, _ = done.stderr.splitlines()
         assert said.startswith(f"rows of {source} that are left out: {bad}; the first one: ") and "gone.png" in said
         assert json.loads((out / "results.json").read_text())["skipped"] == {source: bad}
-        assert f"- left out: {bad} rows of `{source}`" in (out / "report.md").read_text()
+        assert f"- rows of `{source}` left out: {bad}" in (out / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def through(
 
 def sum_up(summary: Mapping[str, Any], came: str) -> None:
     """Say in a line what came of a call's rows, and what it took."""
-    bad = f", and {summary['bad_rows']:,} bad ones left out" if summary["bad_rows"] else ""
+    bad = f", and {counted(summary['bad_rows'], 'bad one')} left out" if summary["bad_rows"] else ""
     before = f" ({summary['rows_before']:,} of them before)" if summary["rows_before"] else ""
     tokens = f"{summary['prompt_tokens']:,} tokens read, {summary['generated_tokens']:,} written"
     say(f"{counted(summary['rows'], 'row')}{before}{bad}: {came}; {tokens}; {summary['seconds']:,.1f} s")
