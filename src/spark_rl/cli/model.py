@@ -43,10 +43,11 @@ def open_model(settings: Inference) -> ChatModel:
         ValueError: as `ChatModel.open`.
     """
     from spark_rl.infer import ChatModel
-    from spark_rl.models.folder import check_folder
+    from spark_rl.models.folder import check_folder, check_hub
 
     if not settings.is_remote:
-        check_folder(settings.model)
+        if check_folder(settings.model) is None:
+            check_hub(settings.model.path)
         quiet_libraries()
     return ChatModel.open(settings)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from spark_rl.config import Inference
-from spark_rl.models.folder import check_folder, check_hub, context_length, resolve_path
+from spark_rl.models.folder import check_folder, context_length, resolve_path
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.engine import Completion, Engine, Request
 from spark_rl.verify.extract import ANSWER_TAG
@@ -51,8 +51,6 @@ class ChatModel:
             remote = EndpointEngine(path, engine, settings.model.max_pixels)
             return cls(remote, path, max_new_tokens=engine.max_new_tokens, stop=engine.stop)
         folder = check_folder(settings.model)
-        if folder is None:
-            check_hub(path)
         context = context_length(folder) if folder else None
         if context is not None and engine.max_new_tokens >= context:
             raise ValueError(

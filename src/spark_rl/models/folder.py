@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def model_folder(path: str) -> Path | None:
     )
 
 
+@cache
 def check_hub(id: str) -> None:
     """See whether the Hub can be asked for a model that was not downloaded before: a mistyped folder may look like an
     id, and without a network transformers would try for a minute.
