@@ -457,6 +457,12 @@ EVAL = [
         environment=NO_HUB,
     ),
     Case(
+        "eval: no network for a Hub id",
+        ["eval", "org/name", "--suite", "embedded:vision-test"],
+        ["no folder org/name", "Hub cannot be asked"],
+        environment=NO_HUB,
+    ),
+    Case(
         "the folder of a run",
         ["solve", "out", "--question", "1+1?"],
         ["out has no config.json; name out/final"],
