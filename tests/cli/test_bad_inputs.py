@@ -340,6 +340,7 @@ MODEL = [
         words=["max_new_tokens is 4000", "1024", "lower"],
     ),
 ]
+NO_HUB = (("HF_ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_CACHE", "no-cache"))
 FULL = "mount -t tmpfs -o size=256k tmpfs out && head -c 300k /dev/zero > out/filler; $COMMAND"
 READ_ONLY = "mount --bind out out && mount -o remount,ro,bind out; $COMMAND"
 OUTPUT = [
@@ -442,6 +443,31 @@ ENGINES = [
 ]
 QUESTION = {"prompt": "1+1?", "answer": "2"}
 EVAL = [
+    Case("embedded mistyped", ["solve", "embedded-vison", "--question", "1+1?"], ["did you mean 'embedded-vision'?"]),
+    Case(
+        "no network for a Hub id",
+        ["solve", "gpt2", "--question", "1+1?"],
+        ["no folder gpt2", "Hub cannot be asked", "give an existing folder"],
+        environment=NO_HUB,
+    ),
+    Case(
+        "no network for what was meant as a folder",
+        ["judge", "runs/quickstart", "--question", "1+1?", "--response", "2"],
+        ["no folder runs/quickstart", "Hub cannot be asked"],
+        environment=NO_HUB,
+    ),
+    Case(
+        "eval: no network for a Hub id",
+        ["eval", "org/name", "--suite", "embedded:vision-test"],
+        ["no folder org/name", "Hub cannot be asked"],
+        environment=NO_HUB,
+    ),
+    Case(
+        "the folder of a run",
+        ["solve", "out", "--question", "1+1?"],
+        ["out has no config.json; name out/final"],
+        lambda folder: [a_run(folder), shutil.copytree(folder / "model", folder / "out" / "final")],
+    ),
     Case("eval: unknown suite", ["eval", "embedded", "--suite", "gsm9k"], ["'gsm9k'", "did you mean 'gsm8k'"]),
     Case("eval: unknown strategy", ["eval", "embedded", "--strategies", "vote@8"], ["'vote@8'", "majority@8"]),
     Case("eval: blind without images", ["eval", "embedded", "--blind"], ["--blind", "embedded", "no images"]),

@@ -91,7 +91,7 @@ def test_paths_are_looked_for_from_the_input(tmp_path, spark_rl):
     write_image(tmp_path / "in" / "images" / "a.png")
     source = write_json(tmp_path / "in" / "infer_data_ViRL_19k.json", [spark()])
     done = spark_rl("data", "convert", source, tmp_path / "out.jsonl")
-    assert (done.code, done.out, done.err) == (0, "", "1 rows of 1 (spark)\n")
+    assert (done.code, done.out, done.err) == (0, "", "1 row of 1 (spark)\n")
     assert read(tmp_path / "out.jsonl") == [
         {
             "id": "infer_data_ViRL_19k-1",
@@ -139,14 +139,22 @@ def test_what_comes_out_trains(tmp_path, spark_rl):
 def test_images_may_join_a_folder_that_is_there(tmp_path, spark_rl):
     write_image(tmp_path / "pictures" / "mine.png")
     write_parquet(tmp_path / "a.parquet", [geometry(PNG)])
-    for _ in range(2):
-        assert spark_rl("data", "convert", "a.parquet", "out.jsonl", "--images", "pictures").code == 0
+    for name in ("out.jsonl", "again.jsonl"):
+        assert spark_rl("data", "convert", "a.parquet", name, "--images", "pictures").code == 0
     assert len(visible(tmp_path / "pictures")) == 2
-    assert visible(tmp_path) == {"a.parquet", "out.jsonl", "pictures"}
+    assert visible(tmp_path) == {"a.parquet", "out.jsonl", "again.jsonl", "pictures"}
+
+
+def test_the_folders_of_the_output_are_made(tmp_path, spark_rl):
+    write_parquet(tmp_path / "a.parquet", [geometry(PNG)])
+    assert spark_rl("data", "convert", "a.parquet", "to/here/out.jsonl", "--images", "and/pictures").code == 0
+    (row,) = read(tmp_path / "to" / "here" / "out.jsonl")
+    assert [Path(image).read_bytes() for image in row["images"]] == [PNG]
 
 
 def test_rows_that_are_left_out_are_counted_with_an_example(tmp_path, spark_rl):
     write_image(tmp_path / "a.png")
+    write_image(tmp_path / "cut.png", PNG[:45])
     write_image(tmp_path / "pointer.png", b"version https://git-lfs.github.com/spec/v1")
     row = {"qid": "1", "question": "<image>Which?", "answer": r"\boxed{B}", "image": ["a.png"]}
     rows = [
@@ -155,6 +163,7 @@ def test_rows_that_are_left_out_are_counted_with_an_example(tmp_path, spark_rl):
         {**row, "image": ["c.png"]},
         {**row, "image": ["pointer.png"]},
         {**row, "answer": ""},
+        {**row, "image": ["cut.png"]},
         [],
     ]
     source = write_jsonl(tmp_path / "virl.jsonl", rows)
@@ -165,12 +174,13 @@ def test_rows_that_are_left_out_are_counted_with_an_example(tmp_path, spark_rl):
     assert (report["format"], report["rows"], report["images_written"]) == ("virl39k", 1, 0)
     counted = {each["reason"]: (each["rows"], each["first"]) for each in report["left_out"]}
     assert counted["an image that is not there"] == (2, "virl.jsonl, row 1: b.png")
-    assert counted["a file that is no image"] == (1, "virl.jsonl, row 4: pointer.png")
+    count, first = counted["an image that cannot be used"]
+    assert count == 2 and first.startswith(f"virl.jsonl, row 4: the image {tmp_path / 'pointer.png'} is no image")
     assert counted["no 'answer'"] == (1, "virl.jsonl, row 5")
     assert counted["text that is no row"][0] == 3
-    done = spark_rl("data", "convert", "virl.jsonl", "out.jsonl")
+    done = spark_rl("data", "convert", "virl.jsonl", "again.jsonl")
     assert done.out == ""
-    assert done.err.startswith("1 rows of 8 (virl39k); 7 left out: 3 with text that is no row (first virl.jsonl, row 6")
+    assert done.err.startswith("1 row of 9 (virl39k); 8 left out: 3 with text that is no row (first virl.jsonl, row 7")
     assert "2 with an image that is not there (first virl.jsonl, row 1: b.png)" in done.err
     assert read(tmp_path / "out.jsonl") == [
         {
@@ -188,13 +198,14 @@ BAD: list[tuple[list[str], str]] = [
     (["none.json", "out.jsonl"], "none.json: cannot be read"),
     (["rows.json", "out.json"], "out.json: rows are written as JSON lines; name a file that ends with .jsonl"),
     (["rows.json", "out.jsonl", "--format", "trl"], "--format trl: is none; known are spark, virl39k, easyr1, verl"),
-    (["rows.json", "no/out.jsonl"], "no/out.jsonl: cannot be written (No such file or directory)"),
+    (["rows.json", "rows.json/no/out.jsonl"], "rows.json/no/out.jsonl: cannot be written (Not a directory)"),
+    (["cut.parquet", "out.jsonl"], "cut.parquet: no row could be converted as easyr1: 1 with an image that cannot be"),
     (["rows.json", "out.jsonl", "--format", "verl"], "rows.json: no row could be converted as verl: 1 with"),
     (["other.jsonl", "out.jsonl"], "other.jsonl: cannot tell its format from the columns prompt, gold; name it"),
-    (["other.jsonl", "./other.jsonl"], "other.jsonl: is the file that is read; name another"),
+    (["other.jsonl", "./other.jsonl"], "other.jsonl: is there already; name another file"),
     (["lists.jsonl", "out.jsonl"], "lists.jsonl: cannot tell its format from rows that are no objects"),
     (["bytes.parquet", "out.jsonl", "--images", "rows.json"], "--images rows.json: is a file; name a folder"),
-    (["bytes.parquet", "out.jsonl", "--images", "no/where"], "--images no/where: cannot be written"),
+    (["bytes.parquet", "out.jsonl", "--images", "rows.json/no"], "--images rows.json/no: cannot be written"),
     (["nothing.jsonl", "out.jsonl"], "nothing.jsonl: holds no rows"),
 ]
 
@@ -207,6 +218,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(arguments, reason, tmp_path
     write_jsonl(tmp_path / "lists.jsonl", [[1]])
     write_jsonl(tmp_path / "nothing.jsonl", [])
     write_parquet(tmp_path / "bytes.parquet", [geometry(PNG)])
+    write_parquet(tmp_path / "cut.parquet", [geometry(PNG[:45])])
     before = visible(tmp_path)
     done = spark_rl("data", "convert", *arguments)
     assert done.code == 2 and done.out == ""
@@ -236,7 +248,6 @@ def test_images_go_if_the_rows_cannot_be_written(is_there, tmp_path):
 def test_an_interrupt_leaves_what_was_there(tmp_path):
     count = 3000
     write_parquet(tmp_path / "rows.parquet", [geometry(PNG + bytes(str(i), "ascii")) for i in range(count)])
-    (tmp_path / "out.jsonl").write_text("what was there\n")
     command = [sys.executable, "-m", "spark_rl.cli", "data", "convert", "rows.parquet", "out.jsonl"]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / ".cache"), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
@@ -246,5 +257,4 @@ def test_an_interrupt_leaves_what_was_there(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "interrupted" in said and "Traceback" not in said
-    assert visible(tmp_path) == {"rows.parquet", "out.jsonl"}
-    assert (tmp_path / "out.jsonl").read_text() == "what was there\n"
+    assert visible(tmp_path) == {"rows.parquet"}

@@ -92,7 +92,7 @@ def test_an_evaluation_may_leave_out_what_cannot_be_seen(folder, tmp_path):
         said, _ = done.stderr.splitlines()
         assert said.startswith(f"rows of {source} that are left out: {bad}; the first one: ") and "gone.png" in said
         assert json.loads((out / "results.json").read_text())["skipped"] == {source: bad}
-        assert f"- left out: {bad} rows of `{source}`" in (out / "report.md").read_text()
+        assert f"- rows of `{source}` left out: {bad}" in (out / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,16 @@ def test_an_evaluation_may_leave_out_what_cannot_be_seen(folder, tmp_path):
         (["judge", "model", "--question", "q", "--response", "r", "--image", "gone.png"], "gone.png"),
         (["judge", "embedded", "--question", "q", "--response", "r", "--image", "1.png"], "takes no images"),
         (["solve", "embedded", "--question", "q", "--image", "1.png"], "takes no images"),
+        (["solve", "model", "--question", "q", "--image", "1.png", "2.png"], "give one --image for each picture"),
+        (
+            ["judge", "model", "--question", "q", "--image", "1.png", "2.png", "3.png"],
+            "give one --image for each picture",
+        ),
+        (
+            ["judge", "model", "--question", "q", "--response", "r", "--image", "http://x/a.png"],
+            "spark-rl: the image http://x/a.png is an address, and none is fetched; give a file (or, for a run, set "
+            "data.allow_image_urls=true)\n",
+        ),
         (["solve", "embedded", "solve.jsonl", "--image", "1.png"], "--image belongs to --question"),
     ],
 )

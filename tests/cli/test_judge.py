@@ -22,6 +22,7 @@ from spark_rl.verify import box
 
 Command = Callable[..., Any]
 VERB = ["judge", "embedded", "--max-new-tokens", "24"]
+ONE_ITEM = "one item is a --question with a --response, or with --a and --b; give these"
 COMMAND = [sys.executable, "-m", "spark_rl.cli", *VERB]
 ROWS: list[dict[str, Any]] = [
     {"id": 7, "question": "What is 3+4?", "response": box("7"), "kept": [None, "ö"]},
@@ -249,7 +250,7 @@ def test_a_file_of_something_else_is_left_as_it_is(held: str, message: str, tmp_
         (["--max-new-tokens", "5000"], ROWS, "engine.max_new_tokens is 5000"),
         (["--question", "?"], ROWS, "--question judges one item; leave out the file, --out and --resume"),
         (["--out", "rows.jsonl"], ROWS, "is the file that is read"),
-        (["--out", "no/such/folder/x"], ROWS, "cannot be written (No such file or directory)"),
+        (["--out", "rows.jsonl/no/x"], ROWS, "cannot be written (Not a directory)"),
         (["--out", "/dev/full"], ROWS, "--out /dev/full: cannot be written (No space left on device)"),
     ],
 )
@@ -273,9 +274,10 @@ def test_a_mistake_gets_one_line_and_code_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--response", "7"], "the item has no 'question'"),
-        (["--question", "?"], "the item has neither a 'response' nor 'a' and 'b'"),
-        (["--question", "?", "--a", "7"], "the item has no 'b'"),
+        (["--response", "7"], ONE_ITEM),
+        (["--question", "?"], ONE_ITEM),
+        (["--question", "?", "--a", "7"], ONE_ITEM),
+        (["--question", "?", "--a", "7", "--response", "7"], ONE_ITEM),
         (["--question", "1+1? " * 800, "--response", "7"], "leaves no room for a reply"),
         (["--resume"], "--resume goes on with a file; name it with --out"),
         (["--json"], "name a file for them with --out"),

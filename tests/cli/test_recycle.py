@@ -69,7 +69,7 @@ def test_judge_and_reflection_items_come_out() -> None:
                 assert item["label"] == "3"
         assert item["verifier"] == ("numeric" if item["role"] == "reflection" else "choice")
     assert len({item["id"] for item in items}) == len(items)
-    assert done.stderr.startswith(f"1 rows with 4 rollouts gave {len(items)} items: ")
+    assert done.stderr.startswith(f"1 row with 4 rollouts gave {len(items)} items: ")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -185,7 +185,7 @@ def test_settings_that_change_no_result_do_not_matter(whole: Path, spark_rl: Com
         ([], [ROWS[0] | {"images": ["a.png"]}], "row 1: the image "),
         ([], [ROWS[0] | {"verifier": "mth"}], "row 1: unknown verifier 'mth': did you mean 'math'?"),
         ([], [ROWS[0] | {"verifier": "os:abort"}], "row 1: 'verifier' names the function 'os:abort'"),
-        (["--check"], [{"prompt": "1+1?"}], "row 1: has no 'gold'"),
+        (["--check"], [{"prompt": "1+1?"}], "row 1: has no 'answer', the gold that --check grades against; add it"),
         (["--verifier", "mth"], ROWS, "unknown verifier 'mth'"),
         (["solve.rounds=0"], ROWS, "solve.rounds"),
         (["solve.round=2"], ROWS, "did you mean 'rounds'"),

@@ -120,7 +120,7 @@ GOOD = lines({"answer": box("5"), "gold": 5, "verifier": "numeric"})
         (["--workers", "0"], "", "--workers must be at least 1"),
         (["--cpu-seconds", "nan"], "", "--cpu-seconds above 0"),
         (["--json"], "", "name a file for them with --out"),
-        (["--out", "no/such/folder/x"], GOOD, "--out no/such/folder/x: cannot be written"),
+        (["--out", "/dev/null/no/x"], GOOD, "--out /dev/null/no/x: cannot be written (Not a directory)"),
         (["--out", "."], GOOD, "--out .: cannot be written (Is a directory)"),
         (["--out", "/dev/full"], GOOD, "--out /dev/full: cannot be written (No space left on device)"),
     ],

@@ -88,5 +88,5 @@ def test_the_summary_and_the_report_hold_all_parts(whole):
     difference = results["comparison"]["differences"]["greedy"]
     assert difference["value"] == 0, "the baseline is the same model"
     page = markdown(results)
-    for part in ("## model", "majority@4", "false accept", "baseline, with reflection", "same in both orders"):
+    for part in ("## model", "majority@4", "false accept", "baseline, with reflection", "right in both orders"):
         assert part in page

@@ -64,6 +64,16 @@ def test_whatever_way_an_image_is_given_it_is_the_same_one(tmp_path):
     assert reference("a.png", tmp_path).path == reference(f"../{tmp_path.name}/a.png", tmp_path).path == str(path)
 
 
+def test_a_path_may_follow_file(tmp_path):
+    """As it is, or quoted as in addresses; what is there as it is comes first."""
+    plain, quoted = put(tmp_path, "a b#1.png", png(0)), put(tmp_path, "a%20b#1.png", png(1))
+    assert reference(f"file://{plain}", tmp_path).path == reference("file://a b#1.png", tmp_path).path == str(plain)
+    assert reference({"path": f"file://{quoted}"}, tmp_path).path == str(quoted)
+    quoted.unlink()
+    assert reference(f"FILE://{quoted}", tmp_path).path == str(plain)
+    assert refusal("file:///no/a.png", tmp_path).startswith("the image /no/a.png cannot be read (No such file")
+
+
 def test_a_data_url_may_stay_in_memory(cache):
     for start in ("data:image/png;base64,", "DATA:;base64,"):
         url = start + base64.b64encode(png()).decode()

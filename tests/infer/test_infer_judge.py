@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
+import PIL.Image
 import pytest
 from factories import question_group
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import png
 from scripted import Script, ScriptedEngine, pieces, says, scripted
 
 from spark_rl.config import JudgeConfig, RecycleConfig
+from spark_rl.images import reference
 from spark_rl.infer import ChatModel, Judge, Preference, Verdict
 from spark_rl.recycle import recycle
 from spark_rl.recycle.recycler import Bundle
@@ -261,6 +267,38 @@ def test_images_without_a_place_come_first() -> None:
     judge, engine = judge_of(reads(says("Yes")))
     judge.score(QUESTION, RIGHT, (RED, BLUE))
     assert f"{IMAGE}\n{IMAGE}\n{QUESTION}" in engine.prompts[0]
+
+
+def test_images_are_given_as_what_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file by its path, its bytes, a data URL or a reference is one and the same; one image needs no list."""
+    monkeypatch.setenv("SPARK_RL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    data = png()
+    Path("0.png").write_bytes(data)
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    same = ["0.png", Path("0.png"), data, url, {"bytes": data}, reference("0.png", tmp_path)]
+    judge, engine = judge_of(reads(says("Yes")))
+    for one in (*same, PIL.Image.open("0.png")):
+        for images in ([one], (one,), one):
+            judge.score(QUESTION, RIGHT, images=images)
+            judge.compare(QUESTION, RIGHT, WRONG, images=images)
+    judge.score_all([(QUESTION, RIGHT, ["0.png"]), (QUESTION, RIGHT)])
+    shown = [[image.sha256 for image in request.images] for call in engine.calls for request in call]
+    by_content = [each[0] for each in shown[:-1]]
+    assert shown[-1] == [] and all(len(each) == 1 for each in shown[:-1])
+    assert set(by_content[: 9 * len(same)]) == {hashlib.sha256(data).hexdigest()}
+
+
+def test_a_marker_is_a_place_if_there_are_images(tmp_path: Path) -> None:
+    judge, engine = judge_of(reads(says("Yes")), view="reasoning")
+    judge.score("Is <image> above <image>?", f"<image> is {box('7')}", (RED, BLUE))
+    judge.score("What is <image>?", RIGHT)
+    assert f"Is {IMAGE} above {IMAGE}?" in engine.prompts[0] and engine.prompts[0].count(IMAGE) == 2
+    assert "What is <image>?" in engine.prompts[1]
+    with pytest.raises(ValueError, match="the number of images is 1, and that of <image> in 'question' is 2; write"):
+        judge.score("Is <image> above <image>?", RIGHT, RED)
+    with pytest.raises(ValueError, match=r"gone\.png cannot be read"):
+        judge.compare(QUESTION, RIGHT, WRONG, tmp_path / "gone.png")
 
 
 def test_what_stands_for_an_image_in_a_text_is_none() -> None:

@@ -161,6 +161,17 @@ def test_comparisons(served):
             '{"question": [{"type": "text", "text": "\\ud800"}], "a": "", "b": ""}',
             ["'question'", "surrogate"],
         ),
+        ("/score", '{"question": "q", "response": "r", "images": [3]}', ["'images' is wrong: it must be a data URL"]),
+        (
+            "/score",
+            '{"question": "<image> or <image>?", "response": "r", "images": ["data:"]}',
+            ["'images' is wrong: the number of images is 1, and that of <image> in 'question' is 2; write it once"],
+        ),
+        (
+            "/compare",
+            '{"items": [{"question": [{"type": "image", "image": "data:"}], "images": "data:", "a": "", "b": ""}]}',
+            ["'items.0.images'", "image parts already"],
+        ),
         ("/get_reward", '{"query": ["q r"]}', ["'prompts' is missing"]),
         ("/get_reward", '{"query": ["q r"], "prompts": []}', ["1 texts", "0"]),
         ("/get_reward", '{"query": ["q r"], "prompts": ["p"]}', ["'query' 0", "begin with its prompt"]),
@@ -381,6 +392,30 @@ def test_images_are_shown_in_their_places_and_nothing_is_written(tmp_path, monke
         assert first.tobytes() == noise(seed=0).tobytes()
         assert second.tobytes() == open_image(held(picture)).tobytes() != first.tobytes()
     assert not (tmp_path / "cache").exists()
+
+
+def test_images_may_stand_beside_a_question():
+    """As in a row: for its markers, or first."""
+    one, other = url(png(0)), url(png(1))
+    bodies = [
+        {**ONE, "question": "Is <image> like <image>?", "images": [one, other]},
+        {**ONE, "question": "Which?", "images": one},
+        {**ONE, "question": "Who?", "image": one},
+        {**ONE, "question": "What is <image>?", "images": []},
+    ]
+    with running() as served:
+        assert served.client.post("/score", json={"items": bodies}).status_code == 200
+        assert served.client.post("/compare", json={**TWO, "images": [one]}).json()["preferred"] == "a"
+        refused = served.client.post("/score", json={**ONE, "images": ["/etc/passwd"]})
+    assert refused.status_code == 422 and refused.json()["detail"].startswith("'images' of item 0: an image must be")
+    (two, which, who, none), compared = served.engine.calls[0], served.engine.calls[1]
+    assert f"Is {IMAGE} like {IMAGE}?" in two.messages[-1]["content"]
+    assert [image.path for image in two.images] == [one, other]
+    for request in (which, who, *compared):
+        assert [image.path for image in request.images] == [one]
+        assert request.messages[-1]["content"].count(IMAGE) == 1
+    assert f"{IMAGE}\nWhich?" in which.messages[-1]["content"]
+    assert none.images == () and "What is <image>?" in none.messages[-1]["content"]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
+import functools
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from spark_rl.config import ModelConfig
-from spark_rl.models.folder import resolve_path
-from spark_rl.models.load import load_model
+from spark_rl.models.folder import check_hub, resolve_path
+from spark_rl.models.load import load_model, load_tokenizer
 
 
 @pytest.mark.parametrize(("base", "kind"), [("embedded", "causal LM"), ("embedded-vision", "vision-language model")])
@@ -13,3 +17,28 @@ def test_a_model_without_weights_is_named_as_what_it_was_tried_as(tmp_path, base
     shutil.copy(Path(resolve_path(base)) / "config.json", tmp_path)
     with pytest.raises(ValueError, match=f"^model.path: no {kind} could be loaded from '{tmp_path}'"):
         load_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_without_a_network_only_what_was_downloaded_before_is_had(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    refused = "there is no folder me/solver, and the Hub cannot be asked for it"
+    with pytest.raises(ValueError, match=refused):
+        load_tokenizer(ModelConfig(path="me/solver"))
+    cached = tmp_path / "models--me--solver"
+    for path, content in (("refs/main", "0" * 40), (f"snapshots/{'0' * 40}/config.json", "{}")):
+        (cached / path).parent.mkdir(parents=True)
+        (cached / path).write_text(content)
+    check_hub("me/solver")
+
+
+def test_a_hub_that_answers_is_asked_by_what_loads(tmp_path, monkeypatch):
+    """Whatever it answers, here that there is nothing: what is wrong is found, and said, there."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}/config.json"
+        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: url)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        check_hub("me/other")
+        server.shutdown()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spark_rl.cli.rows import Output, progress, say
+from spark_rl.cli.rows import Output, counted, progress, say
 from spark_rl.jsonl import MAX_ROW_BYTES
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def convert(
 
     A row comes out as {"id", "prompt", "answer", "images", "source"}, with one
     <image> in the prompt where each image goes, and with the "verifier" where it
-    is not math. Paths of images are looked for from INPUT's folder. Rows that
-    cannot be converted are left out, counted, and named by an example.
+    is not math. Paths of images are looked for from INPUT's folder, and each image
+    is decoded once. Rows that cannot be converted are left out, counted, and named
+    by an example.
 
     Examples:
 
@@ -59,10 +60,9 @@ def convert(
         raise ValueError(f"--format {format}: is none; known are {', '.join(FORMATS)}")
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: rows are written as JSON lines; name a file that ends with .jsonl")
+    if out.exists():
+        raise ValueError(f"{out}: is there already; name another file")
     tables = open_tables(source, split="train", subset=None)
-    for table in tables:
-        if out.exists() and Path(table.place).exists() and out.samefile(table.place):
-            raise ValueError(f"{out}: is the file that is read; name another")
     name = format or _detected(tables)
     left_out = LeftOut()
     num_rows = 0
@@ -87,9 +87,9 @@ def convert(
         report = {"format": name, "rows": num_rows, "images_written": folder.num_images, "left_out": left_out.columns()}
         print(json.dumps(report, ensure_ascii=False))
     else:
-        written = f", {folder.num_images:,} images written to {folder.path}" if folder.num_images else ""
+        written = f", {counted(folder.num_images, 'image')} written to {folder.path}" if folder.num_images else ""
         missing = f"; {left_out.total:,} left out: {left_out}" if left_out.total else ""
-        say(f"{num_rows:,} rows of {total:,} ({name}){written}{missing}")
+        say(f"{counted(num_rows, 'row')} of {total:,} ({name}){written}{missing}")
 
 
 class LeftOut:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from spark_rl.cli.model import open_model
+from spark_rl.cli.model import folder_of, open_model
 from spark_rl.cli.rows import say
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def evaluate(
     from spark_rl.config import load_inference
     from spark_rl.evaluate.suites import blinded, open_suite
     from spark_rl.infer.strategies import parse_strategy
-    from spark_rl.models.folder import check_folder
     from spark_rl.verify import VerifierPool
 
     names = (ALL if strategies == "all" else strategies).split(",")
@@ -72,9 +71,7 @@ def evaluate(
         parse_strategy(name)
     models = {"model": model, **({"baseline": baseline} if baseline else {})}
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
-    weights = {
-        label: _weights(None if each.is_remote else check_folder(each.model)) for label, each in settings.items()
-    }
+    weights = {label: _weights(folder_of(each)) for label, each in settings.items()}
     with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
         opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad)
         if blind and not opened.has_images:

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from spark_rl.data.convert import Picture, Unusable
-from spark_rl.images import suffix_of
+from spark_rl.images import ImageError, reference, suffix_of
+from spark_rl.images.decode import decoded
 
 
 class ImageFolder:
@@ -43,7 +44,7 @@ class ImageFolder:
             beside: the folder that relative paths are in.
 
         Raises:
-            Unusable: it is not there, or no image.
+            Unusable: it is not there, or no image that training could use.
         """
         if isinstance(image, bytes):
             suffix = suffix_of(image)
@@ -51,6 +52,10 @@ class ImageFolder:
                 raise Unusable("bytes that are no image", image[:12])
             name = hashlib.sha256(image).hexdigest()[:24] + f".{suffix}"
             if name not in self._names:
+                try:
+                    decoded(image)
+                except ImageError as error:
+                    raise Unusable("an image that cannot be used", f"it {error}") from None
                 self._write(name, image)
             found = self.path / name
         else:
@@ -84,12 +89,12 @@ class ImageFolder:
         for made in (self._temporary, *self._made):
             if made.is_dir():
                 shutil.rmtree(made, ignore_errors=True)
-            else:
-                made.unlink(missing_ok=True)
+            elif made.exists():
+                made.unlink()
 
     def _write(self, name: str, content: bytes) -> None:
         try:
-            self._temporary.mkdir(exist_ok=True)
+            self._temporary.mkdir(parents=True, exist_ok=True)
             (self._temporary / name).write_bytes(content)
         except OSError as error:
             raise self._unwritable(error) from None
@@ -114,10 +119,7 @@ def _find(given: str, beside: Path) -> Path:
     else:
         raise Unusable("an image that is not there", given)
     try:
-        with file.open("rb") as opened:
-            head = opened.read(16)
-    except OSError as error:
-        raise Unusable("an image that cannot be read", f"{given} ({error.strerror})") from None
-    if suffix_of(head) is None:
-        raise Unusable("a file that is no image", given)
+        reference(file, Path())
+    except ImageError as error:
+        raise Unusable("an image that cannot be used", error) from None
     return file

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from spark_rl.cli.model import open_model, settings_for, signature
-from spark_rl.cli.rows import Input, Row, check_summary, file_and_settings, take
+from spark_rl.cli.rows import Input, Row, check_pictures, check_summary, file_and_settings, take
 from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, sum_up, through
 from spark_rl.types import Image
 
@@ -36,7 +36,12 @@ def judge(
     file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="judge.key=value, engine.key=value.")] = None,
     question: Annotated[str | None, typer.Option(help="Judge one item, which needs no rows.")] = None,
-    image: Annotated[list[str] | None, typer.Option(help="With --question: a picture it is about.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --question: a picture it is about. Once for each, shown where <image> stands in the question."
+        ),
+    ] = None,
     response: Annotated[str | None, typer.Option(help="With --question: is this right?")] = None,
     a: Annotated[str | None, typer.Option("--a", help="With --question: is this better ...")] = None,
     b: Annotated[str | None, typer.Option("--b", help="... than this?")] = None,
@@ -65,6 +70,7 @@ def judge(
 
         spark-rl judge http://localhost:8000 judge.samples=4 < pairs.jsonl
     """
+    check_pictures(question, image, file)
     file, settings = file_and_settings(file, overrides)
     config = settings_for(model, settings, seed, max_new_tokens)
 
@@ -77,6 +83,8 @@ def judge(
     if item := {key: value for key, value in one.items() if value is not None}:
         if file or out or resume:
             raise ValueError("--question judges one item; leave out the file, --out and --resume")
+        if item.keys() - {"images"} not in ({"question", "response"}, {"question", "a", "b"}):
+            raise ValueError("one item is a --question with a --response, or with --a and --b; give these")
         return _one(item, load, as_json)
     check_summary(as_json, out)
     source = Input(file, skip_bad)
@@ -150,10 +158,7 @@ def _word(row: Row) -> str:
 
 def _one(row: Row, load: Callable[[], Judge], as_json: bool) -> None:
     """Judge what the options hold, and print it: the row, or for people with the judgements in the model's words."""
-    try:
-        shown = _shown(row, Path())
-    except ValueError as error:
-        raise ValueError(f"the item {error} (--question with --response, or with --a and --b)") from None
+    shown = _shown(row, Path())
     from spark_rl.infer import Verdict
 
     (judgement,) = _judge_all(load(), [shown], lambda ended, total: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark_rl.config import Inference, load_inference
@@ -43,12 +44,27 @@ def open_model(settings: Inference) -> ChatModel:
         ValueError: as `ChatModel.open`.
     """
     from spark_rl.infer import ChatModel
-    from spark_rl.models.folder import check_folder
 
+    folder_of(settings)
     if not settings.is_remote:
-        check_folder(settings.model)
         quiet_libraries()
     return ChatModel.open(settings)
+
+
+def folder_of(settings: Inference) -> Path | None:
+    """The model's folder, looked into; None for a model of the Hub, which can be asked for it, or of a server.
+
+    Raises:
+        ValueError: the model cannot be had, or not be used.
+    """
+    from spark_rl.models.folder import check_folder, check_hub
+
+    if settings.is_remote:
+        return None
+    folder = check_folder(settings.model)
+    if folder is None:
+        check_hub(settings.model.path)
+    return folder
 
 
 def signature(settings: Inference, *words: str) -> str:

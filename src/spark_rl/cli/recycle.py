@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spark_rl.cli.rows import Input, Output, Row, check_summary, file_and_settings, progress, say, take, take_verifier
+from spark_rl.cli.rows import (
+    Input,
+    Output,
+    Row,
+    check_summary,
+    counted,
+    file_and_settings,
+    progress,
+    say,
+    take,
+    take_verifier,
+)
 from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
 from spark_rl.recycle import recycle as recycle_groups
 from spark_rl.types import Group, Role, Rollout, Task
@@ -178,5 +189,6 @@ def _report(counts: Counter[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"rows": 0, "rollouts": 0, "made": 0, **counts}))
     others = [f"{count:,} {name}" for name, count in counts.items() if name not in ("rows", "rollouts", "made")]
-    totals = f"{counts['rows']:,} rows with {counts['rollouts']:,} rollouts gave {counts['made']:,} items"
+    read = " with ".join(counted(counts[f"{noun}s"], noun) for noun in ("row", "rollout"))
+    totals = f"{read} gave {counted(counts['made'], 'item')}"
     say(": ".join(filter(None, [totals, ", ".join(others).replace("_", " ")])))

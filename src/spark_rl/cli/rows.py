@@ -62,6 +62,15 @@ def file_and_settings(file: str | None, settings: Sequence[str] | None) -> tuple
     return file, given
 
 
+def check_pictures(question: str | None, images: Sequence[str] | None, file: str | None) -> None:
+    """A second picture after `--image a.png` would be read as the file of rows."""
+    if question is not None and images and file:
+        raise ValueError(
+            f"{file} is read as the file of rows, beside which --question has no place; give one --image for each "
+            "picture, and no file"
+        )
+
+
 def check_summary(as_json: bool, out: Path | None) -> None:
     """A summary on standard output must not stand among the rows."""
     if as_json and out is None:
@@ -145,6 +154,8 @@ class Output:
 
     def __enter__(self) -> Self:
         with self._named():
+            if self.path:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path is None:
                 self._file: BinaryIO = sys.stdout.buffer
             elif self.path.exists() and not self.path.is_file():
@@ -216,6 +227,11 @@ def progress(what: str, visible: bool, total: int | None = None) -> Iterator[Cal
     ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count=1: bar.advance(task, count)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def say(line: str) -> None:

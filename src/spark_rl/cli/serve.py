@@ -28,8 +28,8 @@ def serve(
     and answers as `spark-rl judge` does; POST /compare judges {"question", "a",
     "b"}; POST /get_reward is what OpenRLHF asks a remote reward model. GET /health
     and GET /metrics tell how it goes. What waits together is judged together.
-    A vision-language model takes images in the question, as OpenAI's protocol
-    has them: content parts with data URLs.
+    A vision-language model takes images as data URLs: in "images" beside the
+    question, or in its content parts, as OpenAI's protocol has them.
 
     Examples:
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spark_rl.cli.model import open_model, settings_for, signature
-from spark_rl.cli.rows import Input, Row, check_summary, file_and_settings, say, take, take_verifier
+from spark_rl.cli.rows import Input, Row, check_pictures, check_summary, file_and_settings, say, take, take_verifier
 from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, sum_up, through
 from spark_rl.config import DataConfig, Inference, SourceConfig
 from spark_rl.types import Example
@@ -38,7 +38,12 @@ def solve(
         typer.Option(help="greedy, sample, reflect, majority@8, best-of-8, weighted-vote@8, tournament@8; any number."),
     ] = "greedy",
     question: Annotated[str | None, typer.Option(help="Solve this one, which needs no rows.")] = None,
-    image: Annotated[list[str] | None, typer.Option(help="With --question: a picture it is about.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --question: a picture it is about. Once for each, shown where <image> stands in the question."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the file of a call that was stopped.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Add the steps: answers, judgements, revisions.")] = False,
@@ -73,6 +78,7 @@ def solve(
 
         spark-rl solve http://localhost:8000 --strategy tournament@16 solve.max_tokens=20000 < questions.jsonl
     """
+    check_pictures(question, image, file)
     file, settings = file_and_settings(file, overrides)
     config = settings_for(model, settings, seed, max_new_tokens)
     from spark_rl.data.rows import RowReader
@@ -87,6 +93,8 @@ def solve(
         if row.get("answer") is not None:
             kept.setdefault("gold", kept.pop("answer"))
         take(row, "prompt", str, list)
+        if check and kept.get("gold") is None:
+            raise ValueError("has no 'answer', the gold that --check grades against; add it")
         gold = str(take(kept, "gold", str, int, float)) if check else "-"
         columns = {key: row.get(key) for key in _READ}
         name = take_verifier(row, verifier)

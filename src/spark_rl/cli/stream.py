@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
-from spark_rl.cli.rows import Input, Output, Row, progress, say
+from spark_rl.cli.rows import Input, Output, Row, counted, progress, say
 
 T = TypeVar("T")
 NO_ROOM = "leaves no room for a reply in the model's context; shorten it"
@@ -65,6 +65,7 @@ class Journal(Output):
             return super().__enter__()
         assert self.path
         with self._named():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,10 +178,10 @@ def through(
 
 def sum_up(summary: Mapping[str, Any], came: str) -> None:
     """Say in a line what came of a call's rows, and what it took."""
-    bad = f", and {summary['bad_rows']:,} bad ones left out" if summary["bad_rows"] else ""
+    bad = f", and {counted(summary['bad_rows'], 'bad one')} left out" if summary["bad_rows"] else ""
     before = f" ({summary['rows_before']:,} of them before)" if summary["rows_before"] else ""
     tokens = f"{summary['prompt_tokens']:,} tokens read, {summary['generated_tokens']:,} written"
-    say(f"{summary['rows']:,} rows{before}{bad}: {came}; {tokens}; {summary['seconds']:,.1f} s")
+    say(f"{counted(summary['rows'], 'row')}{before}{bad}: {came}; {tokens}; {summary['seconds']:,.1f} s")
 
 
 def _carry(

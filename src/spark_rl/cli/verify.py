@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from spark_rl.cli.rows import Input, Output, Row, check_summary, progress, say, take, take_verifier
+from spark_rl.cli.rows import Input, Output, Row, check_summary, counted, progress, say, take, take_verifier
 from spark_rl.verify import Check, VerifierPool, resolve
 
 
@@ -76,7 +76,7 @@ def verify(
     if as_json:
         summary = {"rows": reasons.total(), "bad_rows": source.num_bad, "reasons": dict(reasons.most_common())}
         print(json.dumps(summary | {"mean_reward": mean, "rows_per_second": round(rate, 1)}))
-    bad = f", and {source.num_bad:,} bad ones left out" if source.num_bad else ""
+    bad = f", and {counted(source.num_bad, 'bad one')} left out" if source.num_bad else ""
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "nothing graded"
     shown = "none" if mean is None else f"{mean:.3f}"
-    say(f"{reasons.total():,} rows{bad}: {counts}; mean reward {shown}; {rate:,.0f} rows/s")
+    say(f"{counted(reasons.total(), 'row')}{bad}: {counts}; mean reward {shown}; {rate:,.0f} rows/s")

@@ -13,7 +13,7 @@ def markdown(results: Result) -> str:
     models = results["models_measured"]
     lines = [f"# Evaluation on `{results['suite']}`", ""]
     lines += [f"- {label}: `{path}`" for label, path in results["models"].items()]
-    lines += [f"- left out: {count} rows of `{source}`" for source, count in results.get("skipped", {}).items()]
+    lines += [f"- rows of `{source}` left out: {count}" for source, count in results.get("skipped", {}).items()]
     lines += ["", "Intervals are 95 %. Tokens are those read (each prompt once) and written, a question.", ""]
     lines += _comparison(results["comparison"]) if results["comparison"] else []
     for label, measured in models.items():
@@ -81,12 +81,20 @@ def _judge(measured: Result) -> Iterator[str]:
     if pairs := measured.get("pairwise"):
         by_source = pairs["by_source"] if len(pairs["by_source"]) > 1 else {}
         rows = [
-            [name, str(e["n"]), _rate(e["accuracy"]), _share(e["order_consistency"]), _share(e["parse_rate"])]
+            [
+                name,
+                str(e["n"]),
+                _rate(e["accuracy"]),
+                _share(e["right_in_both_orders"]),
+                _share(e["order_consistency"]),
+                _share(e["parse_rate"]),
+            ]
             for name, e in {"all": pairs, **by_source}.items()
         ]
         if by_source:
-            rows.append(["mean over the sources", "", _share(pairs["mean_over_sources"]), "", ""])
-        yield from _table(["judges pairs", "n", "accuracy", "same in both orders", "parsed"], rows)
+            rows.append(["mean over the sources", "", _share(pairs["mean_over_sources"]), "", "", ""])
+        head = ["judges pairs", "n", "accuracy", "right in both orders", "same in both orders", "parsed"]
+        yield from _table(head, rows)
 
 
 def _probes(probes: Result) -> Iterator[str]:

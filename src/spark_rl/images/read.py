@@ -14,6 +14,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import PIL.Image
 
@@ -27,13 +28,14 @@ MAX_BYTES = 64 * 2**20
 _REMEMBERED = 2**17
 """Files and addresses that a process need not look at again, about 400 bytes of memory each."""
 _BYTES, _DATA = "an image given as bytes", "an image given as a data URL"
-_DRAWN, _URL_START = "drawn:", "data:"
+_DRAWN, _URL_START, _FILE = "drawn:", "data:", "file://"
 _DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
 def reference(value: Any, folder: Path, *, allow_urls: bool = False) -> Image:
-    """The reference to an image that is given as a path (relative ones are in `folder`), bytes, a PIL image, a mapping
-    of `bytes` and `path` as Hub image columns have it, or a data URL. What is no file becomes one.
+    """The reference to an image that is given as a path (relative ones are in `folder`) or `file://` and a path,
+    bytes, a PIL image, a mapping of `bytes` and `path` as Hub image columns have it, or a data URL. What is no file
+    becomes one.
 
     Any path that this process can read is looked at: values that strangers send must be checked before.
 
@@ -81,6 +83,8 @@ def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
                     "data.allow_image_urls=true)"
                 )
             return _fetched(value)
+        if start.startswith(_FILE):
+            value = _path_of_url(value, folder)
     if isinstance(value, str | Path) and str(value).strip():
         return _of_file(Path(os.path.abspath(folder.expanduser() / Path(value).expanduser())))
     if isinstance(value, bytes | bytearray):
@@ -88,6 +92,12 @@ def _reference(value: Any, folder: Path, allow_urls: bool) -> Image:
     if isinstance(value, PIL.Image.Image):
         return _kept(_as_png(value), "an image given as a PIL image")
     raise _unknown(value)
+
+
+def _path_of_url(url: str, folder: Path) -> str:
+    """As it stands after `file://`, as data for Qwen models have it, unless only the unquoted path is there."""
+    path = url[len(_FILE) :]
+    return path if os.path.exists(folder.expanduser() / path) else unquote(path)
 
 
 def _unknown(value: object) -> ImageError:

@@ -10,10 +10,13 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, TypeVar
 
 from spark_rl.config import JudgeConfig, load_inference
+from spark_rl.data.row_images import listed, placed_in_question
+from spark_rl.images import reference
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.plan import Ask, Plan, Reply, Spent, run
 from spark_rl.prompts import TEMPLATES, View, fill, shown
@@ -22,9 +25,12 @@ from spark_rl.verify import extract_answer, resolve
 
 T = TypeVar("T")
 Images = tuple[Image, ...]
-ToScore = tuple[str, str] | tuple[str, str, Images]
+Pictures = Any
+"""What `reference` makes an `Image` of (a path from the current folder, a data URL, bytes, a PIL image), an `Image`, or
+several of these."""
+ToScore = tuple[str, str] | tuple[str, str, Pictures]
 """A question and a response, and the images of the question if it has some."""
-ToCompare = tuple[str, str, str] | tuple[str, str, str, Images]
+ToCompare = tuple[str, str, str] | tuple[str, str, str, Pictures]
 """A question and two responses, and the images of the question if it has some."""
 _TEMPLATES = {template.name: template for template in TEMPLATES}
 
@@ -79,8 +85,8 @@ class Preference:
 class Judge:
     """A model that judges.
 
-    The images of a question are those for which `IMAGE` stands in its text, in order; where it does not, they come
-    first.
+    The images of a question are shown where `<image>` (or `IMAGE`) stands in its text, in order; where it does not,
+    they come first. In a question without images `<image>` is text.
 
     >>> judge = Judge.open("runs/quickstart/final")  # doctest: +SKIP
     >>> judge.score("What is 2+2?", r"It is \\boxed{5}.").verdict  # doctest: +SKIP
@@ -105,18 +111,23 @@ class Judge:
         settings = load_inference(overrides, model={"path": model})
         return cls(ChatModel.open(settings), settings.judge, seed=settings.seed)
 
-    def score(self, question: str, response: str, images: Images = ()) -> Verdict:
+    def score(self, question: str, response: str, images: Pictures = ()) -> Verdict:
         """Is the final answer of this response right?"""
         return self.score_all([(question, response, images)])[0]
 
-    def compare(self, question: str, a: str, b: str, images: Images = ()) -> Preference:
+    def compare(self, question: str, a: str, b: str, images: Pictures = ()) -> Preference:
         """Which of the two has the right final answer?"""
         return self.compare_all([(question, a, b, images)])[0]
 
     def score_all(self, items: Sequence[ToScore], progress: Callable[[int, int], None] | None = None) -> list[Verdict]:
-        """`score` of many (question, response) or (question, response, images), in one generation call."""
+        """`score` of many (question, response) or (question, response, images), in one generation call.
 
-        def begin(question: str, response: str, images: Images = ()) -> tuple[str, Callable[[Spent], Plan[Verdict]]]:
+        Raises:
+            ValueError: an image cannot be used, or there are not as many places for them.
+        """
+
+        def begin(question: str, response: str, shown: Pictures = ()) -> tuple[str, Callable[[Spent], Plan[Verdict]]]:
+            images = _references(shown)
             return _content_id((question, response), images), lambda spent: self.pointwise(question, response, images)
 
         return self._carry_out([begin(*item) for item in items], progress)
@@ -124,11 +135,16 @@ class Judge:
     def compare_all(
         self, items: Sequence[ToCompare], progress: Callable[[int, int], None] | None = None
     ) -> list[Preference]:
-        """`compare` of many (question, a, b) or (question, a, b, images), in one generation call."""
+        """`compare` of many (question, a, b) or (question, a, b, images), in one generation call.
+
+        Raises:
+            ValueError: as `score_all`.
+        """
 
         def begin(
-            question: str, a: str, b: str, images: Images = ()
+            question: str, a: str, b: str, shown: Pictures = ()
         ) -> tuple[str, Callable[[Spent], Plan[Preference]]]:
+            images = _references(shown)
             id = _content_id((question, *sorted((a, b))), images)
             return id, lambda spent: self.pairwise(question, a, b, images)
 
@@ -176,7 +192,7 @@ class Judge:
         if not images:
             question = without_images(question)
         elif IMAGE not in question:
-            question = f"{IMAGE}\n" * len(images) + question
+            question = placed_in_question(question, len(images))
         messages: tuple[Message, ...] = fill(_TEMPLATES[template], question=question, **quoted)
         n = self.settings.samples
         return Ask(messages, n, self.settings.temperature if n > 1 else 0.0, images)
@@ -209,6 +225,10 @@ class Judge:
         # verdict that was given keeps at least one half.
         certainty = 1.0 if logp is None else max(0.5 + 1e-6, math.exp(min(0.0, logp)))
         return certainty if says_yes else 1 - certainty
+
+
+def _references(shown: Pictures) -> Images:
+    return tuple(each if isinstance(each, Image) else reference(each, Path()) for each in listed(shown))
 
 
 def _content_id(texts: Sequence[str], images: Images) -> str:

@@ -3,7 +3,7 @@
     POST /score       {"question", "response"} -> {"verdict", "probability"}
     POST /compare     {"question", "a", "b"} -> {"preferred", "probability", "consistent"}
                       either also {"items": [...]} -> {"items": [...]}; a question may be a list of content parts
-                      as OpenAI's protocol has them, with images in data URLs
+                      as OpenAI's protocol has them, with images in data URLs, or have them beside it in "images"
     POST /get_reward  as OpenRLHF asks its remote reward model, which sends no images
     GET  /health      {"ready", "model", "queue"}; needs no token
     GET  /metrics     for Prometheus
@@ -32,12 +32,23 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, PlainValidator, Tag
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spark_rl import __version__
 from spark_rl.config.inference import ServeConfig
-from spark_rl.data.row_images import from_parts
+from spark_rl.data.row_images import from_parts, listed, placed_in_question
 from spark_rl.images import ImageError, held
 from spark_rl.infer import Judge
 from spark_rl.integrations.batching import Batcher, Busy, Item, Judgement, JudgingFailed, Pair, Single, Stopped
@@ -76,25 +87,58 @@ def _asked(content: Any) -> Asked:
     return Asked(_encodable(text), tuple(images))
 
 
+def _beside(images: Any) -> list[str]:
+    urls = listed(images)
+    if not all(isinstance(url, str) for url in urls):
+        raise ValueError("it must be a data URL (data:image/png;base64,...), or a list of them")
+    return urls
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 Question = Annotated[Asked, PlainValidator(_asked, json_schema_input_type=str | list[dict[str, Any]])]
+
+
+def _placed(question: Asked, images: Sequence[str]) -> Asked:
+    return Asked(placed_in_question(question.text, len(images)), tuple(images))
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ScoreItem(_Body):
+class _Item(_Body):
+    question: Question
+    images: Annotated[
+        list[str],
+        PlainValidator(_beside, json_schema_input_type=str | list[str]),
+        Field(validation_alias=AliasChoices("images", "image")),
+    ] = []
+    """Of a question without image parts, which has `<image>` for each, or they come first."""
+
+    @field_validator("images")
+    @classmethod
+    def _have_places(cls, images: list[str], known: ValidationInfo) -> list[str]:
+        if images and (question := known.data.get("question")):
+            if question.images:
+                raise ValueError("the question has image parts already; leave one or the other out")
+            _placed(question, images)
+        return images
+
+    @property
+    def asked(self) -> Asked:
+        """The question, with the images beside it in their places."""
+        return _placed(self.question, self.images) if self.images else self.question
+
+
+class ScoreItem(_Item):
     """Is the final answer of this response right?"""
 
-    question: Question
     response: Text
 
 
-class CompareItem(_Body):
+class CompareItem(_Item):
     """Which of the two has the right final answer?"""
 
-    question: Question
     a: Text
     b: Text
 
@@ -154,11 +198,12 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
             raise HTTPException(413, f"{len(items):,} items are too many; send at most {limit}")
         for i, item in enumerate(items):
             for name, value in item:
-                _check_length(f"'{name}' of item {i}", value.text if isinstance(value, Asked) else value, settings)
+                if name != "images":
+                    _check_length(f"'{name}' of item {i}", value.text if isinstance(value, Asked) else value, settings)
         return await _answers(request, submit(items), settings)
 
     async def submit(items: Sequence[ScoreItem | CompareItem]) -> list[Future[Judgement]]:
-        batcher, has_images = app.state.batcher, any(item.question.images for item in items)
+        batcher, has_images = app.state.batcher, any(item.asked.images for item in items)
         if has_images and not judge.model.takes_images:
             raise HTTPException(422, "the judge takes no images; send text alone, or serve a vision-language model")
         with batcher.room(len(items)):
@@ -229,11 +274,11 @@ def _with_images(items: Sequence[ScoreItem | CompareItem]) -> list[Item]:
     read = cache(held)  # many responses to a question come with the same image
     found: list[Item] = []
     for i, item in enumerate(items):
+        text, urls = item.asked
         try:
-            images = tuple(map(read, item.question.images))
+            images = tuple(map(read, urls))
         except ImageError as error:
-            raise HTTPException(422, f"'question' of item {i}: {error}") from None
-        text = item.question.text
+            raise HTTPException(422, f"'{'images' if item.images else 'question'}' of item {i}: {error}") from None
         if isinstance(item, ScoreItem):
             found.append(Single(text, item.response, images))
         else:

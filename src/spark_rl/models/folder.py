@@ -11,6 +11,8 @@ import importlib.resources
 import json
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def check_folder(config: ModelConfig) -> Path | None:
     if folder is None or (folder / "adapter_config.json").exists():
         return folder
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model.path: {folder} has no config.json; name the folder of a saved model")
+        saved = f"name {folder / 'final'}" if (folder / "final" / "config.json").is_file() else ""
+        raise ValueError(f"model.path: {folder} has no config.json; {saved or 'name the folder of a saved model'}")
     settings = _read_json(folder / "config.json")
     if "auto_map" not in settings:
         _check_architecture(folder, settings)
@@ -68,6 +71,10 @@ def model_folder(path: str) -> Path | None:
         raise ValueError(f"model.path: {path} is a file; name the folder that holds the model")
     if path.startswith("~"):
         raise ValueError(f"model.path: ~ is not expanded in {path}; write the home folder out")
+    if path.startswith("embedded") and "/" not in path:
+        near = get_close_matches(path, EMBEDDED, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"those of the package are {', '.join(EMBEDDED)}"
+        raise ValueError(f"model.path: there is no model {path!r}; {hint}")
     if _HUB_ID.fullmatch(path):
         return None
     known = next((parent for parent in folder.parents if parent.exists()), Path("."))
@@ -75,6 +82,31 @@ def model_folder(path: str) -> Path | None:
         f"model.path: there is no folder {path} ({known.resolve()} has no {folder.relative_to(known).parts[0]!r}); "
         "give an existing folder or a Hub id such as org/name"
     )
+
+
+@cache
+def check_hub(id: str) -> None:
+    """See whether the Hub can be asked for a model that was not downloaded before: a mistyped folder may look like an
+    id, and without a network transformers would try for a minute.
+
+    Raises:
+        ValueError: it cannot be reached.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if any(isinstance(try_to_load_from_cache(id, name), str) for name in ("config.json", "adapter_config.json")):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(id, "config.json"))
+    except HfHubHTTPError:
+        return  # it answers; loading says better what is missing
+    except Exception as error:  # of any kind: network, proxy, offline mode
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"model.path: there is no folder {id}, and the Hub cannot be asked for it ({reason}); give an existing "
+            "folder, or connect to the network"
+        ) from None
 
 
 def context_length(folder: Path) -> int | None:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from spark_rl.config import ModelConfig
-from spark_rl.models.folder import resolve_path
+from spark_rl.models.folder import check_hub, model_folder, resolve_path
 from spark_rl.models.processor import is_vision_language
 
 
@@ -16,9 +16,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """The model's tokenizer, with the chat template of the config if it names one.
 
     Raises:
-        ValueError: there is no tokenizer, or it has no chat template.
+        ValueError: there is no tokenizer, it has no chat template, or the Hub that has it cannot be reached.
     """
     path = resolve_path(config.path)
+    if model_folder(path) is None:
+        check_hub(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -85,10 +85,7 @@ class ChatRenderer:
         pieces = [piece for m in messages for piece in m["content"].split(IMAGE)]
         assert len(pieces) - len(messages) == len(images), "every image has its place in a text"
         if images and self.images is None:
-            raise ValueError(
-                "the model takes no images, but a question has some; choose a vision-language model with model.path, "
-                "or remove such rows from the data"
-            )
+            raise ValueError("the model takes no images, but a question has some; name a vision-language model")
         if not any(special in piece for piece in pieces for special in self._specials):
             return self._ids(self._expanded([self.text(messages)], images, expand)[0])
         marks = [f"{_MARK}{i}\u27e7" for i in range(len(pieces))]
