@@ -86,7 +86,7 @@ def test_images_that_cannot_be_shown_are_one_sentence(tmp_path):
         reward_function(judge()[0])([QUESTION] * 2, ["so 7"] * 2, image=[None, str(tmp_path / "gone.png")])
     (tmp_path / "a.png").write_bytes(png())
     blind = Judge.open("embedded", "engine.max_new_tokens=8")
-    with pytest.raises(ValueError, match="the model takes no images, but a question has some; choose a vision-languag"):
+    with pytest.raises(ValueError, match="the model takes no images, but a question has some; name a vision-languag"):
         reward_function(blind)([QUESTION], ["7"], image=[str(tmp_path / "a.png")])
 
 

@@ -70,8 +70,8 @@ def judge(
 
         spark-rl judge http://localhost:8000 judge.samples=4 < pairs.jsonl
     """
-    check_pictures(question, image, file)
     file, settings = file_and_settings(file, overrides)
+    check_pictures(question, image, file)
     config = settings_for(model, settings, seed, max_new_tokens)
 
     def load() -> Judge:

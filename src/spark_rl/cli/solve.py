@@ -78,8 +78,8 @@ def solve(
 
         spark-rl solve http://localhost:8000 --strategy tournament@16 solve.max_tokens=20000 < questions.jsonl
     """
-    check_pictures(question, image, file)
     file, settings = file_and_settings(file, overrides)
+    check_pictures(question, image, file)
     config = settings_for(model, settings, seed, max_new_tokens)
     from spark_rl.data.rows import RowReader
     from spark_rl.infer.strategies import parse_strategy
