@@ -10,11 +10,10 @@ of a turn.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass
 
 import torch
-from harness import EOS, PAD, VOCAB, NoText, build_model, interleaved, show, speedup
+from harness import EOS, PAD, VOCAB, NoText, build_model, fastest, interleaved, show, speedup
 from transformers import GenerationConfig
 
 from spark_rl.rollout.engine import Completion, Request
@@ -68,15 +67,7 @@ def run_case(case: Case, rounds: int) -> None:
         completions: list[list[Completion]] = engine.generate(requests)
         counted["ours"] = sum(len(c.token_ids) for group in completions for c in group)
 
-    def seconds(batch: int) -> float:
-        start = time.perf_counter()
-        hf(batch)
-        return time.perf_counter() - start
-
-    best = min(
-        (case.prompts // 16, case.prompts // 8, case.prompts // 4, case.prompts // 2, case.prompts),
-        key=lambda batch: seconds(batch),
-    )
+    best = fastest(hf, [case.prompts // parts for parts in (16, 8, 4, 2, 1)])
     times = interleaved(ours, lambda: hf(best), rounds=rounds)
     counts = {"tokens": counted["ours"], "baseline_tokens": counted["baseline"], "baseline_batch": best}
     show(speedup(case.name, *times, at_least=case.target, **counts))

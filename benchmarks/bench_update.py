@@ -17,11 +17,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import torch
 from harness import (
     build_model,
     embedded,
     fastest,
+    gradient,
     interleaved,
     peak_bytes,
     random_groups,
@@ -45,11 +45,6 @@ CASES: dict[str, tuple[Any, float | None]] = {
     "judge-700-150": (lambda: random_groups(1, 700, 150), None),
 }
 """Groups, and how many times faster than TRL the update is meant to be."""
-
-
-def gradient(model: torch.nn.Module) -> torch.Tensor:
-    parts = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    return parts / parts.norm()
 
 
 def run_case(name: str, rounds: int) -> None:

@@ -34,6 +34,7 @@ from harness import (
     NoText,
     embedded,
     fastest,
+    gradient,
     interleaved,
     line,
     peak_bytes,
@@ -106,6 +107,8 @@ SHAPES = {
         checkpointing=False,
     ),
 }
+_COMPARED = 2**20
+"""Numbers of every parameter whose gradients are compared: all of a large model would not fit beside it."""
 QUESTIONS, JUDGES = "policy-300-400", "judge-700-150"
 GENERATE = {
     "prompt-40-new-32": (40, 32, None, 1, 1.8),
@@ -202,7 +205,10 @@ def run_update(model: Any, shape: Shape, name: str, rounds: int, of: str, tokens
             trl_update(trainer, groups, batch)
 
     times = interleaved(run_ours, run_trl, rounds=rounds)
-    cosine = _cosine(*(_gradient(run, model) for run in (run_ours, run_trl)))
+    run_ours()
+    ours_gradient = gradient(model, _COMPARED)
+    run_trl()
+    cosine = (ours_gradient @ gradient(model, _COMPARED)).item()
     show(speedup(f"{of}/update/{name}", *times, at_least=target, trl_batch=batch, cosine=round(cosine, 5)))
     peaks = []
     for run in (run_ours, run_trl):
@@ -221,16 +227,6 @@ def run_update(model: Any, shape: Shape, name: str, rounds: int, of: str, tokens
         show(line(f"{of}/rate/{name}", [needed(model, ready) / t / peak for t in times[0]], at_least=0.6,
                   matmul_tflops=round(peak / 1e12)))  # fmt: skip
     return ours, trl
-
-
-def _gradient(run: Callable[[], None], model: Any) -> torch.Tensor:
-    """Of every parameter the first million numbers: all of a large model would not fit beside it."""
-    run()
-    return torch.cat([p.grad.flatten()[: 2**20].float() for p in model.parameters() if p.grad is not None])
-
-
-def _cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return (ours @ theirs / (ours.norm() * theirs.norm())).item()
 
 
 def main() -> None:

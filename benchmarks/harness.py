@@ -237,6 +237,12 @@ def trl_update(trainer: Any, groups: Sequence[dict[str, Any]], batch: int) -> No
         trainer._compute_loss(trainer.model, {**part, "num_items_in_batch": total}).backward()
 
 
+def gradient(model: Any, most: int | None = None) -> torch.Tensor:
+    """The model's gradient, of length 1, or of every parameter the first `most` numbers of it."""
+    parts = torch.cat([p.grad.flatten()[:most].float() for p in model.parameters() if p.grad is not None])
+    return parts / parts.norm()
+
+
 def fastest(run: Callable[[int], object], sizes: Sequence[int]) -> int:
     """The batch size with which `run` is fastest, each tried twice."""
 

@@ -53,9 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command and leave the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    atexit.register(
-        gc.freeze
-    )  # the interpreter would look for garbage among all modules once more: a second with torch
+    # the interpreter would look for garbage among all modules once more: a second with torch
+    atexit.register(gc.freeze)
     try:
         app(args=[a for a in arguments if a != "--debug"])
     except SystemExit as leaving:

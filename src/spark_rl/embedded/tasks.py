@@ -47,7 +47,7 @@ class Problem:
     operands: tuple[int, ...]
     question: str
     images: tuple[()] = ()
-    """None: it is of words alone."""
+    """There are none, unlike in a `PictureProblem`."""
 
     @property
     def kind(self) -> str:

@@ -133,13 +133,14 @@ class _Norm:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight = self.module.weight
-        if x.is_cuda and x.dtype is weight.dtype and not (_STOCK.get() or args or kwargs):  # one kernel there
+        is_ours = x.dtype is weight.dtype and not (_STOCK.get() or args or kwargs)
+        if is_ours and x.is_cuda:  # one kernel there
             return nn.functional.rms_norm(x, weight.shape, weight, _eps(self.module))
-        if _STOCK.get() or args or kwargs or x.dtype is not torch.float32 or weight.dtype is not torch.float32:
-            out: Tensor = self.stock(self.module, x, *args, **kwargs)
-            return out
-        normed: Tensor = RMSNorm.apply(x, weight, _eps(self.module))
-        return normed
+        if is_ours and x.dtype is torch.float32:
+            normed: Tensor = RMSNorm.apply(x, weight, _eps(self.module))
+            return normed
+        out: Tensor = self.stock(self.module, x, *args, **kwargs)
+        return out
 
 
 def _eps(module: Any) -> float | None:

@@ -160,7 +160,7 @@ class PromptOnceRows:
         column_S = torch.arange(width + places, device=self.position_R.device)
         length_R1 = self.length_B[self.prompt_R][:, None]
         hidden_RS = (column_S >= length_R1) & (column_S < width)
-        if places is not used:
+        if isinstance(used, Tensor):  # not all places hold a token
             hidden_RS |= column_S >= width + used
         if window is not None:
             position_RS = torch.where(column_S < width, column_S, column_S - width + length_R1)
