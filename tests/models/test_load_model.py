@@ -1,4 +1,5 @@
 import functools
+import json
 import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -6,9 +7,11 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from spark_rl.config import ModelConfig
-from spark_rl.models.folder import check_hub, resolve_path
+from spark_rl.models.folder import check_hub, is_surely_text_only, resolve_path
 from spark_rl.models.load import load_model, load_tokenizer
 
 
@@ -42,3 +45,21 @@ def test_a_hub_that_answers_is_asked_by_what_loads(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         check_hub("me/other")
         server.shutdown()
+
+
+def test_only_models_without_eyes_are_surely_text_only(tmp_path):
+    def is_text(settings):
+        (tmp_path / "config.json").write_text(json.dumps(settings, default=str))
+        return is_surely_text_only(str(tmp_path))
+
+    assert is_surely_text_only("embedded") and not is_surely_text_only("embedded-vision")
+    assert not is_surely_text_only("someone/a-model-of-the-hub") and not is_text({"model_type": "qwen3"})
+    seeing = 0
+    for kind, architectures in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
+        if kind in ("mistral4", "vision-encoder-decoder"):  # a language model in spite of the list; no default config
+            continue
+        settings = CONFIG_MAPPING[kind]().to_dict()
+        names = [architectures] if isinstance(architectures, str) else architectures
+        assert not is_text({**settings, "architectures": names}), kind
+        seeing += any(word in str(settings) for word in ("vision", "image"))
+    assert seeing > 50

@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command and leave the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    # the interpreter would look for garbage among all modules once more: a second with torch
+    # the interpreter looks for garbage among all modules at every 700 new objects and once more at the end: a second of
+    # importing torch and transformers, and another of leaving
+    gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     try:
         app(args=[a for a in arguments if a != "--debug"])

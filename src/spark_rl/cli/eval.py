@@ -117,14 +117,19 @@ def _check_they_take_images(suite: str, settings: Iterable[Inference]) -> None:
     Raises:
         ValueError: a model takes no images.
     """
-    from spark_rl.models.processor import is_vision_language
+    from spark_rl.models.folder import is_surely_text_only
 
-    for each in settings:
-        if not each.is_remote and not is_vision_language(each.model):
-            raise ValueError(
-                f"--suite {suite}: asks about images, and {each.model.path} takes none; name a vision-language model, "
-                "or choose a suite of text such as paper-text"
-            )
+    models = [each.model for each in settings if not each.is_remote]
+    without = [model for model in models if is_surely_text_only(model.path)]
+    if not without:
+        from spark_rl.models.processor import is_vision_language  # knows it of all models, after seconds of imports
+
+        without = [model for model in models if not is_vision_language(model)]
+    if without:
+        raise ValueError(
+            f"--suite {suite}: asks about images, and {without[0].path} takes none; name a vision-language model, "
+            "or choose a suite of text such as paper-text"
+        )
 
 
 def _weights(folder: Path | None) -> str | None:

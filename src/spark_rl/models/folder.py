@@ -29,6 +29,7 @@ _NO_CAUSAL_LM = re.compile(
     r"For(MaskedLM|NextSentencePrediction|\w*Classification|QuestionAnswering|MultipleChoice|RewardModel|CTC)$"
 )
 """Heads that do not predict the next token; transformers would load some of them with a random head in their place."""
+_OF_IMAGES = re.compile(r"vision|image|visual|vit_")
 
 
 def check_folder(config: ModelConfig) -> Path | None:
@@ -115,6 +116,22 @@ def context_length(folder: Path) -> int | None:
     inner = settings.get("text_config")
     context = (inner if isinstance(inner, dict) else settings).get("max_position_embeddings")
     return context if isinstance(context, int) and context > 0 else None
+
+
+def is_surely_text_only(path: str) -> bool:
+    """Whether the folder's config.json is that of a causal language model without a setting of images; False where only
+    transformers knows, and for a Hub id.
+
+    Raises:
+        ValueError: as `model_folder`, or config.json cannot be read.
+    """
+    folder = model_folder(path)
+    if folder is None or not (folder / "config.json").is_file():
+        return False
+    settings = _read_json(folder / "config.json")
+    architectures = settings.get("architectures") or []
+    text = bool(architectures) and all(str(name).endswith("ForCausalLM") for name in architectures)
+    return text and not any(_OF_IMAGES.search(name) for name in settings)
 
 
 def _check_template_file(path: Path | None) -> None:
