@@ -122,6 +122,13 @@ def test_questions_that_do_not_fit_are_passed_over_and_counted():
     assert {task.example.id for task in drawn} == {f"a-{i}" for i in range(10)} - {"a-3", "a-4"}
 
 
+@given(count=st.integers(1, 9), seed=st.integers(0, 50))
+def test_one_question_that_can_be_asked_is_enough_for_any_number_of_epochs(count, seed):
+    """Wherever in the next epoch's order it stands."""
+    run = Questions([source(count, left_out=frozenset(range(1, count)))], seed)
+    assert ids(run, 20) == ["q0"] * 20
+
+
 def test_generated_questions_that_are_held_out_are_passed_over_and_counted():
     made = source(6, generator="seed 0")
     held_out = {question_key(made.read(2))}

@@ -166,6 +166,25 @@ def test_majority_counts_answers_that_are_equal_to_the_verifier(pool: VerifierPo
 
 
 @pytest.mark.parametrize(
+    ("verifier", "metadata", "given", "answer"),
+    [
+        ("spark_rl.evaluate.rules:any_of", {"accepted": ["7"]}, ("5", "7", "5.0", "5"), "5"),
+        ("spark_rl.evaluate.rules:any_of", {"accepted": ["7"]}, ("5", "7", "7.0", "7"), "7"),
+        ("numeric", {"tolerance": 1}, ("3", "7", "7.5", "8"), "7"),
+        ("reasoning_gym", {"dataset": "countdown", "entry": {}}, ("5", "7", "7.0"), "7"),
+        ("trl:rewards:boxed", {"solution": "7"}, ("5", "7", "7.0"), "7"),
+        ("self", {}, ("5", "7", "7.0"), "7"),
+    ],
+)
+def test_the_gold_takes_no_part_in_a_vote(
+    verifier: str, metadata: dict[str, Any], given: Sequence[str], answer: str, pool: VerifierPool
+) -> None:
+    """Wherever a verifier reads it from."""
+    question = make_example(verifier=verifier, metadata=metadata)
+    assert solve(f"majority@{len(given)}", answers(*given), pool, question)[0].answer == answer
+
+
+@pytest.mark.parametrize(
     ("strategy", "given", "chances", "answer", "num_judged"),
     [
         ("best-of-4", ("7", "8", "8", "8"), {"_7": 0.9, "others": 0.6}, "7", 2),

@@ -14,7 +14,7 @@ from spark_rl.prompts import TEMPLATES, answer_prompt, templates_for
 from spark_rl.prompts.templates import fence
 from spark_rl.recycle import Bundle, Recycled, recycle
 from spark_rl.types import IMAGE, Group, Image, Role, Task
-from spark_rl.verify import Check, VerifierPool, box, extract_answer, grade
+from spark_rl.verify import SELF, Check, VerifierPool, box, extract_answer, grade
 
 DEFAULT = RecycleConfig()
 PAPER = RecycleConfig(
@@ -282,6 +282,22 @@ def test_nothing_is_recycled_at_the_depth_limit(max_depth, depth):
     assert bool(made.bundles) == (depth < max_depth)
     assert made.counts["too_deep"] == (depth >= max_depth)
     assert all(task.depth == depth + 1 <= max_depth for task in tasks_of(made))
+
+
+def test_what_the_model_has_graded_itself_is_not_recycled():
+    group = question_group(1, [2, 3])
+    group.task = replace(group.task, verifier=SELF)
+    made = recycle([group], DEFAULT, seed=0, step=1)
+    assert not made.bundles and made.counts["graded_by_the_model"] == 2
+
+
+def test_a_second_try_at_a_question_without_a_gold_has_an_empty_label():
+    """Tasks of reasoning-gym whose answers only its scorer knows."""
+    group = question_group(1, [2, 3])
+    group.task = replace(group.task, label="", example=replace(group.task.example, answer=""))
+    made = recycle([group], DEFAULT, seed=0, step=1)
+    assert {task.label for bundle in of_role(made, Role.REFLECTION) for task in bundle} == {""}
+    assert {task.label for bundle in of_role(made, Role.POINTWISE) for task in bundle} == {"Yes", "No"}
 
 
 def test_verdicts_are_never_recycled():

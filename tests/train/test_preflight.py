@@ -17,6 +17,7 @@ from spark_rl.config import Config
 from spark_rl.data import question_task
 from spark_rl.data.sources import Source
 from spark_rl.models.folder import model_folder
+from spark_rl.train import preflight
 from spark_rl.train.preflight import check_lengths, check_model
 from spark_rl.types import Task
 
@@ -179,8 +180,11 @@ def test_what_may_load_is_left_alone(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["embedded", "Qwen/Qwen3-0.6B", "gpt2", "org_1/name.v2-it"])
-def test_hub_ids_and_the_embedded_base_pass(path: str) -> None:
+def test_hub_ids_and_the_embedded_base_pass(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(preflight, "check_hub", asked.append)
     check_model(config_for(path))
+    assert asked == [path] * (path != "embedded")
     check_lengths(config_for(path), [source(question_task(make_example()))])
 
 

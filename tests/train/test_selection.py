@@ -72,6 +72,19 @@ def test_alternating_steps_hold_one_kind_and_are_full(max_age):
     assert kinds[0] is False and True in kinds
 
 
+def test_the_roles_shares_hold_over_alternating_steps():
+    """Though more could be recycled: every question here gives items of all roles."""
+    shares = ["roles.answer.share=0.8", "roles.pointwise.share=0.1", "roles.reflection.share=0.1"]
+    chosen = selection("recycle.schedule=alternating", "roles.pairwise.share=0", *shares)
+    asked: Counter[Role] = Counter()
+    for step in range(1, 41):
+        tasks, _ = chosen.select(step)
+        asked += roles(tasks)
+        chosen.recycle([mixed(task) for task in tasks], step)
+    assert asked[Role.ANSWER] / asked.total() == pytest.approx(0.8, abs=0.03)
+    assert asked[Role.POINTWISE] == pytest.approx(asked[Role.REFLECTION], abs=16)
+
+
 def test_replacements_are_of_the_same_roles_while_there_are_any():
     chosen = selection()
     first, _ = chosen.select(1)

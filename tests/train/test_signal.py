@@ -57,13 +57,13 @@ def test_a_little_signal_is_called_little():
         (0.16, 0.91, 500, "better"),
         (0.91, 0.16, 500, "worse"),
         (0.16, 0.18, 500, "no change beyond chance"),
-        (0.16, 0.18, 50_000, "better"),
+        (0.16, 0.18, 10_000, "better"),
         (0.0, 0.0, 100, "no change beyond chance"),
         (0.5, 0.9, 4, "no change beyond chance"),
     ],
 )
 def test_a_change_counts_when_it_is_more_than_chance(before, after, n, words):
-    items = [question_task(make_example(i)) for i in range(10)]
+    items = [question_task(make_example(i)) for i in range(n)]
     (sentence,) = change_sentences({"answer_accuracy": before}, {"answer_accuracy": after, "n_answer": n}, items)
     assert words in sentence and f"on {n} items" in sentence
 
@@ -76,7 +76,7 @@ def test_a_signal_that_ended_is_said():
 
 def test_guessing_the_commonest_answer_is_not_called_skill():
     """A model that gives every question the commonest gold gets better, and has learned nothing."""
-    items = [question_task(make_example(i % 4)) for i in range(200)]
+    items = [question_task(make_example(i % 4, id=str(i))) for i in range(200)]
     before, after = {"answer_accuracy": 0.05}, {"answer_accuracy": 0.25, "n_answer": 200}
     (sentence,) = change_sentences(before, after, items)
     assert "better, but saying the same to every item would get 25.0%" in sentence
@@ -85,8 +85,16 @@ def test_guessing_the_commonest_answer_is_not_called_skill():
 
 
 def test_a_judge_that_always_says_yes_is_at_one_half():
-    question = question_task(make_example(1))
-    items = [replace(question, role=Role.POINTWISE, label=label) for label in ("Yes", "No")]
+    questions = [question_task(make_example(i)) for i in range(100)]
+    items = [replace(task, role=Role.POINTWISE, label=label) for task in questions for label in ("Yes", "No")]
     before = {"pointwise_balanced_accuracy": 0.2}
     (sentence,) = change_sentences(before, {"pointwise_balanced_accuracy": 0.52, "n_pointwise": 200}, items)
     assert "better, but saying the same to every item would get 50.0%" in sentence
+
+
+def test_items_of_one_question_are_one_piece_of_evidence():
+    """A judge that prefers the same response in both orders is right in both or in none."""
+    pairs = [replace(question_task(make_example(i)), role=Role.PAIRWISE) for i in range(100)]
+    before, after = {"pairwise_accuracy": 0.5}, {"pairwise_accuracy": 0.62}
+    (sentence,) = change_sentences(before, {**after, "n_pairwise": 200}, pairs * 2)
+    assert "on 200 items, no change beyond chance" in sentence

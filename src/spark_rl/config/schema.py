@@ -221,11 +221,12 @@ class RecycleConfig(Section):
 
     schedule: Literal["cobatched", "alternating"] = "cobatched"
     """`cobatched`: every step mixes all roles. `alternating`: a step of questions only, and a step of recycled prompts
-    only whenever enough are waiting (the paper's code)."""
+    only whenever enough are waiting (the paper's code); a step's rollouts become no more than the roles' shares."""
     right_at: float = 1.0
     """A reward of at least this makes a response right."""
-    wrong_at: float = 0.0
-    """A reward of at most this makes it wrong; what lies between trains the policy but never becomes a label."""
+    wrong_at: float = 0.05
+    """A reward of at most this makes it wrong; what lies between trains the policy but never becomes a label. Not 0:
+    many scorers of reasoning-gym give a wrong answer 0.01 or 0.05 for its form, some 0.2 or 0.5."""
     both_orders: bool = True
     """Make every pair in both orders, so that a position can not predict the label (paper: one random order)."""
     balanced: bool = True
@@ -237,7 +238,8 @@ class RecycleConfig(Section):
     items_per_group: Positive = 2
     """At most so many couples, pairs and reflection items each are made of one group."""
     keep_right_share: Probability = 0.5
-    """Share of reflection items that show a right response, which is to be kept (paper: 0, only wrong ones)."""
+    """Share of reflection items that show a right response, which is to be kept (paper: 0, only wrong ones). Fewer
+    where there are not as many; wrong ones are never left out."""
     reasoning_view: Probability = 0.5
     """Share of items that show the whole response; the others show its final answer (paper: both are used)."""
     max_response_chars: Positive = 8000

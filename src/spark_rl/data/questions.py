@@ -69,7 +69,7 @@ class Questions:
 
     def _next(self, k: int, fits: Callable[[Task], bool], passed: Counter[str]) -> Task:
         source = self.sources[k]
-        for _ in range(source.num_rows):
+        for _ in range(2 * source.num_rows):  # from anywhere in an epoch's order through all of the next one's
             index = self._index(k)
             self.cursors[k] += 1
             if index in source.left_out:

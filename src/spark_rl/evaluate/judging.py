@@ -70,11 +70,13 @@ def pointwise_metrics(judgements: Sequence[PointwiseJudgement]) -> Metrics:
 
 
 def pairwise_metrics(judgements: Sequence[PairwiseJudgement]) -> Metrics:
-    """Accuracy of the preferences and how many are the same in both orders, with intervals; the share of those right
-    in both; the share of parsed ones."""
+    """Accuracy of the preferences (one of which an order has no verdict is wrong) and how many are the same in both
+    orders, with intervals; the share of those right in both; the share of parsed ones."""
     return {
         "n": len(judgements),
-        "accuracy": _clustered((each.group, each.prefers_right is True) for each in judgements),
+        "accuracy": _clustered(
+            (each.group, each.prefers_right is True and each.consistent is not None) for each in judgements
+        ),
         "order_consistency": _clustered(
             (each.group, each.consistent) for each in judgements if each.consistent is not None
         ),

@@ -12,7 +12,7 @@ from spark_rl.infer.judge import Judge
 from spark_rl.infer.plan import Plan, Spent, run
 from spark_rl.infer.strategies import Attempt, Outcome, Step, parse_strategy
 from spark_rl.types import Example
-from spark_rl.verify import Check, VerifierPool, box
+from spark_rl.verify import Check, VerifierPool, box, equality
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +89,6 @@ class Solver:
     def _same(self, example: Example, answer: str, other: str) -> bool:
         if answer == other:
             return True
-        check = Check(box(answer), other, example.verifier, example.metadata, example.prompt)
+        verifier, metadata = equality(example.verifier, example.metadata)
+        check = Check(box(answer), other, verifier, metadata, example.prompt)
         return self.pool.verify([check])[0].reward == 1

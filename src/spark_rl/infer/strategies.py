@@ -111,7 +111,7 @@ def reflect(attempt: Attempt) -> Plan[Outcome]:
         if settings.accept == "preferred" and before is not None and not is_same:
             preference = yield from attempt.judge.pairwise(question, reply.text, revision.text, images)
             steps.append(Step("compare", preference.texts[0], None, preference.preferred, preference.probability))
-            if preference.preferred != "b":
+            if preference.preferred != "b" or preference.consistent is None:  # one order alone may prefer a place
                 break
         reply = revision
         if is_same:

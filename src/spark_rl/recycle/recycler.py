@@ -21,6 +21,7 @@ from spark_rl.config import RecycleConfig
 from spark_rl.prompts import View, fill, shown, templates_for, verdict
 from spark_rl.recycle.probes import claim, claimed, hollow
 from spark_rl.types import Group, Response, Role, Task
+from spark_rl.verify import SELF
 
 Bundle = tuple[Task, ...]
 """Tasks of one role that are taken from the pool together, so that their labels balance."""
@@ -39,7 +40,8 @@ def recycle(groups: Sequence[Group], config: RecycleConfig, *, seed: int, step: 
     """Make recycled tasks of graded groups.
 
     The draw for a group depends on `(seed, step, task id)` alone, so neither the order of the groups nor what else is
-    in the step changes it. Judge groups are not recycled, nor reflection items of the data.
+    in the step changes it. Judge groups are not recycled, nor reflection items of the data, nor what the model's own
+    verdicts have graded.
     """
     result = Recycled()
     keepable: list[Bundle] = []
@@ -47,6 +49,9 @@ def recycle(groups: Sequence[Group], config: RecycleConfig, *, seed: int, step: 
     for group in groups:
         if group.task.role.is_judge or (group.task.role is Role.REFLECTION and not group.task.shown):
             continue  # the latter are ready items of the data, whose bare question is not known
+        if group.task.verifier == SELF:  # by its own verdicts the model would learn to agree with itself
+            result.counts["graded_by_the_model"] += len(group.rollouts)
+            continue
         if group.task.depth >= config.max_depth:
             result.counts["too_deep"] += 1
             continue
@@ -182,7 +187,7 @@ class _Maker:
                     id=_task_id(role, self.task.example.id, texts),
                     role=role,
                     messages=fill(template, **quoted),
-                    label=label or verdict(role, showing[0].reward >= self.config.right_at),
+                    label=label if label is not None else verdict(role, showing[0].reward >= self.config.right_at),
                     verifier=self.task.example.verifier if role is Role.REFLECTION else "choice",
                     example=self.task.example,
                     template=template.name,

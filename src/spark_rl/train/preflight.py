@@ -8,7 +8,7 @@ from typing import Any
 
 from spark_rl.config import Config
 from spark_rl.data.sources import Source
-from spark_rl.models.folder import check_folder, context_length, model_folder
+from spark_rl.models.folder import check_folder, check_hub, context_length, model_folder
 from spark_rl.types import Role, Task
 
 _GENERATED = 64
@@ -16,12 +16,16 @@ _GENERATED = 64
 
 
 def check_model(config: Config) -> None:
-    """Look into the folder of `model.path`, if it is one, and at `model.chat_template`.
+    """Look into the folder of `model.path`, or else see whether the Hub can be asked for it, and at
+    `model.chat_template`.
 
     Raises:
         ValueError: the run could not start; the sentence names the file or folder and what to change.
     """
-    if (folder := check_folder(config.model)) is not None:
+    folder = check_folder(config.model)
+    if folder is None:
+        check_hub(config.model.path)
+    else:
         longest_prompt(config, context_length(folder))
 
 

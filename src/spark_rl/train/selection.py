@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -67,18 +68,22 @@ class Selection:
     def recycle(self, groups: Sequence[Group], step: int) -> Counter[str]:
         """Recycle groups that a rule has graded into the pool. Returns what was made and what was left out, by reason.
 
-        The model's own verdicts never become labels, or it would learn to agree with itself.
+        Where the schedule alternates, all that waits is asked, so it is here that the roles' shares are kept.
         """
-        groups = [group for group in groups if group.task.verifier != SELF]
         if all(self.config.roles[role].share == 0 for role in Role if role.is_recycled):
             return Counter()
         made = recycle(groups, self.config.recycle, seed=self.config.train.seed, step=step)
+        room = self._room()
         wanted: list[Bundle] = []
         for bundle in made.bundles:
-            if self.config.roles[bundle[0].role].share == 0:
+            role = bundle[0].role
+            if self.config.roles[role].share == 0:
                 made.counts["role_off"] += len(bundle)
+            elif room[role] < len(bundle):
+                made.counts["over_share"] += len(bundle)
             else:
                 wanted.append(bundle)
+                room[role] -= len(bundle)
         return _named("recycle", made.counts) + _named("pool", self.pool.add(wanted))
 
     def fits(self, task: Task) -> bool:
@@ -104,6 +109,14 @@ class Selection:
         """The inverse of `state_dict`, with the images where they are now (by the hash of their content)."""
         self.questions.load_state_dict(state["questions"])
         self.pool.load_state_dict(state["pool"], images)
+
+    def _room(self) -> dict[Role, float]:
+        """How many tasks of each role a step may leave to later ones: a couple at least."""
+        of_answers = self.config.roles.answer.share
+        if self.config.recycle.schedule == "cobatched" or not of_answers:
+            return dict.fromkeys(Role, math.inf)
+        size = self.config.rollout.groups_per_step
+        return {role: max(2, round(size * self.config.roles[role].share / of_answers)) for role in Role}
 
     def _take(self, slots: Mapping[Role, int], step: int) -> tuple[list[Task], Counter[str]]:
         taken, counts = self.pool.take(slots, step, self.fits)

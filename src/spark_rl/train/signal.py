@@ -71,16 +71,16 @@ def change_sentences(before: Mapping[str, Any], after: Mapping[str, Any], items:
     saying the same to every item.
 
     The noise is twice the standard error of the difference of two independent shares (each with one more right and
-    one more wrong item, so that it is not 0 at the ends), which is wide for the same items asked twice: what is called
-    a change here is one.
+    one more wrong item, so that it is not 0 at the ends), of as many items as there are questions: those of one
+    question are right together. That is wide for the same items asked twice: what is called a change here is one.
     """
     found = []
     for role, key in HEADLINE.items():
         if key not in before or key not in after:
             continue
-        n = after[f"n_{role}"]
+        n, questions = after[f"n_{role}"], len({task.example.id for task in items if task.role is role})
         smoothed = [(share * n + 1) / (n + 2) for share in (before[key], after[key])]
-        noise = 2 * math.sqrt(sum(p * (1 - p) / n for p in smoothed))
+        noise = 2 * math.sqrt(sum(p * (1 - p) / questions for p in smoothed))
         change = after[key] - before[key]
         kind = "better" if change > noise else "worse" if change < -noise else "no change beyond chance"
         if kind == "better" and after[key] < (guess := same_to_all(items, role)) + noise:

@@ -2,7 +2,17 @@
 
 from spark_rl.verify.extract import ANSWER_TAG, box, extract_answer, visible
 from spark_rl.verify.pool import Check, VerifierPool
-from spark_rl.verify.verifiers import SELF, VERIFIERS, Verdict, Verifier, check_gold, gold_problem, grade, resolve
+from spark_rl.verify.verifiers import (
+    SELF,
+    VERIFIERS,
+    Verdict,
+    Verifier,
+    check_gold,
+    equality,
+    gold_problem,
+    grade,
+    resolve,
+)
 
 __all__ = [
     "ANSWER_TAG",
@@ -14,6 +24,7 @@ __all__ = [
     "VerifierPool",
     "box",
     "check_gold",
+    "equality",
     "extract_answer",
     "gold_problem",
     "grade",

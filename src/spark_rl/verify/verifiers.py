@@ -304,6 +304,18 @@ def grade(
     return Verdict(reward, extracted, "correct" if reward >= 1 else "wrong" if reward <= 0 else "partial")
 
 
+_OF_EQUALITY = ("tolerance", "relative_tolerance")
+"""Metadata that says how answers are compared, and nothing about which is right."""
+
+
+def equality(verifier: str, metadata: Metadata) -> tuple[str, dict[str, Any]]:
+    """The verifier and the metadata by which answers to a question are compared with each other, the second one in the
+    place of the gold: without what may hold the gold, and `math` for verifiers that never read it."""
+    if verifier in ("reasoning_gym", SELF) or resolve(verifier).reads == "response":
+        return "math", {}
+    return verifier, {name: metadata[name] for name in _OF_EQUALITY if name in metadata}
+
+
 def gold_problem(verdict: Verdict, verifier: str) -> str | None:
     """Why a gold is unusable, given the verdict on the boxed gold graded against itself; None when it is fine.
 
