@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 from factories import lines, read_rows
 from typer.testing import CliRunner
 
 from spark_rl.cli import app
+from spark_rl.cli.model import open_model
 from spark_rl.images.drawn import drawing
 from spark_rl.models.folder import resolve_path
 
@@ -109,3 +111,21 @@ def test_a_blind_model_cannot_tell_pictures_apart(spark_rl, tmp_path):
         assert results["models_measured"]["model"]["strategies"]["greedy"]["accuracy"]["n"] == 4
         texts = {row["text"] for row in read_rows(out / "samples.jsonl")}
         assert (len(texts) == 1) is blind, texts
+
+
+def test_a_model_is_gone_before_the_baseline_is_loaded(tmp_path, monkeypatch):
+    """There may be room for one only."""
+    opened: list[weakref.ref] = []
+
+    def opening(settings):
+        assert all(model() is None for model in opened)
+        chat = open_model(settings)
+        opened.append(weakref.ref(chat.engine.model))
+        return chat
+
+    monkeypatch.setattr("spark_rl.cli.eval.open_model", opening)
+    shutil.copytree(resolve_path("embedded"), tmp_path / "base")
+    done = CliRunner().invoke(
+        app, [*COMMAND[3:], *QUICK, "--baseline", f"{tmp_path / 'base'}", "--out", f"{tmp_path / 'out'}"]
+    )
+    assert done.exit_code == 0 and len(opened) == 2, done.exception

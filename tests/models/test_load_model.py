@@ -7,12 +7,13 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from spark_rl.config import ModelConfig
 from spark_rl.models.folder import check_hub, is_surely_text_only, resolve_path
-from spark_rl.models.load import load_model, load_tokenizer
+from spark_rl.models.load import load_for_inference, load_model, load_tokenizer
 
 
 @pytest.mark.parametrize(("base", "kind"), [("embedded", "causal LM"), ("embedded-vision", "vision-language model")])
@@ -45,6 +46,15 @@ def test_a_hub_that_answers_is_asked_by_what_loads(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         check_hub("me/other")
         server.shutdown()
+
+
+def test_bfloat16_leaves_the_frequencies_of_positions_as_they_are():
+    config = ModelConfig(dtype="bfloat16")
+    model = load_for_inference(config)
+    exact = load_model(config).model.rotary_emb
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for name, frequencies in model.model.rotary_emb.named_buffers():
+        assert torch.equal(frequencies.cpu(), dict(exact.named_buffers())[name]), name
 
 
 def test_only_models_without_eyes_are_surely_text_only(tmp_path):

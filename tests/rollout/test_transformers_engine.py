@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from spark_rl.rollout.captured_rows import Capture, CapturedRows
 from spark_rl.rollout.engine import Request, uniforms
@@ -49,6 +49,10 @@ def steps(request, monkeypatch):
 def random_prompts(lengths, seed=0):
     rng = random.Random(seed)
     return [tuple(rng.randrange(2, 64) for _ in range(n)) for n in lengths]
+
+
+def tokens_of(groups):
+    return [[completion.token_ids for completion in group] for group in groups]
 
 
 def plain_logps(model, prompt, ids, temperature=1.0):
@@ -120,6 +124,45 @@ def test_rows_that_end_at_different_times_leave_the_others_right(family, steps, 
         for c in group:
             expected = plain_logps(model, request.prompt_ids, c.token_ids, request.temperature)
             torch.testing.assert_close(torch.tensor(c.logps), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_row_at_its_limit_goes_no_further_than_the_model_has_positions(shares, steps, tiny_tokenizer):
+    """While others in its batch have room for more."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
+    model = GPT2LMHeadModel(config).eval()
+    asked = [(60, 4), *[(3 + i, 40) for i in range(5)]]
+    requests = [
+        Request(str(i), p, 1, asked[i][1], temperature=1.0, seed=i)
+        for i, p in enumerate(random_prompts([length for length, _ in asked]))
+    ]
+    engine = TransformersEngine(model, tiny_tokenizer, shares=shares)
+    alone = [engine.generate([request])[0] for request in requests]
+    assert tokens_of(engine.generate(requests)) == tokens_of(alone)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_two_steps_are_rehearsed_before_one_is_recorded(waits, tiny_model, tiny_tokenizer, monkeypatch):
+    """The second one watched: a model that waits for the GPU is never recorded, and gives the same tokens."""
+    model, mode, recorded = tiny_model("Qwen3"), ["default"], []
+    requests = [Request(str(i), p, 3, 20, seed=i) for i, p in enumerate(random_prompts([4, 9]))]
+    expected = TransformersEngine(model, tiny_tokenizer).generate(requests)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[0])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda new: mode.__setitem__(0, new))
+
+    def wait(module, arguments):
+        if waits and mode[0] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    model.model.norm.register_forward_pre_hook(wait)
+    engine = TransformersEngine(model, tiny_tokenizer)
+    engine._capture = Capture(model)
+    engine._capture.works = True
+    monkeypatch.setattr(Capture, "record", lambda capture, run: recorded.append(run) or run if capture.works else None)
+    assert tokens_of(engine.generate(requests)) == tokens_of(expected)
+    assert mode == ["default"] and engine._capture.rehearsals == 2
+    assert engine._capture.works is not waits and bool(recorded) is not waits
 
 
 def test_tokens_do_not_depend_on_the_batch(tiny_model, tiny_tokenizer):

@@ -26,6 +26,8 @@ FAMILIES = {
         "final_logit_softcapping": 3.0,
         "query_pre_attn_scalar": 8,
     },
+    "Cohere": {"logit_scale": 0.5},
+    "Granite": {"logits_scaling": 4.0},
 }
 
 
@@ -145,9 +147,9 @@ def test_self_check_holds_no_logits_of_prompts(batch, tiny_model):
 
 
 def test_self_check_catches_a_logit_transform_it_does_not_know(batch, tiny_model, monkeypatch):
-    model = tiny_model("Gemma2", **FAMILIES["Gemma2"])
+    model = tiny_model("Granite", **FAMILIES["Granite"])
     assert GroupLogProbs(model, "shared").self_check(batch) is None
-    monkeypatch.setattr(forward_module, "_LOGIT_TRANSFORMS", ())
+    monkeypatch.setattr(forward_module, "_UNKNOWN_TRANSFORMS", ())
     assert "nats off" in GroupLogProbs(model, "shared").self_check(batch)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from factories import lines, read_rows
 from safetensors.torch import load_file
@@ -40,9 +41,11 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
             assert mine[key] == theirs[key], key
 
 
-def test_two_ranks_equal_one_with_images(tmp_path: Path) -> None:
-    """Questions with and without images: in some micro-batches of a rank there is nothing to see."""
-    model = save_vision_model("qwen2_5_vl", tmp_path / "model")
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_two_ranks_equal_one_with_images(family: str, tmp_path: Path) -> None:
+    """Questions with and without images: in some micro-batches of a rank there is nothing to see. The towers of some
+    families have weights that nothing reads."""
+    model = save_vision_model(family, tmp_path / "model")
     rows: list[dict[str, object]] = []
     for i in range(12):
         picture(i).save(tmp_path / f"{i}.png")
@@ -78,4 +81,4 @@ def test_two_ranks_equal_one_with_images(tmp_path: Path) -> None:
     before = load_file(model / "model.safetensors")
     for name, value in finals[0].items():
         torch.testing.assert_close(value, finals[1][name], rtol=1e-3, atol=2e-5)
-    assert any("visual" in name and not torch.equal(value, before[name]) for name, value in finals[0].items())
+    assert any("vis" in name and not torch.equal(value, before[name]) for name, value in finals[0].items())

@@ -171,12 +171,14 @@ def _machine() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
+    from spark_rl.models.load import has_bfloat16
     from spark_rl.train import machine
     from spark_rl.train.estimate import largest_model, readable
 
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        with torch.cuda.device(index):
+            bf16 = "bfloat16" if has_bfloat16() else "no bfloat16"
         yield Finding("machine", f"GPU {index}", "ok", f"{device.name}, {readable(device.total_memory)}, {bf16}")
     if torch.backends.mps.is_available():
         yield Finding("machine", "GPU", "ok", "Apple MPS")

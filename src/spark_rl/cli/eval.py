@@ -100,6 +100,11 @@ def evaluate(
                 _claim(out, described)
                 runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
                 runner.run(opened, names, seeds)
+                del runner, chat  # there may be room for one model only
+                if not each.is_remote:
+                    from accelerate.utils import release_memory
+
+                    release_memory()
     skipped = {source: len(reasons) for source, reasons in opened.skipped.items()}
     results = {**described, "skipped": skipped, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
     page = markdown(results)

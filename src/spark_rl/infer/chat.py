@@ -68,7 +68,13 @@ class ChatModel:
         images = load_image_processor(settings.model, tokenizer)
         renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images)
         if kind == "vllm":
-            local: Engine = VLLMEngine(resolve_path(path), settings.model.dtype, renderer=renderer, images=images)
+            local: Engine = VLLMEngine(
+                resolve_path(path),
+                settings.model.dtype,
+                renderer=renderer,
+                images=images,
+                trust_remote_code=settings.model.trust_remote_code,
+            )
         else:
             from spark_rl.rollout.transformers_engine import TransformersEngine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -48,8 +49,14 @@ def loader_of(config: ModelConfig) -> tuple[Any, str]:
     return AutoModelForCausalLM, "causal LM"
 
 
-def load_model(config: ModelConfig) -> Any:
-    """The model with float32 weights (they are the optimizer's master weights).
+def has_bfloat16() -> bool:
+    """Whether the current GPU computes in bfloat16; older ones only emulate it, slowly."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def load_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """The model with weights of that precision, by default the optimizer's. What its architecture keeps in float32
+    stays in it: frequencies of rotary embeddings would be those of other positions in bfloat16.
 
     Raises:
         ValueError: the folder or id holds no causal LM or vision-language model that can be loaded.
@@ -60,7 +67,7 @@ def load_model(config: ModelConfig) -> Any:
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
     try:
-        model = loader.from_pretrained(path, dtype=torch.float32, **kwargs)
+        model = loader.from_pretrained(path, dtype=dtype, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model.path: no {kind} could be loaded from {path!r} ({_first_line(error)})") from None
     if config.activation_checkpointing:
@@ -69,16 +76,18 @@ def load_model(config: ModelConfig) -> Any:
 
 
 def load_for_inference(config: ModelConfig) -> Any:
-    """The model in evaluation mode on the best device, in the precision that suits it.
+    """The model in evaluation mode, in the precision that suits its device: the best there is, and of several processes
+    on a machine (`LOCAL_RANK`) one for each.
 
     Raises:
         ValueError: as `load_model`.
     """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert device is not None
-    can_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and can_bf16)
-    return load_model(config).to(device, torch.bfloat16 if bf16 else torch.float32).eval()
+    if device.type == "cuda" and (rank := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
+        device = torch.device("cuda", rank or torch.cuda.current_device())
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and has_bfloat16())
+    return load_model(config, torch.bfloat16 if bf16 else torch.float32).to(device).eval()
 
 
 def unwrap(model: Any) -> Any:

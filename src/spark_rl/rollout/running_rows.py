@@ -29,9 +29,15 @@ class Rows(Protocol):
     """What the engine drives."""
 
     def start(
-        self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], images: PromptImages | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_of_row: Sequence[int],
+        limit_of_row: Sequence[int],
+        images: PromptImages | None,
     ) -> Tensor:
-        """Run the prompts, with their images, and start rows on them. Returns the first logits [R, V]."""
+        """Run the prompts, with their images, and start rows on them, each of at most so many tokens: one that goes on
+        for the sake of others stays at its last position, since there may be none beyond. Returns the first logits
+        [R, V]."""
         ...
 
     def step(self, ids_R: Tensor) -> Tensor:
@@ -51,7 +57,11 @@ class PromptOnceRows:
         self.model, self.limit = model, limit
 
     def start(
-        self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], images: PromptImages | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_of_row: Sequence[int],
+        limit_of_row: Sequence[int],
+        images: PromptImages | None,
     ) -> Tensor:
         device = next(self.model.parameters()).device
         row = PackedRow([len(ids) for ids in prompts], [()] * len(prompts), device, keep=True, images=images)
@@ -63,6 +73,7 @@ class PromptOnceRows:
         self.prompt_R = torch.tensor(prompt_of_row, device=device)
         self.length_B, self.used = row.prompt_B, 0
         self.position_R = row.next_B[self.prompt_R]
+        self.last_R = _last(self.position_R, limit_of_row)
         self._prompts = {layer: [states.contiguous() for states in kept] for layer, kept in row.kept.items()}
         self._own: dict[int, list[Tensor]] = {}
         self.room = 0
@@ -74,7 +85,7 @@ class PromptOnceRows:
         self._make_room()
         self.used += 1
         logits_RV = self._run(ids_R)
-        self.position_R = self.position_R + 1
+        self.position_R = (self.position_R + 1).minimum(self.last_R)
         return logits_RV
 
     def _run(self, ids_R: Tensor) -> Tensor:
@@ -87,7 +98,7 @@ class PromptOnceRows:
     def select(self, keep: Tensor) -> None:
         prompt_R = self.prompt_R[keep]
         alive_B, self.prompt_R = prompt_R.unique_consecutive(return_inverse=True)
-        self.position_R = self.position_R[keep]
+        self.position_R, self.last_R = self.position_R[keep], self.last_R[keep]
         for layer, own in self._own.items():
             self._own[layer] = [states.index_select(0, keep) for states in own]
         if len(alive_B) < len(self.length_B):
@@ -182,7 +193,11 @@ class CachedRows:
         self.model, self.pad_id = model, pad_id
 
     def start(
-        self, prompts: Sequence[Sequence[int]], prompt_of_row: Sequence[int], images: PromptImages | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_of_row: Sequence[int],
+        limit_of_row: Sequence[int],
+        images: PromptImages | None,
     ) -> Tensor:
         device = next(self.model.parameters()).device
         width = max(map(len, prompts))
@@ -206,6 +221,7 @@ class CachedRows:
             raise ValueError(f"{name} returns no key/value cache; choose another rollout engine for it")
         position_ids = inputs["position_ids"].amax(-1)
         self.position_R = (position_ids.amax(0) if position_ids.dim() == 2 else position_ids) + 1
+        self.last_R = _last(self.position_R, limit_of_row)
         logits_RV: Tensor = out.logits[:, -1]
         return logits_RV
 
@@ -218,10 +234,16 @@ class CachedRows:
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.position_R = self.position_R + 1
+        self.position_R = (self.position_R + 1).minimum(self.last_R)
         logits_RV: Tensor = out.logits[:, -1]
         return logits_RV
 
     def select(self, keep: Tensor) -> None:
         self.cache.reorder_cache(keep)
-        self.mask_RL, self.position_R = self.mask_RL[keep], self.position_R[keep]
+        self.mask_RL = self.mask_RL[keep]
+        self.position_R, self.last_R = self.position_R[keep], self.last_R[keep]
+
+
+def _last(position_R: Tensor, limit_of_row: Sequence[int]) -> Tensor:
+    """The position of each row's last token, where its first one has `position_R`."""
+    return position_R + torch.tensor(limit_of_row, device=position_R.device) - 1

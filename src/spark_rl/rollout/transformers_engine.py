@@ -97,11 +97,12 @@ class TransformersEngine:
     ) -> list[Completion]:
         """Sample the rows of one chunk; rows of the same request, which have the same number, are neighbours."""
         device = _device(self.model)
-        cap = max(request.max_new_tokens for request, _ in rows)
+        limits = [request.max_new_tokens for request, _ in rows]
+        cap = max(limits)
         sampler = _Sampler(rows, cap, device)
         stops = _StopStrings(rows, self.tokenizer)
         eos_E = torch.tensor(self._eos_ids(), device=device, dtype=torch.long)
-        length_R = torch.tensor([request.max_new_tokens for request, _ in rows], device=device)
+        length_R = torch.tensor(limits, device=device)
         token_RN = torch.zeros(len(rows), cap, dtype=torch.long, device=device)
         logp_RN = torch.zeros(len(rows), cap, dtype=torch.float32, device=device)
 
@@ -113,7 +114,7 @@ class TransformersEngine:
         prompts = [request.prompt_ids for request in unique.values()]
         images = self.vision.read(prompts, [request.images for request in unique.values()]) if self.vision else None
         running = self._rows(cap)
-        logits_RV = running.start(prompts, [place[number] for number in numbers], images)
+        logits_RV = running.start(prompts, [place[number] for number in numbers], limits, images)
         for t in range(cap):
             ids_R, logp_RN[row_R, t] = sampler.draw(logits_RV, row_R, t)
             token_RN[row_R, t] = ids_R
@@ -207,7 +208,8 @@ class _Sampler:
         if not self.all_greedy:
             for r, (request, sample) in enumerate(rows):
                 noise[r, : request.max_new_tokens] = uniforms(request.seed, sample, request.max_new_tokens)
-        self.noise_RN = torch.from_numpy(noise).to(self.real).to(device)
+        noise_RN = torch.from_numpy(noise).to(self.real)
+        self.noise_RN = noise_RN.clamp_(max=1 - torch.finfo(self.real).eps).to(device)  # float32 rounds some to 1
 
     def draw(self, logits_RV: Tensor, row_R: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """Tokens [R] for position `t` of these rows, and their log-probabilities [R]."""

@@ -43,6 +43,7 @@ class VLLMEngine:
         dtype: `auto` is that of the model's config, on CPU float32.
         renderer: renders the prompts of requests with images, in which vLLM itself makes room for these.
         images: makes them no larger than may be.
+        trust_remote_code: let vLLM run code of the model's repository.
 
     Raises:
         ValueError: vLLM is not installed.
@@ -55,6 +56,7 @@ class VLLMEngine:
         *,
         renderer: ChatRenderer | None = None,
         images: ImageProcessor | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         check_installed()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: it ends with this one
@@ -65,7 +67,14 @@ class VLLMEngine:
         if dtype == "auto" and current_platform.is_cpu():
             dtype = "float32"
         self._renderer, self._images = renderer, images
-        self._llm = LLM(str(path), dtype=dtype, logprobs_mode="processed_logprobs", seed=0, disable_log_stats=True)
+        self._llm = LLM(
+            str(path),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            logprobs_mode="processed_logprobs",
+            seed=0,
+            disable_log_stats=True,
+        )
 
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None

@@ -36,8 +36,8 @@ Implementation = Literal["shared", "plain"]
 
 _CHUNK_ELEMENTS = 2**26
 """Logits held at once where `logits_chunk` does not say otherwise: 256 MB in float32."""
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config fields of models that do more to their logits than the output head does (Gemma 2, Granite, Cohere)."""
+_UNKNOWN_TRANSFORMS = ("logits_scaling", "output_multiplier")
+"""Config fields by which models scale their logits, each in its way (Granite divides, HyperCLOVA X multiplies)."""
 
 
 @dataclass(slots=True)
@@ -151,6 +151,8 @@ class GroupLogProbs(nn.Module):
         with evaluating(self.model):
             try:
                 logps_RT = self(batch).logps_RT
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, AttributeError, TypeError, LookupError, ValueError) as error:
                 return f"the {name!r} forward fails on this model ({type(error).__name__}: {error})"
             plain_RT = _scatter(_logps_of_model(self.model, batch), batch)
@@ -194,7 +196,9 @@ class _Decoder:
         self.head: nn.Module = self.lm.get_output_embeddings()
         config = self.lm.config.get_text_config()
         self.vocab_size: int = config.vocab_size
-        self.own_head = all(getattr(config, name, None) is None for name in _LOGIT_TRANSFORMS)
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale: float | None = getattr(config, "logit_scale", None)
+        self.own_head = all(getattr(config, name, None) is None for name in _UNKNOWN_TRANSFORMS)
         self.body = self.lm.base_model if self.own_head else self.lm
 
     def features(self, out: Any) -> Tensor:
@@ -203,7 +207,13 @@ class _Decoder:
         return features
 
     def logits(self, features: Tensor) -> Tensor:
-        return self.head(features) if self.own_head else features
+        """Scaled as Cohere's are and capped as Gemma's, where the config says so."""
+        if not self.own_head:
+            return features
+        logits: Tensor = self.head(features)
+        if self.scale is not None:
+            logits = logits * self.scale
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
 
 def _positions(mask: Tensor) -> Tensor:

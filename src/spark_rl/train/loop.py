@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object, set_seed
 
 from spark_rl.config import Config
@@ -108,10 +108,12 @@ class Trainer:
         self.selection.require_one()
 
         timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+        # towers have layers after the one whose states are read
+        has_idle_parameters = self.images is not None and not config.model.freeze_vision
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # said aloud, or several processes on CPUs are not joined
             mixed_precision=mixed_precision(config.model),
-            kwargs_handlers=[timeout],
+            kwargs_handlers=[timeout, DistributedDataParallelKwargs(find_unused_parameters=has_idle_parameters)],
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         check_processes(config, self.world)

@@ -6,17 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spark_rl.config import Config, ModelConfig
+from spark_rl.models.load import has_bfloat16
 from spark_rl.models.processor import copy_processor
 from spark_rl.train.preflight import longest_prompt
 
 
 def mixed_precision(config: ModelConfig) -> str:
     """accelerate's name of the compute precision."""
-    bf16_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16" if config.dtype == "bfloat16" or (config.dtype == "auto" and bf16_gpu) else "no"
+    return "bf16" if config.dtype == "bfloat16" or (config.dtype == "auto" and has_bfloat16()) else "no"
 
 
 def max_prompt_tokens(config: Config, model: Any) -> int:

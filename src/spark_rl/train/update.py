@@ -35,6 +35,8 @@ from spark_rl.train.loss import policy_loss
 from spark_rl.train.metrics import Metrics
 from spark_rl.types import Group
 
+_CHECKED_TOKENS = 256
+"""Most tokens of each rollout in the self-check, which holds the logits of all of them."""
 _MAX_SKIPPED = 5
 """Updates in a row without a finite gradient after which a run gives up."""
 
@@ -207,7 +209,7 @@ class Updater:
         shown = [g.task.example.images for g in few]
         images = self.vision.read([g.prompt_ids for g in few], shown) if self.vision else None
         batch = collate(
-            [(g.prompt_ids, [r.token_ids for r in g.rollouts[:2]]) for g in few],
+            [(g.prompt_ids, [r.token_ids[:_CHECKED_TOKENS] for r in g.rollouts[:2]]) for g in few],
             self.pad_id,
             self.accelerator.device,
             images,
