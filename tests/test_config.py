@@ -32,6 +32,9 @@ def refusal(path: Path | None = None, *overrides: str) -> str:
 def test_paper_preset_is_what_the_paper_says():
     config = load_config(overrides=["preset=paper"])
     assert (config.rollout.groups_per_step, config.rollout.num_generations) == (64, 8)
+    roles = config.roles
+    assert (roles.pointwise.share + roles.pairwise.share) / roles.answer.share == 32 / 64
+    assert roles.reflection.share / roles.answer.share == 32 / 64
     assert (config.rollout.max_new_tokens, config.rollout.temperature) == (768, 1.0)
     loss, train, recycle = config.loss, config.train, config.recycle
     assert (loss.clip_low, loss.clip_high, loss.kl_coef) == (0.2, 0.2, 0.001)

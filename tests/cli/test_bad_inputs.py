@@ -108,6 +108,11 @@ CONFIG = [
     train("right below wrong", "recycle.wrong_at=1", words=["recycle.wrong_at", "recycle.right_at", "lower it"]),
     train("validation of nothing", "validation.every=5", words=["validation.every", "set data.validation"]),
     train("best of nothing", "checkpoint.final=best", words=["checkpoint.final", "set data.validation"]),
+    train(
+        "best of one",
+        *("checkpoint.final=best", "data.validation={path: data.jsonl, size: 1}"),
+        words=["checkpoint.final is best", "validation.every is 0"],
+    ),
     train("unknown tracker", "train.trackers=[mlflow]", words=["train.trackers", "'tensorboard'", "mlflow"]),
     train("bad Hub id", "train.push_to_hub=my model!", words=["train.push_to_hub", "my model!"]),
     train("override without =", "train.steps", words=["'train.steps'", "section.key=value"]),

@@ -16,9 +16,9 @@ from factories import make_config, make_example
 from spark_rl.config import Config
 from spark_rl.data import question_task
 from spark_rl.data.sources import Source
-from spark_rl.models.folder import model_folder
+from spark_rl.models.folder import check_folder, model_folder
 from spark_rl.train import preflight
-from spark_rl.train.preflight import check_lengths, check_model
+from spark_rl.train.preflight import check_lengths, check_model, check_processes
 from spark_rl.types import Task
 
 BASE = model_folder("embedded")
@@ -153,18 +153,12 @@ def named_template(folder: Path) -> None:
     (folder / "chat_template.jinja").rename(folder / "additional_chat_templates" / "rag.jinja")
 
 
-def adapter(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    (folder / "config.json").rename(folder / "adapter_config.json")
-
-
 SOUND: dict[str, Callable[[Path], Any]] = {
     "as it is": lambda f: None,
     "one shard": lambda f: shard(f, "a.safetensors"),
     "torch weights": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
     "template in the tokenizer's config": old_template,
     "named templates": named_template,
-    "an adapter": adapter,
     "no architectures": lambda f: edit(f / "config.json", architectures=None),
     "a vision-language model": lambda f: edit(f / "config.json", architectures=["Gemma3ForConditionalGeneration"]),
     "remote code": lambda f: edit(f / "config.json", architectures=["XForMaskedLM"], auto_map={"AutoConfig": "x.X"}),
@@ -177,6 +171,24 @@ SOUND: dict[str, Callable[[Path], Any]] = {
 def test_what_may_load_is_left_alone(folder: Path, name: str) -> None:
     SOUND[name](folder)
     check_model(config_for(folder))
+
+
+def test_an_adapter_may_judge_but_is_not_trained_further(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    config = config_for(folder)
+    assert check_folder(config.model) == folder
+    with pytest.raises(ValueError, match="holds an adapter"):
+        check_model(config)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharded_models_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    check_processes(config, 1)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=f"set to {name}"):
+        check_processes(config, 1)
 
 
 @pytest.mark.parametrize("path", ["embedded", "Qwen/Qwen3-0.6B", "gpt2", "org_1/name.v2-it"])

@@ -253,6 +253,7 @@ def test_the_room_a_run_needs_is_counted(tmp_path: Path) -> None:
     assert needed("checkpoint.every=50", "checkpoint.keep=9") == 2 * checkpoint + weights
     held_out = ["data.validation=[embedded:validation]", "validation.every=5"]
     assert needed("checkpoint.every=10", "checkpoint.keep=2", *held_out) == 4 * checkpoint + weights
+    assert needed("checkpoint.every=0", "checkpoint.keep=2", *held_out) == 4 * checkpoint + weights
     model.requires_grad_(False)
     assert needed("checkpoint.every=0") == 2 * weights
 

@@ -493,9 +493,15 @@ def _needs_held_out(config: Config) -> str | None:
 
 
 def _needs_evaluations(config: Config) -> str | None:
-    if config.validation.every > 0 or not config.self_reward.enabled:
-        return None
-    return "self_reward.enabled needs the judge measured again and again; set validation.every, for example to 10"
+    every, steps = config.validation.every, config.train.steps
+    if config.self_reward.enabled and not every:
+        return "self_reward.enabled needs the judge measured again and again; set validation.every, for example to 10"
+    if config.checkpoint.final == "best" and not 0 < every < steps:
+        return (
+            f"checkpoint.final is best, but validation.every is {every}, so no step before the last of {steps} is "
+            "measured; set it to less, for example to 10"
+        )
+    return None
 
 
 def _alternates_nothing(config: Config) -> str | None:

@@ -68,13 +68,15 @@ class ChatModel:
         images = load_image_processor(settings.model, tokenizer)
         renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images)
         if kind == "vllm":
-            local: Engine = VLLMEngine(
+            vllm = VLLMEngine(
                 resolve_path(path),
                 settings.model.dtype,
                 renderer=renderer,
                 images=images,
                 trust_remote_code=settings.model.trust_remote_code,
             )
+            local: Engine = vllm
+            context = vllm.context
         else:
             from spark_rl.rollout.transformers_engine import TransformersEngine
 

@@ -75,6 +75,8 @@ class VLLMEngine:
             seed=0,
             disable_log_stats=True,
         )
+        self.context: int = self._llm.llm_engine.model_config.max_model_len
+        """Most tokens of a prompt and its reply."""
 
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None

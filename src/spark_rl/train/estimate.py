@@ -206,11 +206,10 @@ def bytes_needed(model: Any, config: Config) -> int:
     """What a run's checkpoints (weights and AdamW's two moments) and `final/` take on disk at their most."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    every = config.checkpoint.every or config.train.steps
-    saved = -(-config.train.steps // every)
-    best = 1 if config.validation.every else 0
-    at_once = min(config.checkpoint.keep, saved) + best + 1  # one more while it is written
-    return (weights + moments) * min(at_once, saved + best) + weights
+    steps, every = config.train.steps, config.validation.every
+    saved = -(-steps // (config.checkpoint.every or steps)) + (steps // every if every else 0)  # each may be the best
+    at_once = config.checkpoint.keep + bool(every) + 1  # one more while it is written
+    return (weights + moments) * min(at_once, saved) + weights
 
 
 def largest_model(memory: int, dtype_bytes: int, on_accelerator: bool, max_tokens: int = 4096) -> int:

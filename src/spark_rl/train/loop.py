@@ -355,6 +355,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Checkpoint everything, atomically; remove what is no longer kept."""
+        started = time.monotonic()
         directory, accelerator, step = self.run_directory, self.accelerator, self.state.step
         folder = directory.partial_checkpoint(step, clear=accelerator.is_main_process)
         accelerator.wait_for_everyone()
@@ -373,6 +374,7 @@ class Trainer:
             directory.complete_checkpoint(step)
             directory.prune(self.config.checkpoint.keep, self.state.best_step)
         accelerator.wait_for_everyone()
+        self.state.wall_seconds += time.monotonic() - started
 
     def _load_newest(self) -> None:
         steps = self.run_directory.checkpoints()

@@ -3,6 +3,7 @@ transformers are imported."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,11 @@ def check_model(config: Config) -> None:
     folder = check_folder(config.model)
     if folder is None:
         check_hub(config.model.path)
+    elif (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"model.path: {folder} holds an adapter, and all weights are trained; merge it into its base "
+            "(merge_and_unload of PEFT), save that and name its folder"
+        )
     else:
         longest_prompt(config, context_length(folder))
 
@@ -76,11 +82,17 @@ def longest_prompt(config: Config, context: int | None) -> int:
 
 
 def check_processes(config: Config, num_processes: int) -> None:
-    """Processes share the groups of a step.
+    """Processes share the groups of a step, and each holds the whole model.
 
     Raises:
-        ValueError: not evenly.
+        ValueError: not evenly, or the model is to be sharded.
     """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise ValueError(
+                f"accelerate is set to {name}, and models cannot be sharded here: each process holds all of its model; "
+                "launch with --multi_gpu, or change `accelerate config`"
+            )
     if config.rollout.groups_per_step % num_processes:
         raise ValueError(
             f"rollout.groups_per_step is {config.rollout.groups_per_step}, which {num_processes} processes cannot "
