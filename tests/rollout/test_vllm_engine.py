@@ -114,36 +114,6 @@ def test_as_a_server_it_gives_the_same_texts(reference, server):
     assert all(r.num_prompt_tokens for r in replies)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_in_this_process_images_are_seen_as_by_transformers(tmp_path, family, monkeypatch):
-    """One, several, one that is made smaller, and a placeholder that somebody typed, which is text. Each is decoded
-    once, however many requests show it."""
-    read: list[Image] = []
-    monkeypatch.setattr(vllm_engine, "open_image", lambda image: read.append(image) or open_image(image))
-    folder = str(save_vision_model(family, tmp_path / "model", head_dim=32))  # the least that vLLM has on a CPU
-    images = [image_file(tmp_path, seed, 64 - 24 * (seed == 1), 48 + 16 * (seed == 2)) for seed in range(3)]
-    shown = [
-        ("how many?", []),
-        (f"{IMAGE}how many?", images[:1]),
-        (f"{IMAGE}how many?", images[1:2]),
-        (f"is {IMAGE} or {IMAGE}?", images[:2]),
-        (f"{IMAGE}{IMAGE}{IMAGE}", images),
-        (f"{IMAGE}no <|image_pad|> here", images[2:]),
-    ]
-    asked = [
-        Request(str(i), (), 1, 8, temperature=0.0, messages=({"role": "user", "content": text},), images=tuple(of))
-        for i, (text, of) in enumerate(shown)
-    ]
-    ours, theirs = (
-        [reply for (reply,) in model("model.max_pixels=4000", f"engine.kind={kind}", path=folder).generate(asked)]
-        for kind in ("transformers", "vllm")
-    )
-    assert [reply.token_ids for reply in theirs] == [reply.token_ids for reply in ours]
-    assert sorted(image.path for image in read) == sorted(image.path for image in images)
-    assert ours[1].token_ids != ours[2].token_ids
-    assert agreement(ours, theirs)[1] < 1e-3
-
-
 def test_samples_are_seeded_by_the_request_and_differ(in_process):
     def texts(asked):
         return [[c.token_ids for c in of] for of in in_process.generate(asked)]
@@ -198,3 +168,36 @@ def test_a_thousand_requests_through_a_flaky_connection(reference, server):
     assert [of[0].text for of in replies] == [r.text for r in reference] * 5
     assert engine.num_retries >= 20
     assert state.answered.total() <= 1000 + engine.num_retries
+
+
+# Last: when a second model in a process goes, vLLM takes down what the first one needs.
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_in_this_process_images_are_seen_as_by_transformers(tmp_path, family, monkeypatch):
+    """One, several, one that is made smaller, and a placeholder that somebody typed, which is text. Each is decoded
+    once, however many requests show it."""
+    read: list[Image] = []
+    monkeypatch.setattr(vllm_engine, "open_image", lambda image: read.append(image) or open_image(image))
+    folder = str(save_vision_model(family, tmp_path / "model", head_dim=32))  # the least that vLLM has on a CPU
+    images = [image_file(tmp_path, seed, 64 - 24 * (seed == 1), 48 + 16 * (seed == 2)) for seed in range(3)]
+    shown = [
+        ("how many?", []),
+        (f"{IMAGE}how many?", images[:1]),
+        (f"{IMAGE}how many?", images[1:2]),
+        (f"is {IMAGE} or {IMAGE}?", images[:2]),
+        (f"{IMAGE}{IMAGE}{IMAGE}", images),
+        (f"{IMAGE}no <|image_pad|> here", images[2:]),
+    ]
+    asked = [
+        Request(str(i), (), 1, 8, temperature=0.0, messages=({"role": "user", "content": text},), images=tuple(of))
+        for i, (text, of) in enumerate(shown)
+    ]
+    ours, theirs = (
+        [reply for (reply,) in model("model.max_pixels=4000", f"engine.kind={kind}", path=folder).generate(asked)]
+        for kind in ("transformers", "vllm")
+    )
+    assert [reply.token_ids for reply in theirs] == [reply.token_ids for reply in ours]
+    assert sorted(image.path for image in read) == sorted(image.path for image in images)
+    assert ours[1].token_ids != ours[2].token_ids
+    assert agreement(ours, theirs)[1] < 1e-3
