@@ -67,6 +67,8 @@ def test_reasoning_that_the_template_opens_is_no_answer(embedded: ChatModel) -> 
         ([r"\boxed{", r"\text", "{", "yes", "}", "}"], r"\text{yes}", "Yes", [3]),
         ([r"\boxed{", "(", "B", ")", "}"], "(B)", "B", [2]),
         ([r"\boxed{", r"\mathrm", "{A", "}}"], r"\mathrm{A}", "A", [2]),
+        ([r"\boxed{", "A", ". The", " first a", "}"], "A. The first a", "A", [1]),
+        ([r"\boxed{", r"\text", "{", "Option ", "B", "}", "}"], r"\text{Option B}", "B", [4]),
         ([r"\boxed{", "No", "}", " no, ", r"\boxed{ ", "Yes", " }"], "Yes", "Yes", [5]),
         ([r"\boxed{", "Yes", "}", " again ", r"\boxed{", "Yes", "}"], "Yes", "Yes", [5]),
         ([r"\boxed{", "\uff39", "es", "}"], "\uff39es", "Yes", [1, 2]),

@@ -80,6 +80,8 @@ def test_math(answer, gold, right):
         ("(-∞, 3]", r"(-\infty, 3]"),
         ("x²+1", "x^2+1"),
         ("12:00", "12:00"),
+        ("10:30 AM", "10:30 a.m."),
+        ("2010-2015", "2010 – 2015"),
         ("+7", "7"),
         ("007", "7"),
     ],
@@ -97,6 +99,119 @@ def test_math_reads_what_is_meant(written, meant):
 )
 def test_math_does_not_read_more_than_is_meant(answer, gold):
     assert reward("math", answer, gold) == 0
+
+
+TEXTS = [
+    *(
+        "Figure 2",
+        "Room 5",
+        "10:30 AM",
+        "2nd",
+        "A and C",
+        "x-axis",
+        "red, blue",
+        "II",
+        "3 apples",
+        "July 4, 2020",
+        "3:45",
+    ),
+    *(
+        "2010-2015",
+        "It is parallel",
+        "June 20",
+        "N2O",
+        "is",
+        "No",
+        "(C)",
+        "Ca(OH)2",
+        "7 and a half",
+        "x if y > 0",
+        "AB",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_math_reads_the_same_text_with_and_without_text_commands(text):
+    for answer in (
+        rf"\mathrm{{\text{{{text}}}}}",
+        rf"\textbf{{{text}.}}",
+    ):  # as golds, math-verify reads not all of them
+        assert reward("math", answer, text) == 1
+    for answer in (rf"\text{{{text}}}", rf"\text{{{text}.}}", f" ${text}$ ", f"{text}."):
+        assert reward("math", answer, text) == reward("math", text, answer) == 1
+        assert reward("math", f"not {text}", answer) == reward("math", rf"\text{{not }}{text}", answer) == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        # words
+        (r"\text{red}, \text{blue}", "red, blue", True),
+        (r"3\text{ apples}", "3 apples", True),
+        (r"3\ \text{apples}", "3 apples", True),
+        (r"\text{Figure 2}", "FIGURE 2", True),
+        (r"\text{Figure 2}", "Figure 3", False),
+        (r"\text{June 20}", "June 2", False),
+        ("July 4, 2020", "July 5, 2020", False),
+        ("It is parallel", "Is it parallel", False),
+        ("is", "si", False),
+        (r"\text{is}", "si", False),
+        ("on", "no", False),
+        ("No", "on", False),
+        ("No", "NO", True),
+        ("in", "ni", False),
+        ("A and C", "C and A", True),
+        ("A and C", "A and B", False),
+        ("A or B", "A", False),
+        # chemical formulas, which a digit after a letter makes
+        ("N2O", "NO2", False),
+        ("H2O", "HO2", False),
+        ("H2O", "2HO", False),
+        ("2H2O", "4HO", False),
+        ("O2", "2O", False),
+        ("Fe2(SO4)3", "Fe3(SO4)2", False),
+        ("H2O", r"\mathrm{H2O}", True),
+        (r"\mathrm{H_2O}", r"\text{H}_2\text{O}", True),
+        ("5C3", "3C5", False),
+        ("A3F", "a3f", True),
+        # times and years
+        ("2010-2015", "-5", False),
+        ("2015-2010", "5", True),
+        ("2010-2015", "2010--2015", True),
+        ("2010-2015", "2010-2016", False),
+        ("3:45", "3/45", False),
+        ("3:45", "1/15", False),
+        ("3:05", "3/5", False),
+        ("10:30 AM", "10:30 pm", False),
+        ("10:30", "10:30 pm", False),
+        ("10:30:15", "10:30:16", False),
+        # mathematics
+        ("xy", "yx", True),
+        ("ab", "ba", True),
+        ("at", "ta", True),
+        ("2x", r"x \cdot 2", True),
+        ("3xy", "3yx", True),
+        ("2AB", "2BA", True),
+        ("x2", "2x", True),
+        ("5:12", r"\frac{5}{12}", True),
+        ("3:4", "6:8", True),
+        ("x meters", "x", True),
+        (r"\frac{1}{23}", r"\frac{12}{3}", False),
+        (r"x^{12}", "x^1 2", False),
+        (r"\text{12}", "1 2", False),
+        (r"\mathbf{x}+1", "x+1", True),
+        (r"\sin x", "sin x", True),
+        (r"1 \text{ or } 2", r"1", False),
+    ],
+)
+def test_math_tells_text_from_mathematics(one, other, same):
+    assert reward("math", one, other) == reward("math", other, one) == float(same)
+
+
+@given(st.text("NOHCa", min_size=1, max_size=4), st.text("NOH2", min_size=1, max_size=4))
+def test_math_takes_formulas_for_the_same_only_if_they_are_spelled_so(one: str, other: str):
+    assert reward("math", f"C2{one}", f"C2{other}") == float(one.casefold() == other.casefold())
 
 
 @given(st.integers(-(10**30), 10**30), st.integers(-(10**30), 10**30))
@@ -141,6 +256,11 @@ def test_math_agrees_with_math_verify(answer, gold, right):
         ("oN", "No", 0.0),
         ("not  sure", "Not sure", 1.0),
         (".5", "5", 0.0),
+        ("yes, it is", "Yes", 0.0),
+        ("Yes. Or no", "Yes", 0.0),
+        ("Yes or No", "Yes", 0.0),
+        ("A. 12", "A. 13", 0.0),
+        ("A", "A. 12", 0.0),
         ("A", "()", None),
     ],
 )
@@ -191,11 +311,50 @@ def test_numeric_is_equality_of_rationals(a: Fraction, b: Fraction):
     assert reward("numeric", f"{a.numerator:,}", str(a.numerator)) == 1
 
 
-@pytest.mark.parametrize("verifier", ["choice", "numeric", "exact"])
-@pytest.mark.parametrize(
-    "answer", ["1e999999999", "1e-999999999", "9" * 10**6, "(" * 10**6, "1/" * 10**6, "," * 10**6, "1," * 10**6]
+HOSTILE = (
+    *(
+        "9",
+        "(",
+        "{",
+        "1/",
+        ",",
+        "1,",
+        " ",
+        "1 ",
+        "1 000 ",
+        " a",
+        "a ",
+        "a. ",
+        "or ",
+        "(a",
+        ", ",
+        "x=",
+        "$",
+        "-",
+        ".",
+        ":",
+    ),
+    *("\\", r"\text{", r"\textbf", r"\frac", r"\frac{1}", r"\(", r"\,", r"\!", r"^\circ", "°", "=", "\n", "~", "é"),
 )
-def test_inline_verifiers_are_fast_on_hostile_answers(verifier, answer):
+
+
+@pytest.mark.parametrize("verifier", ["choice", "numeric", "exact"])
+@pytest.mark.parametrize("piece", HOSTILE)
+@pytest.mark.parametrize("start", ["", "A. ", "1 ", "x="])
+def test_inline_verifiers_are_fast_on_hostile_answers(verifier, piece, start):
+    """For `numeric` also just below the length from which it reads nothing."""
+    for length in (900, 100_000):
+        answer = start + piece * (length // len(piece))
+        begun = time.process_time()
+        reward(verifier, answer, "A" if verifier == "choice" else "5")
+        reward(verifier, "5", answer)
+        reward(verifier, answer + "}!", answer)
+        assert time.process_time() - begun < 0.5
+
+
+@pytest.mark.parametrize("verifier", ["choice", "numeric", "exact"])
+@pytest.mark.parametrize("answer", ["1e999999999", "1e-999999999", "9" * 10**6, "(" * 10**6, "1/" * 10**6, "," * 10**6])
+def test_inline_verifiers_are_fast_on_huge_answers(verifier, answer):
     start = time.process_time()
     assert reward(verifier, answer, "5") == 0
     assert reward(verifier, "5", answer) in (0, None)
@@ -267,7 +426,8 @@ def test_reward_functions_read_the_response_and_others_the_answer():
         ("???", "math", "cannot read"),
         ("", "exact", "cannot be written"),
         ("}", "exact", "cannot be written"),
-        ("12 apples", "numeric", "cannot read"),
+        ("12 apples", "numeric", None),
+        ("12 or 13 apples", "numeric", "cannot read"),
         ("5", "reasoning_gym", r"failed on the gold \(KeyError: 'dataset'\)"),
     ],
 )

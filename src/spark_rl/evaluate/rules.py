@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 
 from spark_rl.verify.verifiers import Metadata, score_choice, score_numeric
+from spark_rl.verify.wording import bare
 
 ANY_OF, SAME_LETTERS, HAS_PARTS = (f"{__name__}:{name}" for name in ("any_of", "same_letters", "has_parts"))
 
 _LETTER = re.compile(r"\b[A-Z]\b")
 _ONLY_LETTERS = re.compile(r"[A-Z]{1,5}")
+_UNDECIDED = re.compile(r"\b(?:NOT|OR|NOR|NEITHER|EXCEPT)\b")
 
 
 def any_of(answer: str, gold: str, metadata: Metadata) -> float:
@@ -24,13 +26,18 @@ def any_of(answer: str, gold: str, metadata: Metadata) -> float:
 
 
 def same_letters(answer: str, gold: str, metadata: Metadata) -> float | None:
-    """Equality of the sets of letters that stand alone: `C, A`, `AC` and `a and c` are the same answer."""
+    """Equality of the sets of letters that stand alone: `C, A`, `AC` and `a and c` are the same answer.
+
+    `A or C` and `A, not C` are none.
+    """
     expected = _letters(gold)
     return float(_letters(answer) == expected) if expected else None
 
 
 def _letters(text: str) -> set[str]:
-    text = text.strip().upper()
+    text = bare(text).upper()
+    if _UNDECIDED.search(text):
+        return set()
     return set(text if _ONLY_LETTERS.fullmatch(text) else _LETTER.findall(text))
 
 

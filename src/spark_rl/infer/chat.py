@@ -128,8 +128,8 @@ class ChatModel:
     def logp_of_box(self, reply: Completion, content: str, word: str) -> float | None:
         r"""Log-probability of `word` in the last `\boxed{content}` of a reply, its tokens together, nats.
 
-        What it is wrapped in (`\text{Yes}`) does not count, nor do upper and lower case; if it is not to be found, all
-        of the content counts. None where the engine tells no log-probabilities.
+        What it is wrapped in (`\text{Yes}`) or followed by (`A. The first`) does not count, nor do upper and lower
+        case; if it is not to be found, all of the content counts. None where the engine tells no log-probabilities.
         """
         tokens = self.tokens(reply)
         if not tokens or len(tokens) != len(reply.logps):
@@ -139,8 +139,8 @@ class ChatModel:
         if not matches:
             return None
         start, end = matches[-1].span(1)
-        if (before := content.lower().rfind(word.lower())) >= 0:
-            start, end = start + before, start + before + len(word)
+        if stands := re.search(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", content, re.IGNORECASE):
+            start, end = start + stands.start(), start + stands.end()
         at, total = 0, 0.0
         for token, logp in zip(tokens, reply.logps, strict=True):
             if at < end and at + len(token) > start:

@@ -90,5 +90,6 @@ class Solver:
         if answer == other:
             return True
         verifier, metadata = equality(example.verifier, example.metadata)
-        check = Check(box(answer), other, verifier, metadata, example.prompt)
-        return self.pool.verify([check])[0].reward == 1
+        both_ways = ((answer, other), (other, answer))  # "A. 12" is right where "A" is the gold, not the reverse
+        checks = [Check(box(one), gold, verifier, metadata, example.prompt) for one, gold in both_ways]
+        return any(verdict.reward == 1 for verdict in self.pool.verify(checks))

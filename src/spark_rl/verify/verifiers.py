@@ -28,7 +28,6 @@ import inspect
 import logging
 import math
 import re
-import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -39,6 +38,8 @@ from importlib import import_module
 from typing import Any, Literal
 
 from spark_rl.verify.extract import box, extract_answer
+from spark_rl.verify.quantity import quantity
+from spark_rl.verify.wording import as_text, choice, is_letter, letter, plain, same_text
 
 Metadata = Mapping[str, Any]
 Score = Callable[[str, str, Metadata], float | None]
@@ -100,7 +101,6 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)"), r"\1\\cdot10^{\2}"),
 )
 _INTEGER = re.compile(r"[+-]?\d{1,400}", re.ASCII)  # needs no grammar, which takes milliseconds
-_WORDS = re.compile(r"[^\W\d_]{3,}(?:[ '-][^\W\d_]+)*")
 
 
 @lru_cache(maxsize=4096)  # one gold serves all rollouts of its group
@@ -111,14 +111,14 @@ def _parse_math(text: str) -> list[Any]:
     text = text.strip().strip("$").strip().translate(_SYMBOLS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    if _WORDS.fullmatch(text):  # else a word is a product of its letters, and "cat" equals "act"
-        text = rf"\text{{{text.casefold()}}}"
+    if (words := as_text(text)) is not None:
+        text = rf"\text{{{words}}}"
     config = LatexExtractionConfig(boxed_match_priority=0)
     return parse(box(text), [config], fallback_mode="no_fallback", parsing_timeout=None)
 
 
 def score_math(answer: str, gold: str, metadata: Metadata) -> float | None:
-    """Mathematical equality by math-verify: numbers, expressions, equations, sets, intervals, matrices, words.
+    """Mathematical equality by math-verify: numbers, expressions, equations, sets, intervals, matrices; or equal text.
 
     Its own time limits are off: they need signals, and cannot stop C code. The worker's CPU limit can.
     """
@@ -130,47 +130,32 @@ def score_math(answer: str, gold: str, metadata: Metadata) -> float | None:
     parsed_gold = _parse_math(gold)
     if not parsed_gold:
         return None
-    return float(answer == gold or verify(parsed_gold, _parse_math(answer), timeout_seconds=None))
-
-
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|operatorname)(?:bf|it|rm)?\b|\\math(?:bf|it)\b")
-
-
-def _choice(text: str) -> str:
-    text = _TEXT_COMMAND.sub("", unicodedata.normalize("NFKC", text)).casefold()
-    return " ".join(text.split()).lstrip("([{$*\"' ").rstrip(")]}$*\"' .:,")
+    same = answer == gold or same_text(plain(answer), plain(gold))
+    return float(verify(parsed_gold, _parse_math(answer), timeout_seconds=None) if same is None else same)
 
 
 def score_choice(answer: str, gold: str, metadata: Metadata) -> float | None:
-    r"""Equality of letters or words up to case and wrapping: `(a)`, `A.` and `\text{A}` are all A. Grades verdicts."""
-    return float(_choice(answer) == _choice(gold)) if _choice(gold) else None
+    r"""Equality of letters or words up to case and wrapping: `(a)`, `A.` and `\text{A}` are all A. Grades verdicts.
 
-
-_DECIMAL = r"[+-]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?"
-_NUMBER = re.compile(rf"({_DECIMAL})(?:/({_DECIMAL}))?", re.ASCII)
-_FRAC = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
-_MAX_NUMBER_CHARS = 1000  # with three digits of exponent, this bounds the integers that are built
-
-
-def _number(text: str) -> Fraction | None:
-    if len(text) > _MAX_NUMBER_CHARS:
+    Where the gold is a letter its option may follow, `A. 12` or `(A) 12`, unless a second letter is named.
+    """
+    expected, chosen = choice(gold), choice(answer)
+    if not expected:
         return None
-    text = text.replace(r"\$", "").strip("$ \t\n").replace("−", "-").replace("{,}", ",").replace(r"\,", "")
-    match = _NUMBER.fullmatch(_FRAC.sub(r"\1/\2", text))
-    if not match:
-        return None
-    numerator, denominator = (Fraction((part or "1").replace(",", "")) for part in match.groups())
-    return numerator / denominator if denominator else None
+    return float(chosen == expected or (is_letter(expected) and letter(chosen) == expected))
 
 
 def score_numeric(answer: str, gold: str, metadata: Metadata) -> float | None:
-    """Exact equality of decimals and fractions, or within `tolerance` (absolute) or `relative_tolerance` (of gold)."""
-    expected, value = _number(gold), _number(answer)
+    """Exact equality of decimals and fractions, or within `tolerance` (absolute) or `relative_tolerance` (of gold).
+
+    A unit or a label (`18 dollars`, `x = 18`) is passed over, unless the gold has another one.
+    """
+    expected, given = quantity(gold), quantity(answer)
     if expected is None:
         return None
     absolute = Fraction(str(metadata.get("tolerance", 0)))
     relative = Fraction(str(metadata.get("relative_tolerance", 0)))
-    return float(value is not None and abs(value - expected) <= max(absolute, relative * abs(expected)))
+    return float(given is not None and given.equals(expected, max(absolute, relative * abs(expected.value))))
 
 
 def score_exact(answer: str, gold: str, metadata: Metadata) -> float | None:

@@ -1,0 +1,107 @@
+r"""Numbers as people write them: `\$1,800`, `x = 18`, `1\frac{1}{2} \text{ cups}`, `18\%`; exact, in bounded time."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from spark_rl.verify.wording import bare
+
+
+class Quantity(NamedTuple):
+    """A number, and what it is said to be."""
+
+    value: Fraction
+    label: str = ""
+    """What it is said to equal: the `x` of `x = 18`."""
+    unit: str = ""
+    """The words or the sign after it. Per cent is a unit: 18 % is 18, never 0.18. A currency's sign is passed over."""
+
+    def equals(self, other: Quantity, tolerance: Fraction) -> bool:
+        """Whether the values agree, and labels and units where both have them: `18 km` is 18, but not `18 m`."""
+        alike = all(not a or not b or a == b for a, b in zip(self[1:], other[1:], strict=True))
+        return alike and abs(self.value - other.value) <= tolerance
+
+
+_DECIMAL = r"[+-]? ?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?"
+_WORD = r"[A-Za-z]+(?:\^[23])?"
+_QUANTITY = re.compile(
+    r"(?:(?P<label>[A-Za-z]+) ?= ?)?"
+    r"(?:(?P<sign>[+-]?) ?(?P<whole>\d+) (?P<part>\d+)/(?P<parts>\d+)"
+    rf"|(?P<number>{_DECIMAL})(?:/(?P<over>{_DECIMAL}))?)"
+    rf"(?:(?P<unit> ?[%°](?: ?{_WORD}(?: {_WORD})?)?| {_WORD}(?: {_WORD}){{0,2}})\.?)?",
+    re.ASCII,
+)
+_FRAC = re.compile(r"\\[dt]?frac *(\d|\{[^{}]*\}) *(\d|\{[^{}]*\})", re.ASCII)
+_FORMULA = re.compile(r"\\\((.*)\\\)\.?|\\\[(.*)\\\]\.?", re.DOTALL)
+_CURRENCY = re.compile(r"^(\D*)[$€£]", re.ASCII)
+_THIN = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))", re.ASCII)
+_SPACES = re.compile(r"\\[,;: ]|(?<=\w)~")  # before a number a tilde is "about"
+_THOUSANDS = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/])", re.ASCII)
+_MAX_CHARS = 1000  # with three digits of exponent, this bounds the integers that are built
+
+_SYMBOLS = "m g s h L N J W V A C cm mm km dm mi yd ft in kg mg lb oz ml mL hr Hz Pa kW kJ"
+"""The words of one or two letters that are units. Others are variables, or join two numbers: `18 or twenty`."""
+_NO_UNITS = (
+    "and but nor not plus minus times over divided squared cubed factorial point mod negative zero one two three four "
+    "five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
+    "thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands mil million millions billion "
+    "billions trillion trillions lakh crore dozen dozens half halves third thirds quarter quarters fourth fourths "
+    "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths "
+    "thousandth thousandths sqrt root sin cos tan log exp alpha beta gamma theta lambda"
+)
+"""Words that change the number, or make it one of two."""
+
+
+def quantity(text: str) -> Quantity | None:
+    r"""The one number that `text` states; None if it states none, several, or an expression such as `18x`.
+
+    >>> quantity(r"\text{Total} = 1\frac{1}{2} \text{ cups}")
+    Quantity(value=Fraction(3, 2), label='total', unit='cups')
+    """
+    return _read(text) if len(text) <= _MAX_CHARS else None
+
+
+@lru_cache(maxsize=4096)  # one gold serves all rollouts of its group
+def _read(text: str) -> Quantity | None:
+    match = _QUANTITY.fullmatch(_tidied(text))
+    if not match or not _is_named_well(match["label"] or "", match["unit"] or ""):
+        return None
+    if match["whole"]:
+        part, parts = int(match["part"]), int(match["parts"])
+        if not 0 < part < parts:  # 3 4/1 is two numbers
+            return None
+        value = (int(match["whole"]) + Fraction(part, parts)) * (-1 if match["sign"] == "-" else 1)
+    else:
+        over = _fraction(match["over"] or "1")
+        if not over:
+            return None
+        value = _fraction(match["number"]) / over
+    label, unit = ((match[name] or "").strip().casefold() for name in ("label", "unit"))
+    return Quantity(value, label, unit.replace("percent", "%").replace("degrees", "°"))
+
+
+def _tidied(text: str) -> str:
+    """With one space where there is space, without LaTeX, the currency's sign and separators between thousands."""
+    text = text.strip()
+    if formula := _FORMULA.fullmatch(text):
+        text = formula[1] or formula[2] or ""
+    text = text.replace(r"\$", "$").strip("$€£ \t\n").replace("−", "-").replace("{,}", ",").replace(r"\%", "%")
+    if "\\" in text or "~" in text:
+        text = _SPACES.sub(" ", _THIN.sub("", text.replace(r"\!", "")))
+        text = _FRAC.sub(lambda frac: f" {frac[1].strip('{}')}/{frac[2].strip('{}')} ", text)
+    text = bare(text).replace(r"^\circ", "°").replace("²", "^2").replace("³", "^3")
+    return _THOUSANDS.sub(lambda number: number[0].replace(" ", ""), _CURRENCY.sub(r"\1", text).strip())
+
+
+def _is_named_well(label: str, unit: str) -> bool:
+    """Whether these name a number, and do not change it."""
+    words = [word.partition("^")[0] for word in unit.strip("%° ").split()]
+    known = all(len(word) > 2 or word in _SYMBOLS.split() for word in words)
+    return known and not any(word.lower() in _NO_UNITS.split() for word in (label, *words))
+
+
+def _fraction(decimal: str) -> Fraction:
+    return Fraction(decimal.replace(",", "").replace(" ", ""))

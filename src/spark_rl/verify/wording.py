@@ -1,0 +1,128 @@
+r"""Answers as a reader sees them, without LaTeX around words: letters of options, and text that is no mathematics."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from math import gcd
+
+_COMMAND = (
+    r"\\(?:text(?:bf|it|md|normal|rm|sf|tt|up)?|math(?:bf|it|rm|sf|tt)|operatorname|boldsymbol|bm|mbox)(?![A-Za-z])"
+)
+_COMMANDS = re.compile(_COMMAND)
+_WRAPPED = re.compile(rf"{_COMMAND}\s*\{{([^{{}}]*)\}}")
+_SPACES = re.compile(r"(?<!\\)(?:\\[,;: ]|~)")
+_NO_BRACES = str.maketrans("", "", "{}")
+
+
+def bare(text: str) -> str:
+    r"""`text` without text commands, braces and doubled white space, for rules that read no formulas; linear in time.
+
+    >>> bare(r"\textbf{A} and \mathrm{{C}}")
+    'A and C'
+    """
+    return " ".join(_COMMANDS.sub(" ", text).translate(_NO_BRACES).split())
+
+
+@lru_cache(maxsize=4096)  # of the answers in a group many are the same
+def plain(text: str) -> str:
+    r"""`text` without text commands, *their* braces, doubled white space and a final period; else as it is.
+
+    >>> plain(r"\text{Figure } 2."), plain(r"x^{\text{a}}")
+    ('Figure 2', 'x^{a}')
+    """
+    text = text.strip().strip("$")
+    for _ in range(2):  # \textbf{\text{...}} is the deepest that is ever written
+        text = _WRAPPED.sub(r"\1", text)
+    return " ".join(_SPACES.sub(" ", text).split()).removesuffix(".").rstrip()
+
+
+# ------------------------------------------------------------------------------------------------ options
+
+_LETTER = re.compile("[a-j]")
+_OPTION = re.compile(
+    r"(?:(?:option|choice|answer) ?:? ?\(?)?([a-j])(?:[*$\"']* ?[.):](?!(?<=\.)[a-z]\b)(.*))?", re.DOTALL
+)
+_NAMED = re.compile(
+    # A letter in a list, after a word that joins options (but no article: "or a dog"), or written as that of an option,
+    # as f(b) is not.
+    r"(?:^|[,;&|])\W{0,2}([a-j])(?=$|\W{0,2}[,;&|]| (?:or|and)\b)"
+    r"|\b(?:or|and|nor|not|option|choice|answer)\b\W{0,2}([b-j]\b|a\b(?! \w))(?!\()"
+    r"|(?<!\w\()\b([a-j])\b ?[.):]|(?<!\w)\(([a-j])$"
+)
+
+
+def choice(text: str) -> str:
+    r"""The letter or words that are chosen: up to case, text commands, brackets, emphasis and final punctuation."""
+    text = unicodedata.normalize("NFKC", text).replace(r"\(", "").replace(r"\)", "")
+    return bare(text).casefold().lstrip("([$*\"' ").rstrip(")]$*\"' .:,")
+
+
+def is_letter(chosen: str) -> bool:
+    """Whether a `choice` is the letter of an option, A to J."""
+    return _LETTER.fullmatch(chosen) is not None
+
+
+def letter(chosen: str) -> str | None:
+    """The letter that a `choice` names, alone or before the option's text; None if there is none, or a second one.
+
+    >>> letter("a. a dog"), letter("option a"), letter("a. or b"), letter("a dog")
+    ('a', 'a', None, None)
+    """
+    option = _OPTION.fullmatch(chosen)
+    if not option:
+        return None
+    others = {named[named.lastindex or 0] for named in _NAMED.finditer((option[2] or "").strip())}
+    return option[1] if others <= {option[1]} else None
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+_SHORT = "[Dd]o|[Gg]o|[Ii]f|[Ii]n|[Ii]s|[Ii]t|[Nn]o|[Oo]f|[Oo]n|[Oo]r|[Ss]o|[Tt]o|[Uu]p"
+"""Words that are hardly ever products; `at`, `be` or `my` may well be."""
+_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{3,}")
+_WORDS = re.compile(rf"(?:[^\W\d_]{{3,}}|(?:{_SHORT})(?= |$))(?:[ '-][^\W\d_]+)*")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_FORMULA = re.compile(r"(?=.*?[A-Za-z)]\d)\d*[A-Z][A-Za-z\d()]*")
+_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(:[0-5]\d)?(?: ?([ap])\.?m\.?)?", re.IGNORECASE | re.ASCII)
+_YEARS = re.compile(r"([12]\d{3}) ?(?:--?|–) ?([12]\d{3})", re.ASCII)
+
+
+@lru_cache(maxsize=4096)
+def as_text(text: str) -> str | None:
+    r"""What is text and no mathematics, in one form: words, chemical formulas, times of day, years from and to.
+
+    Else a word is a product of its letters, and `cat` equals `act`, `N2O` equals `NO2`; `2010-2015` would be -5. A
+    coefficient before letters (`2x`, `3ab`) is mathematics. So is `5:12`, a ratio: those are in lowest terms, which
+    `10:30` is not.
+
+    >>> as_text("N2O"), as_text("10:30 a.m."), as_text("2010-2015"), as_text("2x")
+    ('n2o', '10:30am', '2010-2015', None)
+    """
+    if _WORDS.fullmatch(text) or _FORMULA.fullmatch(text):
+        return text.casefold()
+    if time := _TIME.fullmatch(text):
+        hour, minute, second, half = time.groups(default="")
+        if half or second or minute[0] == "0" or gcd(int(hour), int(minute)) > 1:
+            return f"{hour}:{minute}{second}{half.lower()}{'m' * bool(half)}"
+    if (years := _YEARS.fullmatch(text)) and years[1] < years[2]:
+        return f"{years[1]}-{years[2]}"
+    return None
+
+
+def same_text(one: str, other: str) -> bool | None:
+    """Whether two answers, as `plain` gives them, say the same; None if only mathematics can tell.
+
+    Case counts, since it does in mathematics, unless there are words or either is text.
+    """
+    if one == other:
+        return True
+    texts = as_text(one), as_text(other)
+    if None not in texts and texts[0] == texts[1]:
+        return True
+    is_text = texts != (None, None)
+    if one.casefold() == other.casefold() and (is_text or _WORD.search(one)):
+        return True
+    # Of a text and a product of letters, math-verify compares the letters in alphabetic order: "si" would be "is".
+    return False if is_text and _LETTERS.fullmatch(one) and _LETTERS.fullmatch(other) else None
