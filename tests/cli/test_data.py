@@ -136,6 +136,15 @@ def test_what_comes_out_trains(tmp_path, spark_rl):
     assert [(example.answer, example.verifier) for example in examples] == [("3", "math")] * 3
 
 
+def test_files_of_one_name_share_no_id(tmp_path, spark_rl):
+    for folder in ("algebra", "geometry"):
+        (tmp_path / folder).mkdir()
+        write_parquet(tmp_path / folder / "train.parquet", [geometry(PNG, problem=f"<image>{folder}?")])
+    assert spark_rl("data", "convert", "*/train.parquet", "out.jsonl").code == 0
+    rows = [(row["id"], row["source"], row["prompt"]) for row in read(tmp_path / "out.jsonl")]
+    assert rows == [("train-1", "train", "<image>algebra?"), ("train~2-1", "train~2", "<image>geometry?")]
+
+
 def test_images_may_join_a_folder_that_is_there(tmp_path, spark_rl):
     write_image(tmp_path / "pictures" / "mine.png")
     write_parquet(tmp_path / "a.parquet", [geometry(PNG)])

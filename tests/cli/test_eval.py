@@ -69,8 +69,36 @@ def test_another_evaluation_needs_another_folder(done):
     before = rows(done[0])
     other = CliRunner().invoke(app, [*COMMAND[3:], "judge.samples=2", *QUICK, "--out", str(done[0])])
     assert isinstance(other.exception, ValueError)
-    assert "holds an evaluation with another 'settings'" in str(other.exception)
+    assert "holds another evaluation, where settings.judge.samples was 1;" in str(other.exception)
     assert rows(done[0]) == before
+
+
+def test_settings_that_change_no_result_do_not_keep_it_from_going_on(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "copy")
+    pace = ["verify.workers=2", "engine.retries=9", "serve.max_queue=2000"]
+    again = CliRunner().invoke(app, [*COMMAND[3:], *pace, *QUICK, "--out", str(tmp_path / "copy")])
+    assert again.exit_code == 0, again.exception
+    assert rows(tmp_path / "copy") == rows(done[0])
+
+
+def test_a_verifier_of_yours_grades_and_what_makes_it_crash_is_wrong(spark_rl, tmp_path, monkeypatch):
+    (tmp_path / "graders.py").write_text(
+        "import os\n\n"
+        "def touchy(answer, gold, metadata):\n"
+        "    return 1.0 if gold == answer or metadata['kind'] == 'any' else os._exit(1)\n"
+    )
+    asked = [{"prompt": "What is 1+1?", "answer": "977", "kind": kind} for kind in ("any", "one")]
+    (tmp_path / "mine.jsonl").write_text(lines(asked))
+    monkeypatch.chdir(tmp_path)
+    command = ["eval", "embedded", "--suite", "mine.jsonl", "--verifier", "graders:touchy", "--strategies", "greedy"]
+    done = spark_rl(*command, "--out", "out", "engine.max_new_tokens=64")
+    assert done.code == 0, done.err
+    graded = [(row["reward"], row["reason"], row["metadata"]) for row in read_rows(tmp_path / "out" / "samples.jsonl")]
+    assert graded == [(1, "correct", {"kind": "any"}), (None, "crash", {"kind": "one"})]
+    greedy = json.loads((tmp_path / "out" / "results.json").read_text())["models_measured"]["model"]["strategies"][
+        "greedy"
+    ]
+    assert (greedy["accuracy"]["value"], greedy["ungraded"], greedy["verifier_failed"]) == (0.5, 0, 1)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
@@ -88,11 +116,11 @@ def test_what_was_asked_of_other_weights_or_other_rows_is_not_taken_for_this(tmp
     assert subprocess.run(command, capture_output=True).returncode == 0
     suite.write_text('{"prompt": "What is 1+2?", "answer": "3"}\n')
     other_rows = CliRunner().invoke(app, command[3:])
-    assert other_rows.exit_code != 0 and "another 'items'" in str(other_rows.exception)
+    assert other_rows.exit_code != 0 and "where items was" in str(other_rows.exception)
     suite.write_text('{"prompt": "What is 1+1?", "answer": "2"}\n')
     os.utime(model / "model.safetensors", (1, 1))
     other_weights = CliRunner().invoke(app, command[3:])
-    assert other_weights.exit_code != 0 and "another 'weights'" in str(other_weights.exception)
+    assert other_weights.exit_code != 0 and "where weights.model was" in str(other_weights.exception)
 
 
 def test_a_blind_model_cannot_tell_pictures_apart(spark_rl, tmp_path):

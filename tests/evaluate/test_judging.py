@@ -56,6 +56,12 @@ def test_undefined_figures_are_none_and_not_zero():
     assert pointwise_metrics([])["accuracy"]["value"] is None
 
 
+def test_a_judge_that_accepts_only_what_is_wrong_has_an_f1_of_0():
+    metrics = pointwise_metrics([point(True, False), point(False, True)])
+    assert (metrics["precision"], metrics["recall"], metrics["f1"]) == (0, 0, 0)
+    assert pointwise_metrics([point(True, False), point(False, False)])["f1"] is None, "nothing was accepted"
+
+
 def test_pairs():
     pairs = [
         PairwiseJudgement(True, 0.9, True, "0"),

@@ -699,6 +699,12 @@ def test_answers_are_graded(name, tmp_path):
         )
 
 
+@pytest.mark.parametrize(("name", "column"), [("mathverse", "problem_index"), ("dynamath", "id")])
+def test_variants_say_of_which_problem_they_are(name, column, tmp_path):
+    problems = [item.metadata["variant_of"] for item in load(name, write(name, tmp_path))]
+    assert problems == [case.row[column] for case in CASES[name]]
+
+
 def test_own_rules_run_in_a_worker(tmp_path):
     (half,) = load("mmvet", write("mmvet", tmp_path))[:1]
     with VerifierPool(workers=1) as pool:
@@ -779,6 +785,10 @@ def test_rows_that_a_set_leaves_out(tmp_path):
     image = {**CASES["seedbench"][0].row, "image": ["1.png"]}
     (tmp_path / "1.png").write_bytes(PNG)
     assert len(load("seedbench", write_jsonl(tmp_path / "b.jsonl", [video, image]))) == 1
+    question = {**CASES["mmbench"][0].row, "image": "1.png"}
+    rows = [question, *({**question, "index": copy * 10**6 + 241} for copy in (1, 2, 3))]
+    (once,) = load("mmbench", write_jsonl(tmp_path / "c.jsonl", rows))
+    assert once.metadata["id"] == 241, "its copies with rotated options are no questions of their own"
 
 
 # ------------------------------------------------------------------------------------------------ items to judge
@@ -856,7 +866,7 @@ def test_a_folder_as_a_download_leaves_it(tmp_path):
     variants = [case.row for case in CASES["dynamath"]]
     for number, row in ((10, variants[2]), (2, variants[1]), (1, variants[0])):
         write_parquet(tmp_path / "dynamath" / "data" / f"sample{number}-00000-of-00001.parquet", [row])
-    assert [item.metadata["id"] for item in load("dynamath", tmp_path / "dynamath")] == ["1", "2", "3"]
+    assert [item.metadata["variant_of"] for item in load("dynamath", tmp_path / "dynamath")] == ["1", "2", "3"]
 
 
 def test_the_only_file_of_a_folder_may_have_any_name(tmp_path):
@@ -907,7 +917,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {**CASES["mmmu"][0].row, "options": "A, B", **{f"image_{i}": "a" for i in range(1, 8)}},
         "'options' must be",
     ),
-    ("mmbench", {"question": "q", "answer": "A", "A": "one", "image": "a"}, "has fewer than two options"),
+    ("mmbench", {"index": 1, "question": "q", "answer": "A", "A": "one", "image": "a"}, "has fewer than two options"),
     ("reward-bench-2", {**BEST_OF, "num_correct": 2}, "'chosen' holds 1 responses where 'num_correct' says 2"),
     ("reward-bench-2", {**BEST_OF, "rejected": []}, "'rejected' is empty"),
     (

@@ -10,9 +10,12 @@ import pytest
 from spark_rl.config import load_inference
 from spark_rl.evaluate.report import markdown
 from spark_rl.evaluate.runner import KEYS, Runner, Samples
-from spark_rl.evaluate.suites import open_suite
+from spark_rl.evaluate.suites import Suite, open_suite
 from spark_rl.evaluate.summary import summarise
 from spark_rl.infer import ChatModel
+from spark_rl.jsonl import MAX_ROW_BYTES
+from spark_rl.prompts import answer_prompt
+from spark_rl.types import Example
 from spark_rl.verify import VerifierPool
 
 SETTINGS = load_inference(["engine.max_new_tokens=40"], model={"path": "embedded"})
@@ -90,3 +93,36 @@ def test_the_summary_and_the_report_hold_all_parts(whole):
     page = markdown(results)
     for part in ("## model", "majority@4", "false accept", "baseline, with reflection", "right in both orders"):
         assert part in page
+
+
+def test_own_rows_are_read_again_however_long_they_are(tmp_path):
+    row = {**dict.fromkeys(KEYS, "a"), "text": "x" * MAX_ROW_BYTES}
+    Samples(tmp_path / "samples.jsonl").add([row])
+    assert Samples(tmp_path / "samples.jsonl").rows == [row]
+
+
+def test_a_damaged_row_is_named(tmp_path):
+    samples = Samples(tmp_path / "samples.jsonl")
+    samples.add([dict.fromkeys(KEYS, "a")])
+    with samples.path.open("a") as file:
+        file.write("{]\n")
+    with pytest.raises(
+        ValueError, match=r"samples\.jsonl, row 2: not valid JSON .* \(remove it to have it asked again\)"
+    ):
+        Samples(samples.path)
+
+
+def test_rows_say_what_breakdowns_need(tmp_path, model, pool):
+    """Which problem they are variants of, and the metadata but for the gold."""
+
+    def example(id, **metadata):
+        return Example(id, answer_prompt("What is 1+1?"), "What is 1+1?", "2", "numeric", "sums", metadata)
+
+    accepting = example("c", category="easy", accepted=["2", "two"])
+    questions = [example("a", variant_of="7"), example("b", variant_of="7"), accepting, example("d")]
+    samples = Samples(tmp_path / "samples.jsonl")
+    Runner("model", model, SETTINGS, pool, samples).run(Suite("mine", questions), ["greedy"], 1)
+    assert [row["group"] for row in samples.rows] == ["sums, 7", "sums, 7", "c", "d"]
+    known = [row.get("metadata") for row in samples.rows]
+    assert known == [{"variant_of": "7"}, {"variant_of": "7"}, {"category": "easy"}, None]
+    assert {row["reason"] for row in samples.rows} <= {"correct", "wrong", "unparsed"}

@@ -140,6 +140,11 @@ def test_bad_rows_are_left_out_and_told_if_they_may_be(pool, tmp_path):
         ),
         ({"prompt": "What is 2+2?"}, "row 2: has no 'answer'"),
         ({"prompt": "What is 2+2?", "answer": "4", "verifier": "nope"}, "row 2: unknown verifier"),
+        (
+            {"prompt": "What is 2+2?", "answer": "4", "verifier": "os:abort"},
+            r"row 2: 'verifier' names the function 'os:abort'; to trust it, give --verifier os:abort \(--skip-bad",
+        ),
+        ({"answer": "4"}, r"row 2: has no 'prompt'; add it \(--skip-bad"),
         ({"prompt": "What is 2+2?", "answer": "four!?", "verifier": "numeric"}, "row 2: 'answer'"),
         ({"question": "q", "response": "r"}, "row 2: 'right' must be true or false"),
         ({"question": "q", "wrong": "r"}, "row 2: has no 'right'"),
@@ -150,6 +155,22 @@ def test_a_wrong_row_is_named(pool, tmp_path, row, sentence):
     name = written(tmp_path / "mine.jsonl", {"prompt": "What is 2+2?", "answer": "4"}, row)
     with pytest.raises(ValueError, match=sentence):
         open_suite(name, pool)
+
+
+def test_the_verifier_of_a_file(pool, tmp_path, monkeypatch):
+    """Of rows that name none, and the one function that they may name."""
+    (tmp_path / "graders.py").write_text("def alike(answer, gold, metadata):\n    return answer[0] == gold[0]\n")
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "Name a red fruit.", "answer": "apple"}
+    name = written(tmp_path / "mine.jsonl", row, {**row, "verifier": "graders:alike"}, {**row, "verifier": "exact"})
+    with VerifierPool() as own:
+        suite = open_suite(name, own, verifier="graders:alike")
+    assert [each.verifier for each in suite.questions] == ["graders:alike", "graders:alike", "exact"]
+    with pytest.raises(ValueError, match="unknown verifier 'mth'"):
+        open_suite(name, pool, verifier="mth")
+    for fixed in ("embedded:test", "gsm8k"):
+        with pytest.raises(ValueError, match=f"--verifier exact: {fixed} says itself how its answers are graded"):
+            open_suite(fixed, pool, verifier="exact")
 
 
 def test_unknown_and_missing_suites(pool, tmp_path):

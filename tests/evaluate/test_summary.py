@@ -10,14 +10,18 @@ from spark_rl.evaluate.report import markdown
 from spark_rl.evaluate.summary import summarise
 
 
-def step(kind, answer=None, reward=None, verdict=None):
-    return {"kind": kind, "text": "", "answer": answer, "reward": reward, "verdict": verdict, "probability": None}
+def step(kind, answer=None, reward=None, verdict=None, reason=None):
+    judged = {"verdict": verdict, "probability": None}
+    return {"kind": kind, "text": "", "answer": answer, "reward": reward, "reason": reason, **judged}
 
 
-def answered(id, reward, strategy="greedy", model="model", steps=(), prompt=10, generated=5, seed=0):
+def answered(
+    id, reward, strategy="greedy", model="model", steps=(), prompt=10, generated=5, seed=0, group=None, reason=None
+):
     return {
         **{"model": model, "part": "answer", "strategy": strategy, "seed": seed, "id": id, "source": "sums"},
-        **{"reward": reward, "prompt_tokens": prompt, "generated_tokens": generated, "steps": list(steps)},
+        **{"group": group or id, "reward": reward, "reason": reason, "steps": list(steps)},
+        **{"prompt_tokens": prompt, "generated_tokens": generated},
     }
 
 
@@ -103,9 +107,39 @@ def test_models_are_compared_on_the_same_questions():
     }
 
 
-def test_what_could_not_be_graded_is_left_out_and_counted():
-    greedy = measured([answered("1", 1), answered("2", None), answered("3", 0)])["strategies"]["greedy"]
+@pytest.mark.parametrize("reason", ["bad_gold", "no_reward"])
+def test_what_could_not_be_graded_is_left_out_and_counted(reason):
+    rows = [answered("1", 1), answered("2", None, reason=reason), answered("3", 0)]
+    greedy = measured(rows)["strategies"]["greedy"]
     assert (greedy["accuracy"]["value"], greedy["accuracy"]["n"], greedy["ungraded"]) == (0.5, 2, 1)
+    page = markdown({"suite": "s", "models": {}, **summarise(rows)})
+    assert "Answers of greedy that could not be graded, and are left out: 1." in page and "verifier" not in page
+
+
+@pytest.mark.parametrize("reason", ["timeout", "crash", "error: RecursionError"])
+def test_an_answer_on_which_the_verifier_failed_is_wrong_and_counted(reason):
+    rows = [answered("1", 1), answered("2", None, reason=reason)]
+    greedy = measured(rows)["strategies"]["greedy"]
+    assert (greedy["accuracy"]["value"], greedy["ungraded"], greedy["verifier_failed"]) == (0.5, 0, 1)
+    assert "Answers of greedy that made the verifier fail, and are wrong: 1." in markdown(
+        {"suite": "s", "models": {}, **summarise(rows)}
+    )
+    steps = [step("answer", "a", reason=reason), step("judge", verdict="right"), step("revise", "b", 1)]
+    reflect = measured([answered("1", 1, "reflect", steps=steps)])["strategies"]["reflect"]
+    assert reflect["flips"]["wrong_to_right"] == 1 and reflect["judge_precision"] == 0
+
+
+def test_variants_of_one_problem_are_worth_no_more_than_it():
+    """Alike ones narrow no interval and make no difference surer."""
+
+    def asked(variants):
+        ours = [answered(f"{i}/{v}", int(i < 8), group=str(i)) for i in range(10) for v in range(variants)]
+        return ours + [{**row, "model": "baseline", "reward": int(int(row["group"]) < 3)} for row in ours]
+
+    once, often = asked(1), asked(10)
+    assert measured(often)["strategies"]["greedy"]["accuracy"] == measured(once)["strategies"]["greedy"]["accuracy"]
+    assert measured(often)["by_source"] == measured(once)["by_source"]
+    assert summarise(often)["comparison"] == summarise(once)["comparison"]
 
 
 def test_probes_count_accepts_by_label():

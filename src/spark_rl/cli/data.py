@@ -54,6 +54,7 @@ def convert(
     """
     from spark_rl.cli.image_folder import ImageFolder
     from spark_rl.data.convert import FORMATS, Unusable
+    from spark_rl.data.sources import own_name
     from spark_rl.data.tables import open_tables
 
     if format is not None and format not in FORMATS:
@@ -63,7 +64,8 @@ def convert(
     if out.exists():
         raise ValueError(f"{out}: is there already; name another file")
     tables = open_tables(source, split="train", subset=None)
-    name = format or _detected(tables)
+    format = format or _detected(tables)
+    names: set[str] = set()
     left_out = LeftOut()
     num_rows = 0
     total = sum(map(len, tables))
@@ -73,23 +75,29 @@ def convert(
         progress("convert", visible=True, total=total) as advance,
     ):
         for table in tables:
+            name = own_name(table.name, names)  # training refuses ids that two files of one name would share
             for index in range(len(table)):
                 try:
-                    output.write(_converted(table, index, name, folder))
+                    output.write(_converted(table, index, name, format, folder))
                     num_rows += 1
                 except Unusable as problem:
                     left_out.add(problem, table.where(index))
                 advance()
         if not num_rows:
-            raise ValueError(f"{source}: no row could be converted as {name}: {left_out}")
+            raise ValueError(f"{source}: no row could be converted as {format}: {left_out}")
         folder.publish()
     if as_json:
-        report = {"format": name, "rows": num_rows, "images_written": folder.num_images, "left_out": left_out.columns()}
+        report = {
+            "format": format,
+            "rows": num_rows,
+            "images_written": folder.num_images,
+            "left_out": left_out.columns(),
+        }
         print(json.dumps(report, ensure_ascii=False))
     else:
         written = f", {counted(folder.num_images, 'image')} written to {folder.path}" if folder.num_images else ""
         missing = f"; {left_out.total:,} left out: {left_out}" if left_out.total else ""
-        say(f"{counted(num_rows, 'row')} of {total:,} ({name}){written}{missing}")
+        say(f"{counted(num_rows, 'row')} of {total:,} ({format}){written}{missing}")
 
 
 class LeftOut:
@@ -134,8 +142,8 @@ def _detected(tables: Sequence[Table]) -> str:
     )
 
 
-def _converted(table: Table, index: int, format: str, folder: ImageFolder) -> dict[str, Any]:
-    """A row of ours.
+def _converted(table: Table, index: int, name: str, format: str, folder: ImageFolder) -> dict[str, Any]:
+    """A row of ours, from the table that goes by this name.
 
     Raises:
         Unusable: the row cannot be converted.
@@ -151,7 +159,7 @@ def _converted(table: Table, index: int, format: str, folder: ImageFolder) -> di
     question = FORMATS[format].question(row)
     beside = Path(table.place).parent
     paths = [folder.path_of(image, beside) for image in question.images]
-    made = question.row(f"{table.name}-{index + 1}", table.name, paths)
+    made = question.row(f"{name}-{index + 1}", name, paths)
     if len(json.dumps(made, ensure_ascii=False).encode()) >= MAX_ROW_BYTES:
         raise Unusable("a row that is too long")
     return made

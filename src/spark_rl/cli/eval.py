@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from spark_rl.cli.model import folder_of, open_model
+from spark_rl.cli.model import deciding, folder_of, open_model
 from spark_rl.cli.rows import say
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def evaluate(
         typer.Option(help="embedded, embedded:test, embedded:vision-test, paper-text, paper-vision, a set, a JSONL."),
     ] = "embedded",
     local: Annotated[list[str] | None, typer.Option(help="NAME=PATH: your copy of a published set.")] = None,
+    verifier: Annotated[
+        str, typer.Option(help="Of rows of a JSONL that name none; the only function that rows may name.")
+    ] = "math",
     out: Annotated[Path, typer.Option(help="Folder for results.json, samples.jsonl and report.md.")] = Path("eval"),
     baseline: Annotated[str | None, typer.Option(help="A second model, to compare with on the same items.")] = None,
     strategies: Annotated[str, typer.Option(help="Separated by commas; all takes every one.")] = "greedy,reflect",
@@ -73,7 +76,7 @@ def evaluate(
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
     weights = {label: _weights(folder_of(each)) for label, each in settings.items()}
     with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
-        opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad)
+        opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier)
         if blind and not opened.has_images:
             raise ValueError(f"--blind: {suite} has no images; leave it out")
         if opened.has_images:
@@ -83,10 +86,11 @@ def evaluate(
             "models": models,
             "weights": weights,
             "suite": opened.name,
+            "verifier": verifier,
             "items": _digest(opened),
             "limit": limit,
             "local": local or [],
-            "settings": settings["model"].model_dump(mode="json", exclude={"model": {"path"}}),
+            "settings": deciding(settings["model"]),
         }
         _check_free(out, described)
         from spark_rl.evaluate.report import markdown
@@ -168,14 +172,24 @@ def _check_free(out: Path, described: dict[str, Any]) -> None:
     """
     known = out / "evaluation.json"
     if known.exists():
-        before = json.loads(known.read_text(encoding="utf-8"))
-        if different := [key for key in described if before.get(key) != described[key]]:
+        before = dict(_named(json.loads(known.read_text(encoding="utf-8"))))
+        now = dict(_named(described))
+        if different := [name for name in before | now if before.get(name) != now.get(name)]:
             raise ValueError(
-                f"--out {out}: holds an evaluation with another {different[0]!r} ({before.get(different[0])!r:.60}); "
+                f"--out {out}: holds another evaluation, where {different[0]} was {before.get(different[0])!r:.60}; "
                 "name another folder, or remove this one"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: is no empty folder and holds no evaluation; name another")
+
+
+def _named(described: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in it, by a name such as `settings.engine.max_new_tokens`."""
+    for key, value in described.items():
+        if isinstance(value, Mapping):
+            yield from _named(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 def _claim(out: Path, described: dict[str, Any]) -> None:

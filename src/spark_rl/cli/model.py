@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spark_rl.config import Inference, load_inference
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PACE = {
     "engine": {"max_batch_tokens", "concurrency", "timeout_seconds", "retries", "api_key_env"},
-    "verify": True,
+    "verify": {"workers"},
     "serve": True,
 }
 """Settings that change no result."""
@@ -67,10 +67,14 @@ def folder_of(settings: Inference) -> Path | None:
     return folder
 
 
+def deciding(settings: Inference) -> dict[str, Any]:
+    """All settings that change results."""
+    return settings.model_dump(mode="json", exclude=_PACE)  # type: ignore[arg-type]
+
+
 def signature(settings: Inference, *words: str) -> str:
     """What makes a row, as one line: the model, these words, and a digest of all settings that change results."""
-    values = settings.model_dump(mode="json", exclude=_PACE)  # type: ignore[arg-type]
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(deciding(settings), sort_keys=True).encode()).hexdigest()[:8]
     return " ".join([settings.model.path, *words, digest])
 
 

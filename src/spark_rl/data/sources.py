@@ -77,11 +77,11 @@ def open_sources(
         if kind == "embedded" and colon:
             parts = [_embedded(each, name, config)]
         elif kind == "reasoning_gym" and colon:
-            parts = [_generated(each, task, _own(task, names), config, held_out) for task in name.split("+")]
+            parts = [_generated(each, task, own_name(task, names), config, held_out) for task in name.split("+")]
         else:
             split = each.split or ("test" if held_out else "train")
             tables = open_tables(each.path, split=split, subset=each.subset)
-            parts = _stored(each, tables, [_own(table.name, names) for table in tables], config)
+            parts = _stored(each, tables, [own_name(table.name, names) for table in tables], config)
         num_rows = sum(part.num_rows for part in parts)
         for part in parts:
             part.weight = each.weight and each.weight * part.num_rows / num_rows
@@ -101,8 +101,8 @@ def _refuse_unread(source: SourceConfig, kind: str) -> None:
         raise ValueError(f"data: {source.path} makes no use of {unread[0]!r}; remove it")
 
 
-def _own(name: str, names: set[str]) -> str:
-    """The name itself, or with a number if another source has it: ids and metrics are made of it."""
+def own_name(name: str, names: set[str]) -> str:
+    """The name itself, or with a number if another source has it: ids and metrics are made of it. It joins `names`."""
     numbered = (name if i == 1 else f"{name}~{i}" for i in itertools.count(1))
     own = next(candidate for candidate in numbered if candidate not in names)
     names.add(own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 from spark_rl.evaluate.statistics import mean_interval
@@ -60,7 +60,7 @@ def pointwise_metrics(judgements: Sequence[PointwiseJudgement]) -> Metrics:
         "balanced_accuracy": None if recall is None or rejected is None else (recall + rejected) / 2,
         "precision": precision,
         "recall": recall,
-        "f1": None if not precision or not recall else 2 * precision * recall / (precision + recall),
+        "f1": None if precision is None or recall is None else harmonic_mean((precision, recall)),
         "yes_rate": _share(bool(each.verdict) for each in parsed),
         "ece": sum(row["n"] * abs(row["said"] - row["was"]) for row in table) / len(known) if known else None,
         "brier": fmean((p - label) ** 2 for p, label in known) if known else None,

@@ -82,6 +82,8 @@ def texts(row: Row, column: str) -> list[str]:
 
 def whole_number(row: Row, column: str) -> int:
     value = _value(row, column)
+    if isinstance(value, str) and value.strip().isdecimal():  # as tables of text have them
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise _unreadable(column, "a whole number", value)
     return int(value)
@@ -141,7 +143,7 @@ def placed(question: str, images: Sequence[Image]) -> tuple[str, tuple[Image, ..
 
 
 def _asked(question: str, answer: str, verifier: str, **metadata: Any) -> Example:
-    """`published.load` names it."""
+    """`published.load` names it. Variants of one problem have the same `variant_of` in their metadata."""
     known = {key: value for key, value in metadata.items() if value is not None}
     return Example("", answer_prompt(question), question, answer, verifier, metadata=known)
 
@@ -230,7 +232,11 @@ def wemath(row: Row) -> Example:
 
 def mathverse(row: Row) -> Example:
     question = IN_THE_IMAGE if row.get("question", " ") in (None, "") else text(row, "question")
-    kept = {"id": row.get("sample_index"), "version": text(row, "problem_version")}
+    kept = {
+        "id": row.get("sample_index"),
+        "variant_of": text(row, "problem_index"),
+        "version": text(row, "problem_version"),
+    }
     match kind := text(row, "question_type"):
         case "multi-choice":
             return _asked(f"{question}\n{LETTER}", text(row, "answer"), "choice", **kept)
@@ -241,7 +247,7 @@ def mathverse(row: Row) -> Example:
 
 def dynamath(row: Row) -> Example:
     question, answer = text(row, "question"), text(row, "ground_truth")
-    kept = {"id": text(row, "id"), "subject": row.get("subject"), "level": row.get("knowledge_level")}
+    kept = {"variant_of": text(row, "id"), "subject": row.get("subject"), "level": row.get("knowledge_level")}
     match text(row, "answer_type"):
         case "multiple choice":
             return _asked(f"{question}\n{LETTER}", _letter(row, "ground_truth"), "choice", **kept)
@@ -256,15 +262,20 @@ def logicvista(row: Row) -> Example:
     return _asked(question, text(row, "answer").upper(), SAME_LETTERS, id=row.get("id"), skill=row.get("skill"))
 
 
-def mmbench(row: Row) -> Example:
+_COPIES = 10**6
+"""Rows of MMBench from this index on ask the question of index modulo this again, its options in another order."""
+
+
+def mmbench(row: Row) -> Example | None:
+    if (index := whole_number(row, "index")) >= _COPIES:
+        return None
     given = {letter: str(row[letter]).strip() for letter in "ABCDE" if row.get(letter) is not None}
     options = [f"{letter}. {option}" for letter, option in given.items() if option not in ("", "nan")]
     if len(options) < 2:
         raise ValueError("has fewer than two options in the columns 'A' to 'E'")
     hint = str(row.get("hint") or "").strip()
     question = "\n".join([*([] if hint in ("", "nan") else [hint]), text(row, "question"), *options, LETTER])
-    kept = {"id": row.get("index"), "category": row.get("category")}
-    return _asked(question, _letter(row, "answer"), "choice", **kept)
+    return _asked(question, _letter(row, "answer"), "choice", id=index, category=row.get("category"))
 
 
 def mmmu(row: Row) -> Example:

@@ -199,8 +199,9 @@ _VISION = (
         images=("image",),
         row=rows.mathverse,
         verifiers=("choice", "math"),
-        rule="Accuracy over five versions of each problem; officially a GPT extracts and compares the answer (units "
-        "and wording are free), here letter or mathematical equality in the box.",
+        rule="Accuracy over five versions of each problem (which share `variant_of` of the metadata); officially a GPT "
+        "extracts and compares the answer (units and wording are free), here letter or mathematical equality in the "
+        "box.",
         licence="MIT",
         citation="Zhang et al. 2024, arXiv:2403.14624",
         schema_source=f"{_LMMS}/mathverse/utils.py; ZrrSkywalker/MathVerse evaluation/prompts.py",
@@ -217,7 +218,7 @@ _VISION = (
         row=rows.dynamath,
         verifiers=("choice", "numeric", "math"),
         rule="Accuracy averaged over ten variants of each of 501 problems (officially also the worst of the ten, which "
-        "share `id` of the metadata); numbers to 0.001; texts officially by containment, here by equality.",
+        "share `variant_of` of the metadata); numbers to 0.001; texts officially by containment, here by equality.",
         licence="Apache-2.0",
         citation="Zou et al. 2024, arXiv:2411.00836",
         schema_source="open-compass/VLMEvalKit vlmeval/dataset/dynamath.py; the splits of its card; columns as scripts "
@@ -297,8 +298,8 @@ _GENERAL = (
         images=("image",),
         row=rows.mmbench,
         verifiers=("choice",),
-        rule=f"{_LETTERS}; officially each question counts if it is right in every rotation of its options and "
-        f"{_EXTRACTED}; here it is asked once.",
+        rule=f"{_LETTERS}; officially each question counts if it is right in every rotation of its options, here it is "
+        f"asked once: rotated copies (`index` from a million on) are left out; {_EXTRACTED}.",
         licence="Apache-2.0",
         citation="Liu et al. 2023, arXiv:2307.06281",
         schema_source=f"{_LMMS}/mmbench/en_utils.py",
@@ -371,7 +372,8 @@ _GENERAL = (
         images=("image",),
         row=rows.pope,
         verifiers=("choice",),
-        rule="Accuracy and F1 of Yes, over random, popular and adversarial questions (`category` of the metadata).",
+        rule="Accuracy over random, popular and adversarial questions (`category` of the metadata); officially also F1 "
+        "of Yes, which is not computed here.",
         licence="MIT",
         citation="Li et al. 2023, arXiv:2305.10355",
         schema_source=f"{_LMMS}/pope/utils.py",

@@ -43,6 +43,11 @@ def _strategies(strategies: Result) -> Iterator[str]:
         versus = f"{_points(equal['difference'])} to majority@{equal['k']}" if equal else ""
         rows.append([name, _rate(each["accuracy"]), f"{each['tokens']:.0f}", f"{each['generated_tokens']:.0f}", versus])
     yield from _table(["strategy", "accuracy", "tokens", "of them written", "against the vote at equal tokens"], rows)
+    for name, each in strategies.items():
+        if each["ungraded"]:
+            yield from [f"Answers of {name} that could not be graded, and are left out: {each['ungraded']}.", ""]
+        if each["verifier_failed"]:
+            yield from [f"Answers of {name} that made the verifier fail, and are wrong: {each['verifier_failed']}.", ""]
 
 
 def _reflection(reflect: Result | None) -> Iterator[str]:

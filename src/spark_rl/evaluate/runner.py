@@ -20,9 +20,9 @@ from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.judge import Judge
 from spark_rl.infer.solver import Solution, Solver
 from spark_rl.infer.strategies import Step
-from spark_rl.jsonl import read_row
+from spark_rl.jsonl import decoded, parse_json
 from spark_rl.types import Example
-from spark_rl.verify import Check, VerifierPool
+from spark_rl.verify import Check, Verdict, VerifierPool
 
 CHUNK = 128
 """Items that are asked together and written down together."""
@@ -32,10 +32,16 @@ T = TypeVar("T")
 KEYS = ("model", "part", "strategy", "seed", "id")
 SEEDLESS = ("greedy", "reflect")
 """Strategies that sample nothing while the judge does not."""
+_OF_THE_GOLD = ("accepted", "entry")
+"""Metadata that holds the gold, which a row has already."""
 
 
 class Samples:
-    """`samples.jsonl`: the rows so far, and more as they come."""
+    """`samples.jsonl`: the rows so far, and more as they come. They may be longer than rows of data.
+
+    Raises:
+        ValueError: a row was damaged; the sentence names it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,8 +51,15 @@ class Samples:
             kept = whole[: whole.rfind(b"\n") + 1]
             if len(kept) < len(whole):
                 path.write_bytes(kept)  # the last line was being written
-            self.rows = [read_row(line) for line in kept.splitlines()]
+            self.rows = [self._read(line, number) for number, line in enumerate(kept.splitlines(), start=1)]
         self._known = {_key(row) for row in self.rows}
+
+    def _read(self, line: bytes, number: int) -> Row:
+        try:
+            row: Row = parse_json(decoded(line))
+        except ValueError as error:
+            raise ValueError(f"{self.path}, row {number}: {error} (remove it to have it asked again)") from None
+        return row
 
     def __contains__(self, row: Row) -> bool:
         return _key(row) in self._known
@@ -98,7 +111,7 @@ class Runner:
             self._own(suite.questions)
 
     def _own(self, questions: Sequence[Example]) -> None:
-        """The judge on the model's own answers: a sampled one to each question."""
+        """The judge on the model's own answers: a sampled one to each question, if the verifier said what it is."""
         self._solve("own answer", questions, "sample", 0)
         rows = {row["id"]: row for row in self.samples.rows if row["part"] == "own answer" and self._is_mine(row)}
         own = [(q, rows[q.id]) for q in questions if q.id in rows and rows[q.id]["reward"] is not None]
@@ -123,18 +136,21 @@ class Runner:
             checks = [
                 Check(step.text, example.answer, example.verifier, example.metadata, example.prompt) for step in answers
             ]
-            rewards = [verdict.reward for verdict in self.pool.verify(checks)]
-            graded = dict(zip(map(id, answers), rewards, strict=True))
+            verdicts = self.pool.verify(checks)
+            graded = {id(step): _grade(verdict) for step, verdict in zip(answers, verdicts, strict=True)}
+            metadata = {key: value for key, value in example.metadata.items() if key not in _OF_THE_GOLD}
             yield {
                 "id": example.id,
+                "group": _group(example),
                 "source": example.source,
+                **({"metadata": metadata} if metadata else {}),
                 "gold": example.answer,
                 "answer": solution.answer,
-                "reward": rewards[-1],
+                **_grade(verdicts[-1]),
                 "prompt_tokens": solution.prompt_tokens,
                 "generated_tokens": solution.generated_tokens,
                 "text": solution.text,
-                "steps": [{**asdict(step), "reward": graded.get(id(step))} for step in solution.steps],
+                "steps": [asdict(step) | graded.get(id(step), _grade(None)) for step in solution.steps],
             }
 
     def _points(self, part: str, items: Sequence[PointItem], kinds: dict[str, str] | None = None) -> None:
@@ -208,6 +224,16 @@ class Runner:
             yield chunk
             done += len(chunk)
             self.progress(what, done, len(items))
+
+
+def _grade(verdict: Verdict | None) -> Row:
+    return {"reward": verdict and verdict.reward, "reason": verdict and verdict.reason}
+
+
+def _group(example: Example) -> str:
+    """What variants of one problem share; of other questions, the id."""
+    problem = example.metadata.get("variant_of")
+    return example.id if problem is None else f"{example.source}, {problem}"
 
 
 def _key(row: Row) -> Key:

@@ -1,6 +1,7 @@
 """What a number measured on a sample of questions is worth: intervals, paired differences, a test. Pure.
 
 A question that was asked several times counts once, as the mean of its values: its repetitions are not independent.
+Nor are the variants of one problem, which therefore count as one question asked several times.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Interval:
     low: float | None
     high: float | None
     n: int
-    """Questions."""
+    """Questions; the variants of a problem are one."""
 
 
 def mean_interval(values: Values) -> Interval:

@@ -100,12 +100,14 @@ def open_suite(
     local: Mapping[str, Path] | None = None,
     *,
     skip_bad: bool = False,
+    verifier: str = "math",
 ) -> Suite:
     """The suite of that name, each part cut to its first `limit` items, of published sets each set.
 
     Args:
         local: copies of published sets, by name; the others come from the Hub.
         skip_bad: leave out rows that are wrong, or whose images cannot be read, and count them in `skipped`.
+        verifier: of rows of a file that name none; the only function that these may name.
 
     Raises:
         ValueError: there is none, it has no usable row, or (unless they are skipped) a row is wrong; the sentence names
@@ -114,12 +116,14 @@ def open_suite(
     published = in_suite(name) or ([PUBLISHED[name]] if name in PUBLISHED else [])
     if unused := set(local or {}) - {each.name for each in published}:
         raise ValueError(f"--local {min(unused)}: {name} holds no such set; {_known_sets(published)}")
+    if verifier != "math" and (published or name in EMBEDDED):
+        raise ValueError(f"--verifier {verifier}: {name} says itself how its answers are graded; leave it out")
     if published:
         return _published(name, published, limit, local or {}, skip_bad)
     if name in EMBEDDED:
         return _embedded(name, limit)
     if name.endswith(".jsonl") or Path(name).is_file():
-        return _file(Path(name), pool, limit, skip_bad)
+        return _file(Path(name), pool, limit, skip_bad, verifier)
     near = get_close_matches(name, [*EMBEDDED, *COLLECTIONS, *PUBLISHED], 1)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"
     known = ", ".join((*EMBEDDED, *COLLECTIONS))
@@ -178,10 +182,10 @@ def embedded_examples(path: str) -> list[Example]:
     return [source.task(i).example for i in range(source.num_rows)]
 
 
-def _file(path: Path, pool: VerifierPool, limit: int | None, skip_bad: bool) -> Suite:
+def _file(path: Path, pool: VerifierPool, limit: int | None, skip_bad: bool, verifier: str) -> Suite:
     suite = Suite(path.name, [])
     parts: dict[type, list[Any]] = {Example: suite.questions, PointItem: suite.points, PairItem: suite.pairs}
-    reader = RowReader(SourceConfig(path=path.stem), DataConfig(), path.stem, path.parent)
+    reader = RowReader(SourceConfig(path=path.stem), DataConfig(verifier=verifier), path.stem, path.parent)
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -223,11 +227,26 @@ def _item(row: Any, number: int, reader: RowReader, pool: VerifierPool) -> Examp
         if is_point:
             return PointItem(id, question, responses[0], row["right"], images)
         return PairItem(id, question, responses[0], responses[1], str(row.get("source", "")), images)
+    if isinstance(row, Mapping):
+        _check_question(row, reader)
     example = reader.task(row, number - 1).example
     check = Check(box(example.answer), example.answer, example.verifier, example.metadata, example.prompt)
     if problem := gold_problem(pool.verify([check])[0], example.verifier):
         raise ValueError(f"'answer': {problem}")
     return example
+
+
+def _check_question(row: Mapping[str, Any], reader: RowReader) -> None:
+    """What the reader would refuse with advice on the config of a run, which an evaluation has none of.
+
+    Raises:
+        ValueError: something is missing, or the verifier is a function that the user did not name.
+    """
+    if missing := [key for key in ("prompt", "answer") if key not in row]:
+        raise ValueError(f"has no {missing[0]!r}; add it")
+    name = row.get("verifier")
+    if isinstance(name, str) and ":" in name and name not in reader.functions:
+        raise ValueError(f"'verifier' names the function {name!r}; to trust it, give --verifier {name}")
 
 
 def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

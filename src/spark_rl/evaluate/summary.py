@@ -21,14 +21,28 @@ from spark_rl.evaluate.statistics import mean_interval, p_value, paired_differen
 
 Row = Mapping[str, Any]
 Result = dict[str, Any]
+_FAILURES = ("timeout", "crash", "error")
+"""How the reason begins where a verifier failed on an answer."""
 
 
 def summarise(rows: Sequence[Row]) -> Result:
     """The results of every model, and what compares the model with the baseline."""
+    rows = [_counted(row) for row in rows]
     models: Result = {}
     for label in dict.fromkeys(row["model"] for row in rows):
         models[label] = _model([row for row in rows if row["model"] == label])
     return {"models_measured": models, "comparison": _comparison(rows) if "baseline" in models else None}
+
+
+def _counted(row: Row) -> Row:
+    """With the rewards that figures count, of its steps as well: an answer on which the verifier failed is wrong, or a
+    model would gain by answers that nobody can check. None stays what cannot be graded whatever the answer is."""
+    counted = {**row, "reward": 0.0} if _failed(row) else row
+    return {**counted, "steps": [_counted(step) for step in row["steps"]]} if "steps" in row else counted
+
+
+def _failed(row: Row) -> bool:
+    return (row.get("reason") or "").startswith(_FAILURES)
 
 
 def _model(rows: Sequence[Row]) -> Result:
@@ -60,6 +74,7 @@ def _strategy(rows: Sequence[Row], by_strategy: Mapping[str, Sequence[Row]]) -> 
         "mean_over_sources": _mean_over_sources(rows),
         "seeds": len({row["seed"] for row in rows}),
         "ungraded": sum(row["reward"] is None for row in rows),
+        "verifier_failed": sum(map(_failed, rows)),
         "tokens": fmean(_tokens(row) for row in rows),
         "prompt_tokens": fmean(row["prompt_tokens"] for row in rows),
         "generated_tokens": fmean(row["generated_tokens"] for row in rows),
@@ -79,7 +94,7 @@ def _strategy(rows: Sequence[Row], by_strategy: Mapping[str, Sequence[Row]]) -> 
 
 def _reflection(rows: Sequence[Row]) -> Result:
     """What the judge and the revisions did to the first answers."""
-    firsts = [{"id": row["id"], "reward": row["steps"][0]["reward"]} for row in rows]
+    firsts = [{"group": row["group"], "reward": row["steps"][0]["reward"]} for row in rows]
     pairs = [(first["reward"], row["reward"]) for first, row in zip(firsts, rows, strict=True)]
     judged = [
         (row["steps"][0]["reward"], row["steps"][1]["verdict"])
@@ -122,7 +137,7 @@ def _majority_at(
     rewards: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if (reward := _vote(row["steps"][:k])) is not None:
-            rewards[row["id"]].append(reward)
+            rewards[row["group"]].append(reward)
     return k, prompt + k * a_sample, dict(rewards)
 
 
@@ -204,11 +219,11 @@ def _comparison(rows: Sequence[Row]) -> Result:
 
 
 def _rewards(rows: Iterable[Row]) -> dict[str, list[float]]:
-    """By question; what could not be graded is left out."""
+    """By question, of which variants are one; what could not be graded is left out."""
     rewards: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["reward"] is not None:
-            rewards[row["id"]].append(float(row["reward"]))
+            rewards[row["group"]].append(float(row["reward"]))
     return dict(rewards)
 
 
