@@ -82,7 +82,7 @@ def test_settings_that_change_no_result_do_not_keep_it_from_going_on(done, tmp_p
 
 
 def test_a_verifier_of_yours_grades_and_what_makes_it_crash_is_wrong(spark_rl, tmp_path, monkeypatch):
-    (tmp_path / "graders.py").write_text(
+    (tmp_path / "eval_graders.py").write_text(
         "import os\n\n"
         "def touchy(answer, gold, metadata):\n"
         "    return 1.0 if gold == answer or metadata['kind'] == 'any' else os._exit(1)\n"
@@ -90,7 +90,16 @@ def test_a_verifier_of_yours_grades_and_what_makes_it_crash_is_wrong(spark_rl, t
     asked = [{"prompt": "What is 1+1?", "answer": "977", "kind": kind} for kind in ("any", "one")]
     (tmp_path / "mine.jsonl").write_text(lines(asked))
     monkeypatch.chdir(tmp_path)
-    command = ["eval", "embedded", "--suite", "mine.jsonl", "--verifier", "graders:touchy", "--strategies", "greedy"]
+    command = [
+        "eval",
+        "embedded",
+        "--suite",
+        "mine.jsonl",
+        "--verifier",
+        "eval_graders:touchy",
+        "--strategies",
+        "greedy",
+    ]
     done = spark_rl(*command, "--out", "out", "engine.max_new_tokens=64")
     assert done.code == 0, done.err
     graded = [(row["reward"], row["reason"], row["metadata"]) for row in read_rows(tmp_path / "out" / "samples.jsonl")]

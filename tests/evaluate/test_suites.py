@@ -159,13 +159,15 @@ def test_a_wrong_row_is_named(pool, tmp_path, row, sentence):
 
 def test_the_verifier_of_a_file(pool, tmp_path, monkeypatch):
     """Of rows that name none, and the one function that they may name."""
-    (tmp_path / "graders.py").write_text("def alike(answer, gold, metadata):\n    return answer[0] == gold[0]\n")
+    (tmp_path / "suite_graders.py").write_text("def alike(answer, gold, metadata):\n    return answer[0] == gold[0]\n")
     monkeypatch.chdir(tmp_path)
     row = {"prompt": "Name a red fruit.", "answer": "apple"}
-    name = written(tmp_path / "mine.jsonl", row, {**row, "verifier": "graders:alike"}, {**row, "verifier": "exact"})
+    name = written(
+        tmp_path / "mine.jsonl", row, {**row, "verifier": "suite_graders:alike"}, {**row, "verifier": "exact"}
+    )
     with VerifierPool() as own:
-        suite = open_suite(name, own, verifier="graders:alike")
-    assert [each.verifier for each in suite.questions] == ["graders:alike", "graders:alike", "exact"]
+        suite = open_suite(name, own, verifier="suite_graders:alike")
+    assert [each.verifier for each in suite.questions] == ["suite_graders:alike", "suite_graders:alike", "exact"]
     with pytest.raises(ValueError, match="unknown verifier 'mth'"):
         open_suite(name, pool, verifier="mth")
     for fixed in ("embedded:test", "gsm8k"):
