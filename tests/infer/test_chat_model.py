@@ -109,6 +109,7 @@ def test_log_probability_of_a_box_is_that_of_the_model(embedded: ChatModel) -> N
         ("embedded", ["engine.kind=endpoint"], ["engine.kind is endpoint", "give an address"]),
         ("http://127.0.0.1:9", ["engine.kind=vllm"], ["engine.kind is vllm", "http://127.0.0.1:9"]),
         ("http://127.0.0.1:9", [], ["no server answers at http://127.0.0.1:9", "start it"]),
+        ("http://127.0.0.1:9", ["model.chat_template=chat.jinja"], ["chat.jinja", "with its own", "--chat-template"]),
         ("embedded", ["engine.max_new_tokens=5000"], ["engine.max_new_tokens is 5000", "1024", "lower it"]),
         ("./nowhere", [], ["./nowhere"]),
     ],

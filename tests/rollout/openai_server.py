@@ -46,6 +46,8 @@ class State:
     """How the server behaves, and what it has seen."""
 
     models: list[str] = field(default_factory=lambda: ["tiny"])
+    before_models: list[Answer] = field(default_factory=list)
+    """What it answers, one after the other, before it lists its models."""
     answer: Callable[[dict[str, Any]], Answer] = lambda body: (200, completion(body), {})
     reset_rate: float = 0.0
     stall_rate: float = 0.0
@@ -82,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
         state = self.server.state
         if state.key and self.headers.get("Authorization") != f"Bearer {state.key}":
             return self._send(401, refusal("no such key"), {})
+        if state.before_models:
+            return self._send(*state.before_models.pop(0))
         self._send(200, {"object": "list", "data": [{"id": m, "object": "model"} for m in state.models]}, {})
 
     def do_POST(self) -> None:

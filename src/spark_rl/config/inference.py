@@ -136,3 +136,12 @@ class Inference(Section):
                 "and only to it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _server_has_its_template(self) -> Self:
+        if self.is_remote and self.model.chat_template is not None:
+            raise ValueError(
+                f"model.chat_template is {self.model.chat_template}, but {self.model.path} renders prompts with its "
+                "own; start that server with the template (vLLM, SGLang: --chat-template), and leave it out here"
+            )
+        return self

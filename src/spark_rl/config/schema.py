@@ -42,9 +42,10 @@ class ModelConfig(Section):
     """A local folder or a Hub id of a causal LM or a vision-language model; `embedded` and
     `embedded-vision` are the tiny bases that ship with the package."""
     chat_template: Path | None = None
-    """A Jinja file, for base models whose tokenizer has no chat template."""
+    """A Jinja file, for base models whose tokenizer has no chat template. Not for a server, which renders prompts with
+    its own."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Passed to the chat template, for example `enable_thinking: false`."""
+    """Passed to the chat template, for example `enable_thinking: false`; a server's too (vLLM and SGLang take them)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; `auto` is bfloat16 on a GPU that has it (weights stay in float32), else float32."""
     attn_implementation: str | None = None

@@ -48,7 +48,7 @@ class ChatModel:
         if kind == "endpoint":
             from spark_rl.rollout.endpoint_engine import EndpointEngine
 
-            remote = EndpointEngine(path, engine, settings.model.max_pixels)
+            remote = EndpointEngine(path, engine, settings.model.max_pixels, settings.model.chat_template_kwargs)
             return cls(remote, path, max_new_tokens=engine.max_new_tokens, stop=engine.stop)
         folder = check_folder(settings.model)
         context = context_length(folder) if folder else None

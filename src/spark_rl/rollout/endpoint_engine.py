@@ -2,7 +2,7 @@
 
 What can be lost on the way (a connection, a time-out, a busy server) is sent again after growing pauses; what cannot
 help to be sent again ends the call. Options that a server does not know (log-probabilities, `n`, seeds) are left out
-from then on.
+from then on. What servers say when they refuse is read in `endpoint_errors.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import logging
 import os
 import random
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -23,21 +24,19 @@ import openai
 
 from spark_rl.config import EngineConfig
 from spark_rl.images import open_image, shrunk
+from spark_rl.rollout.endpoint_errors import Failure
 from spark_rl.rollout.engine import Completion, Request
 from spark_rl.types import IMAGE, Image, in_parts
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before a request is sent again: doubled each time, and up to half more or less by chance."""
+"""Seconds before a request is sent again: doubled each time, and up to half more or less by chance. Never less than the
+server asks for."""
 _REMEMBERED = 32
 """Images that are kept as they are sent, a few megabytes each."""
-_BUSY = (408, 409, 425, 429)
-_OPTIONS = ("logprobs", "seed", "n", "max_tokens")
-"""What a server may not know: `n` is then asked for one by one, and `max_tokens` under its newer name."""
-_OVERFLOW = re.compile(r"(?:context|maximum).{0,30}(?:length|len|window|size|tokens)", re.I)
-_CONTEXT = re.compile(r"(?:context (?:length|window|size)|max_model_len)\D{0,20}(\d+)", re.I)
-_PROMPT = re.compile(r"(\d+) (?:in the messages|input tokens|prompt tokens)|prompt contains (?:at least )?(\d+)", re.I)
+
+logger = logging.getLogger(__name__)
 
 
 class EndpointEngine:
@@ -46,20 +45,29 @@ class EndpointEngine:
     Args:
         address: of the server, with or without `/v1`.
         max_pixels: larger images are made smaller before they are sent.
+        chat_template_kwargs: for the server's chat template.
 
     Raises:
         ValueError: there is no such server, it wants another key, or it serves several models and none is named.
+        ConnectionError: there is one, but it is in trouble, `engine.retries` times.
     """
 
-    def __init__(self, address: str, settings: EngineConfig, max_pixels: int = 1_048_576) -> None:
+    def __init__(
+        self,
+        address: str,
+        settings: EngineConfig,
+        max_pixels: int = 1_048_576,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         address = address.rstrip("/")
         self.address = address if re.search(r"/v\d+\w*$", address) else f"{address}/v1"
         self.settings = settings
         self.num_retries = 0
         """Requests that were sent again, so far."""
         self._left_out: set[str] = set()
+        self._template_kwargs = dict(chat_template_kwargs or {})
         self._data_url = lru_cache(_REMEMBERED)(partial(_data_url, max_pixels=max_pixels))
-        self.model = self._served_model()
+        self.model = _carry_out(self._served_model())
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[list[Completion]]:
         """As `Engine.generate`. A prompt that fills the model's context gets empty replies, finish reason `no_room`.
@@ -81,12 +89,10 @@ class EndpointEngine:
             return completions
 
         try:
-            async with self._client(openai.AsyncOpenAI) as client, asyncio.TaskGroup() as group:
+            async with self._client() as client, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(answered(request)) for request in requests]
-        except* openai.APIConnectionError as lost:
-            raise self._lost(lost.exceptions[0], done, total) from None
-        except* openai.APIStatusError as refused:
-            raise self._refused(refused.exceptions[0], done, total) from None
+        except* Failure as failures:
+            raise self._ended(failures.exceptions[0], done, total) from None
         return [task.result() for task in tasks]
 
     async def _completions(
@@ -102,56 +108,68 @@ class EndpointEngine:
         return [each[0] for each in await asyncio.gather(*(self._ask(client, gate, one) for one in single))]
 
     async def _ask(self, client: openai.AsyncOpenAI, gate: asyncio.Semaphore, request: Request) -> list[Completion]:
-        """One call of the server, again until it is answered. While it waits to be sent again, nothing takes its place:
-        a server in trouble is not asked for more."""
-        attempts = 0
+        """One call of the server, with what it takes of options and limit. While it waits to be sent again, nothing
+        takes its place: a server in trouble is not asked for more."""
+        limit: int | None = request.max_new_tokens
         async with gate:
             if request.images:  # which takes a while, in which others are answered
                 messages = await asyncio.to_thread(self._messages, request)
             else:
                 messages = self._messages(request)
             while True:
-                pause, options = FIRST_PAUSE * 2**attempts, self._options(request, messages)
+                options = self._options(request, limit)
                 try:
-                    return _read(await client.chat.completions.create(**options))
-                except openai.APIConnectionError:  # a time-out, too
-                    if attempts >= self.settings.retries:
+                    return await self._insist(partial(_reply, client, self.model, messages, options))
+                except Failure as failure:
+                    fitting = failure.fitting(limit)
+                    if fitting == 0:
+                        return [Completion([], [], "", "no_room") for _ in range(request.n)]
+                    if fitting != limit:
+                        limit = fitting
+                    elif (option := failure.unknown_option(options)) is None:
                         raise
-                except openai.APIStatusError as error:
-                    if error.status_code in _BUSY or error.status_code >= 500:
-                        if attempts >= self.settings.retries:
-                            raise
-                        pause = max(pause, _seconds(error.response.headers.get("retry-after")))
-                    elif (room := _room(error)) is not None:
-                        if not 0 < room < request.max_new_tokens:
-                            return [Completion([], [], "", "no_room") for _ in range(request.n)]
-                        request = replace(request, max_new_tokens=room)
-                        continue
-                    elif (option := _unknown_option(error)) in options:
-                        if option == "n":
-                            return []
-                        self._left_out.add(option)
-                        continue
+                    elif option == "n":
+                        return []
                     else:
-                        raise
-                attempts, self.num_retries = attempts + 1, self.num_retries + 1
-                await asyncio.sleep(min(LONGEST_PAUSE, pause) * (0.5 + random.random()))
+                        self._leave_out(option)
 
-    def _options(self, request: Request, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        optional = {
+    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` gets: again, after a pause, where a connection was lost or the server is busy."""
+        attempts = 0
+        while True:
+            try:
+                return await ask()
+            except Failure as failure:
+                if not failure.passes or attempts >= self.settings.retries:
+                    raise
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempts) * (0.5 + random.random())
+                pause = max(pause, failure.retry_after)
+            attempts, self.num_retries = attempts + 1, self.num_retries + 1
+            await asyncio.sleep(pause)
+
+    def _options(self, request: Request, limit: int | None) -> dict[str, Any]:
+        """All that shapes a reply, also where it is off: vLLM fills in what is missing from the model's
+        `generation_config.json`."""
+        options = {
+            "max_completion_tokens" if "max_tokens" in self._left_out else "max_tokens": limit,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "n": request.n if request.n > 1 else None,
             "logprobs": True,
             "seed": request.seed % 2**31 if request.temperature > 0 else None,
-            "top_p": request.top_p if request.top_p < 1 else None,
             "stop": list(request.stop) or None,
+            "chat_template_kwargs": self._template_kwargs or None,
         }
-        return {
-            "model": self.model,
-            "messages": messages,
-            "temperature": request.temperature,
-            "max_completion_tokens" if "max_tokens" in self._left_out else "max_tokens": request.max_new_tokens,
-            **{name: value for name, value in optional.items() if value is not None and name not in self._left_out},
-        }
+        return {name: value for name, value in options.items() if value is not None and name not in self._left_out}
+
+    def _leave_out(self, option: str) -> None:
+        if option == "temperature" and option not in self._left_out:
+            said = "%s takes no temperature: replies are sampled at its own, also those that were to be greedy"
+            logger.warning(said, self.address)
+        self._left_out.add(option)
 
     def _messages(self, request: Request) -> list[dict[str, Any]]:
         """As a server takes them: images as parts of a content, in data URLs."""
@@ -167,21 +185,21 @@ class EndpointEngine:
 
         return [{**m, "content": content(m["content"])} for m in request.messages]
 
-    def _client(self, kind: Callable[..., T]) -> T:
+    def _client(self) -> openai.AsyncOpenAI:
         key = os.environ.get(self.settings.api_key_env) or "none"
-        return kind(base_url=self.address, api_key=key, timeout=self.settings.timeout_seconds, max_retries=0)
+        timeout = self.settings.timeout_seconds
+        return openai.AsyncOpenAI(base_url=self.address, api_key=key, timeout=timeout, max_retries=0)
 
-    def _served_model(self) -> str:
-        try:
-            served = [model.id for model in self._client(openai.OpenAI).models.list()]
-        except openai.NotFoundError:
-            served = []  # not every server lists them
-        except openai.APIConnectionError as error:
-            raise ValueError(
-                f"no server answers at {self.address} ({_cause(error)}); start it, or correct the address"
-            ) from None
-        except openai.APIStatusError as error:
-            raise self._refused(error, 0, 0) from None
+    async def _served_model(self) -> str:
+        async with self._client() as client:
+            try:
+                served = await self._insist(partial(_listed, client))
+            except openai.APIConnectionError as error:
+                raise ValueError(
+                    f"no server answers at {self.address} ({Failure.of(error).told}); start it, or correct the address"
+                ) from None
+            except Failure as failure:
+                raise self._ended(failure) from None
         named = self.settings.served_model
         if named is None and len(served) != 1:
             listed = f"serves {', '.join(served[:5])}{', ...' * (len(served) > 5)}" if served else "lists no model"
@@ -190,23 +208,45 @@ class EndpointEngine:
             raise ValueError(f"engine.served_model is {named!r}, but {self.address} serves {', '.join(served[:5])}")
         return named or served[0]
 
-    def _lost(self, error: BaseException, done: int, total: int) -> ConnectionError:
-        return ConnectionError(
-            f"{self.address} does not answer any more ({_cause(error)}; asked {self.settings.retries + 1} times), "
-            f"{done} of {total} replies of this batch had come; call again when it is back"
-        )
-
-    def _refused(self, error: BaseException, done: int, total: int) -> Exception:
-        assert isinstance(error, openai.APIStatusError)
-        said = _said(error)[:200]
-        if error.status_code in (401, 403):
+    def _ended(self, failure: BaseException, done: int = 0, total: int = 0) -> Exception:
+        """The one sentence that ends a call, or the start where there are no replies to count."""
+        assert isinstance(failure, Failure)
+        if failure.status in (401, 403):
             return ValueError(
-                f"{self.address} wants another key (it says {error.status_code}: {said}); put it into the environment "
+                f"{self.address} wants another key ({failure.told}); put it into the environment "
                 f"variable {self.settings.api_key_env}, or name another with engine.api_key_env"
             )
-        if error.status_code in _BUSY or error.status_code >= 500:
-            return self._lost(error, done, total)
-        return ValueError(f"{self.address} refuses a request (it says {error.status_code}: {said}); change that")
+        if not failure.passes:
+            return ValueError(f"{self.address} refuses a request ({failure.told}); change that")
+        so_far = f", {done} of {total} replies of this batch had come" if total else ""
+        return ConnectionError(
+            f"{self.address} does not answer{' any more' if total else ''} ({failure.told}; asked "
+            f"{self.settings.retries + 1} times){so_far}; call again when it is back"
+        )
+
+
+async def _listed(client: openai.AsyncOpenAI) -> list[str]:
+    """The models that a server names, if it does.
+
+    Raises:
+        Failure: it answers, but not that.
+    """
+    try:
+        return [model.id async for model in client.models.list()]
+    except openai.NotFoundError:
+        return []
+    except openai.APIStatusError as error:
+        raise Failure.of(error) from None
+
+
+async def _reply(client: openai.AsyncOpenAI, model: str, messages: Any, options: Mapping[str, Any]) -> list[Completion]:
+    try:
+        answer = await client.chat.completions.create(model=model, messages=messages, extra_body=options)
+    except openai.APIError as error:
+        raise Failure.of(error) from None
+    if not getattr(answer, "choices", None):
+        raise Failure.of_empty(answer)
+    return _read(answer)
 
 
 def _data_url(image: Image, max_pixels: int) -> str:
@@ -263,41 +303,3 @@ def _text(message: Any) -> str:
     """What was written; reasoning that the server has split off stands before it in its tags again."""
     reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     return (f"<think>{reasoning}</think>" if reasoning else "") + (message.content or "")
-
-
-def _room(error: openai.APIStatusError) -> int | None:
-    """What a prompt leaves of the context, tokens, 0 where the server does not say; None if that is not the error."""
-    said = _said(error)
-    if error.status_code not in (400, 413, 422) or not _OVERFLOW.search(said):
-        return None
-    context, prompt = _CONTEXT.search(said), _PROMPT.search(said)
-    if not context or not prompt:
-        return 0
-    return max(0, int(context[1]) - int(prompt[1] or prompt[2]))
-
-
-def _unknown_option(error: openai.APIStatusError) -> str:
-    """The option that a server does not know, if that is what it says, else nothing."""
-    if error.status_code not in (400, 422):
-        return ""
-    if error.param in _OPTIONS:
-        return str(error.param)
-    return next((name for name in _OPTIONS if re.search(rf"['\"`]{name}['\"`]", _said(error))), "")
-
-
-def _said(error: openai.APIStatusError) -> str:
-    body = error.body
-    said = body.get("message") or body.get("detail") if isinstance(body, dict) else None
-    return " ".join(str(said or error.message).split())
-
-
-def _seconds(header: str | None) -> float:
-    """Of a Retry-After header; dates are not read."""
-    return float(header) if header and re.fullmatch(r"\d+(\.\d+)?", header) else 0.0
-
-
-def _cause(error: BaseException) -> str:
-    """Why, in the words of the lowest layer that has some."""
-    while error.__cause__ is not None and str(error.__cause__):
-        error = error.__cause__
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
