@@ -114,6 +114,13 @@ def test_a_busy_server_is_given_the_time_it_asks_for():
     assert asked[1] - asked[0] >= 1, "however short our own pause"
 
 
+def test_a_server_whose_quota_is_spent_ends_the_call_at_once():
+    with serving(answer=lambda body: (429, refusal("daily limit"), {"Retry-After": "86400"})) as (address, state):
+        with pytest.raises(ConnectionError, match="daily limit; it wants to be left alone for 86400 s"):
+            EndpointEngine(address, EngineConfig()).generate([ask()])
+    assert state.num_asked == 1
+
+
 def empty(choices, **error):
     """As OpenRouter answers when a provider behind it fails: status 200, no choices."""
     return 200, {"id": None, "choices": choices, "usage": None, **({"error": error} if error else {})}, {}

@@ -33,6 +33,8 @@ Progress = Callable[[int, int], None]
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a request is sent again: doubled each time, and up to half more or less by chance. Never less than the
 server asks for."""
+LONGEST_WAIT = 600.0
+"""Seconds; a server that asks for more has no quota left today."""
 _REMEMBERED = 32
 """Images that are kept as they are sent, a few megabytes each."""
 
@@ -140,7 +142,8 @@ class EndpointEngine:
             try:
                 return await ask()
             except Failure as failure:
-                if not failure.passes or attempts >= self.settings.retries:
+                gives_up = attempts >= self.settings.retries or failure.retry_after > LONGEST_WAIT
+                if gives_up or not failure.passes:
                     raise
                 pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempts) * (0.5 + random.random())
                 pause = max(pause, failure.retry_after)
@@ -219,9 +222,11 @@ class EndpointEngine:
         if not failure.passes:
             return ValueError(f"{self.address} refuses a request ({failure.told}); change that")
         so_far = f", {done} of {total} replies of this batch had come" if total else ""
+        rest = f"it wants to be left alone for {failure.retry_after:.0f} s"
+        tried = rest if failure.retry_after > LONGEST_WAIT else f"asked {self.settings.retries + 1} times"
         return ConnectionError(
-            f"{self.address} does not answer{' any more' if total else ''} ({failure.told}; asked "
-            f"{self.settings.retries + 1} times){so_far}; call again when it is back"
+            f"{self.address} does not answer{' any more' if total else ''} ({failure.told}; {tried}){so_far}; call "
+            "again when it is back"
         )
 
 
