@@ -115,9 +115,11 @@ def test_a_busy_server_is_given_the_time_it_asks_for():
 
 
 def test_a_server_whose_quota_is_spent_ends_the_call_at_once():
-    with serving(answer=lambda body: (429, refusal("daily limit"), {"Retry-After": "86400"})) as (address, state):
-        with pytest.raises(ConnectionError, match="daily limit; it wants to be left alone for 86400 s"):
-            EndpointEngine(address, EngineConfig()).generate([ask()])
+    with (
+        serving(answer=lambda body: (429, refusal("daily limit"), {"Retry-After": "86400"})) as (address, state),
+        pytest.raises(ConnectionError, match="daily limit; it wants to be left alone for 86400 s"),
+    ):
+        EndpointEngine(address, EngineConfig()).generate([ask()])
     assert state.num_asked == 1
 
 
