@@ -97,8 +97,8 @@ def shrunk(picture: PIL.Image.Image, max_pixels: int) -> PIL.Image.Image:
     if picture.width * picture.height <= max_pixels:
         return picture
     short, long = sorted(picture.size)
-    new_short = math.ceil((max_pixels * short / long) ** 0.5)
-    new_long = max_pixels // new_short
+    new_short = min(math.ceil((max_pixels * short / long) ** 0.5), math.isqrt(max_pixels))
+    new_long = min(max_pixels // new_short, long * new_short // short)
     return picture.resize((new_long, new_short) if picture.width > picture.height else (new_short, new_long))
 
 
