@@ -6,11 +6,14 @@ The sentences are those of vLLM (`vllm/renderers/params.py` and its elder versio
 
 from __future__ import annotations
 
+import httpx
+import openai
 import pytest
 
 from spark_rl.config import EngineConfig
 from spark_rl.rollout import endpoint_engine
 from spark_rl.rollout.endpoint_engine import EndpointEngine
+from spark_rl.rollout.endpoint_errors import OPTIONS, Failure
 from spark_rl.rollout.engine import Request
 from tests.rollout.openai_server import completion, refusal, reply, serving
 
@@ -358,3 +361,14 @@ def test_arguments_of_the_chat_template_are_never_left_out():
         with pytest.raises(ValueError, match=r"refuses a request .*property 'chat_template_kwargs' is unsupported"):
             engine.generate([ask()])
     assert state.num_asked == 1
+
+
+def test_what_a_server_repeats_of_a_request_names_no_option():
+    """Pydantic's errors hold their `input`: here all that was sent."""
+    detail = [{"loc": ["body", "messages"], "msg": "bad role", "input": {name: 1 for name in OPTIONS}}]
+    response = httpx.Response(400, request=httpx.Request("POST", "http://x"))
+    failure = Failure.of(openai.BadRequestError("refused", response=response, body={"detail": detail}))
+    assert failure.unknown_option(OPTIONS) is None and "bad role" in failure.told
+    detail[0]["loc"] = ["body", "top_k"]
+    failure = Failure.of(openai.BadRequestError("refused", response=response, body={"detail": detail}))
+    assert failure.unknown_option(OPTIONS) == "top_k"

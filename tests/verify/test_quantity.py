@@ -202,7 +202,10 @@ def test_two_numbers_are_not_joined(answer, gold):
     ("answer", "gold", "right"),
     [
         ("18 km", "18 m", 0.0),
-        ("18 cents", "18 dollars", 0.0),
+        ("$18", "€18", 0.0),
+        ("5 feet", "5 ft", 1.0),
+        ("18 hours", "18 hour", 1.0),
+        ("18 seconds", "18 s", 1.0),
         ("y = 18", "x = 18", 0.0),
         ("18%", "18°", 0.0),
         ("18 percent", r"18\%", 1.0),
@@ -249,3 +252,10 @@ def test_of_two_numbers_neither_is_right(a: int, b: int, between: str):
 @given(st.text(alphabet=r"0123 \{}$.,/-+xe%°=~!()ordfracte^", max_size=30))
 def test_no_text_is_an_exception(text: str):
     assert reward(text, "18") in (0, 1)
+
+
+@pytest.mark.parametrize(
+    "answer", ["18 cents", "18 too low", "18 twice", "18 wrong", "18% off", "ln = 18", "about = 18"]
+)
+def test_words_that_change_a_number_are_no_units(answer):
+    assert reward(answer, "18") == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from spark_rl.verify.verifiers import Metadata, score_choice, score_numeric
-from spark_rl.verify.wording import bare
+from spark_rl.verify.wording import bare, choice, letter
 
 ANY_OF, SAME_LETTERS, HAS_PARTS = (f"{__name__}:{name}" for name in ("any_of", "same_letters", "has_parts"))
 
@@ -35,6 +35,8 @@ def same_letters(answer: str, gold: str, metadata: Metadata) -> float | None:
 
 
 def _letters(text: str) -> set[str]:
+    if chosen := letter(choice(text)):
+        return {chosen.upper()}
     text = bare(text).upper()
     if _UNDECIDED.search(text):
         return set()

@@ -62,10 +62,11 @@ class Failure(Exception):
     def of(cls, error: openai.APIError) -> Failure:
         if not isinstance(error, openai.APIStatusError):  # a lost connection, or a time-out
             return cls(_cause(error))
-        body = error.body if isinstance(error.body, dict) else {}
-        said = body.get("message") or body.get("detail") or error.message
+        body = _without_echo(error.body)
+        told = body if isinstance(body, dict) else {}
+        said = told.get("message") or told.get("detail") or error.message
         retry_after = _seconds(error.response.headers.get("retry-after"))
-        return cls(said, error.status_code, error.param, error.body, retry_after)
+        return cls(said, error.status_code, error.param, body, retry_after)
 
     @classmethod
     def of_empty(cls, answer: object) -> Failure:
@@ -114,6 +115,13 @@ class Failure(Exception):
         said = self.body.split("did you mean")[0]
         marks = {**{name: rf"\b{name}\b" for name in NAMED}, **{name: rf"['\"`]{name}['\"`]" for name in QUOTED}}
         return next((name for name, mark in marks.items() if name in sent and re.search(mark, said)), None)
+
+
+def _without_echo(body: object) -> object:
+    """A body without what was sent, which pydantic repeats as `input`: that names every option."""
+    if isinstance(body, dict):
+        return {key: _without_echo(value) for key, value in body.items() if key != "input"}
+    return [_without_echo(each) for each in body] if isinstance(body, list) else body
 
 
 def _number(pattern: re.Pattern[str], said: str) -> int | None:

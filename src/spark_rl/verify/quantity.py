@@ -17,12 +17,12 @@ class Quantity(NamedTuple):
     label: str = ""
     """What it is said to equal: the `x` of `x = 18`."""
     unit: str = ""
-    """The words or the sign after it. Per cent is a unit: 18 % is 18, never 0.18. A currency's sign is passed over."""
+    """The words or the sign after it, or a currency's sign. Per cent is a unit: 18 % is 18, never 0.18."""
 
     def equals(self, other: Quantity, tolerance: Fraction) -> bool:
-        """Whether the values agree, and labels and units where both have them: `18 km` is 18, but not `18 m`."""
-        alike = all(not a or not b or a == b for a, b in zip(self[1:], other[1:], strict=True))
-        return alike and abs(self.value - other.value) <= tolerance
+        """Whether the values agree, and labels and known units where both have them: `18 km` is 18, but not `18 m`."""
+        labels, units = {self.label, other.label} - {""}, {_KNOWN.get(each.unit) for each in (self, other)} - {None}
+        return len(labels) < 2 and len(units) < 2 and abs(self.value - other.value) <= tolerance
 
 
 _DECIMAL = r"[+-]? ?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?"
@@ -50,9 +50,22 @@ _NO_UNITS = (
     "thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands mil million millions billion "
     "billions trillion trillions lakh crore dozen dozens half halves third thirds quarter quarters fourth fourths "
     "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths "
-    "thousandth thousandths sqrt root sin cos tan log exp alpha beta gamma theta lambda"
+    "thousandth thousandths millionth millionths billionth billionths sqrt root sin cos tan cot csc sinh cosh tanh log "
+    "exp ln infinity alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi chi psi omega "
+    "wrong incorrect false too about until maybe perhaps rather twice thrice double doubled triple tripled quadruple "
+    "tens grand gross score off cent cents penny pence"
 )
-"""Words that change the number, or make it one of two."""
+"""Words that change the number, deny it, or make it one of two."""
+_UNITS = (
+    "$ dollar dollars usd|€ euro euros eur|£|% percent|° degree degrees|m meter meters metre metres|"
+    "km kilometer kilometers kilometre kilometres|cm centimeter centimeters centimetre centimetres|"
+    "mm millimeter millimeters millimetre millimetres|ft foot feet|in inch inches|yd yard yards|mi mile miles|"
+    "g gram grams|kg kilogram kilograms|mg milligram milligrams|lb lbs pound pounds|oz ounce ounces|"
+    "l liter liters litre litres|ml milliliter milliliters millilitre millilitres|"
+    "h hr hrs hour hours|min mins minute minutes|s sec secs second seconds|day days|week weeks|month months|year years"
+)
+_KNOWN = {name: names.split()[0] for names in _UNITS.split("|") for name in names.split()}
+"""Units that are told from each other, by all of their names. Others (apples) are taken on trust."""
 
 
 def quantity(text: str) -> Quantity | None:
@@ -80,7 +93,13 @@ def _read(text: str) -> Quantity | None:
             return None
         value = _fraction(match["number"]) / over
     label, unit = ((match[name] or "").strip().casefold() for name in ("label", "unit"))
-    return Quantity(value, label, unit.replace("percent", "%").replace("degrees", "°"))
+    return Quantity(value, label, unit or _currency(text.strip()))
+
+
+def _currency(text: str) -> str:
+    """The sign of the currency in it; a pair of `$` stands around a formula."""
+    is_dollar = r"\$" in text or text.startswith("$") != text.endswith("$")
+    return next((sign for sign in "€£" if sign in text), "$" if is_dollar else "")
 
 
 def _tidied(text: str) -> str:

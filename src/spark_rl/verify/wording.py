@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
-from math import gcd
 
 _COMMAND = (
     r"\\(?:text(?:bf|it|md|normal|rm|sf|tt|up)?|math(?:bf|it|rm|sf|tt)|operatorname|boldsymbol|bm|mbox)(?![A-Za-z])"
@@ -45,18 +44,20 @@ _OPTION = re.compile(
     r"(?:(?:option|choice|answer) ?:? ?\(?)?([a-j])(?:[*$\"']* ?[.):](?!(?<=\.)[a-z]\b)(.*))?", re.DOTALL
 )
 _NAMED = re.compile(
-    # A letter in a list, after a word that joins options (but no article: "or a dog"), or written as that of an option,
-    # as f(b) is not.
-    r"(?:^|[,;&|])\W{0,2}([a-j])(?=$|\W{0,2}[,;&|]| (?:or|and)\b)"
-    r"|\b(?:or|and|nor|not|option|choice|answer)\b\W{0,2}([b-j]\b|a\b(?! \w))(?!\()"
-    r"|(?<!\w\()\b([a-j])\b ?[.):]|(?<!\w)\(([a-j])$"
+    # Any letter that stands alone, but for the words `a` and `i`: these in a list, after a word that joins options (but
+    # no article: "or a dog"), or written as that of an option.
+    r"(?<!°)(?<!\w\()\b([b-hj])\b(?!\()"
+    r"|(?:^|[,;&|])\W{0,2}([ai])(?=$|\W{0,2}[,;&|]| (?:or|and)\b)"
+    r"|\b(?:or|and|nor|not|but|is|option|choice|answer)\b\W{0,2}([ai])\b(?! \w)"
+    r"|\b([ai])\b ?[.):]|(?<!\w)\(([ai])$"
 )
 
 
 def choice(text: str) -> str:
     r"""The letter or words that are chosen: up to case, text commands, brackets, emphasis and final punctuation."""
     text = unicodedata.normalize("NFKC", text).replace(r"\(", "").replace(r"\)", "")
-    return bare(text).casefold().lstrip("([$*\"' ").rstrip(")]$*\"' .:,")
+    words = " ".join(_COMMANDS.sub(" ", plain(text)).casefold().split())
+    return words.lstrip("([{$*\"' ").rstrip(")]}$*\"' .:,")
 
 
 def is_letter(chosen: str) -> bool:
@@ -84,7 +85,7 @@ _SHORT = "[Dd]o|[Gg]o|[Ii]f|[Ii]n|[Ii]s|[Ii]t|[Nn]o|[Oo]f|[Oo]n|[Oo]r|[Ss]o|[Tt]
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{3,}")
 _WORDS = re.compile(rf"(?:[^\W\d_]{{3,}}|(?:{_SHORT})(?= |$))(?:[ '-][^\W\d_]+)*")
 _LETTERS = re.compile(r"[^\W\d_]+")
-_FORMULA = re.compile(r"(?=.*?[A-Za-z)]\d)\d*[A-Z][A-Za-z\d()]*")
+_FORMULA = re.compile(r"(?=.*?[A-Za-z)]\d)\d* ?[A-Z][A-Za-z\d()]*")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(:[0-5]\d)?(?: ?([ap])\.?m\.?)?", re.IGNORECASE | re.ASCII)
 _YEARS = re.compile(r"([12]\d{3}) ?(?:--?|–) ?([12]\d{3})", re.ASCII)
 
@@ -94,18 +95,20 @@ def as_text(text: str) -> str | None:
     r"""What is text and no mathematics, in one form: words, chemical formulas, times of day, years from and to.
 
     Else a word is a product of its letters, and `cat` equals `act`, `N2O` equals `NO2`; `2010-2015` would be -5. A
-    coefficient before letters (`2x`, `3ab`) is mathematics. So is `5:12`, a ratio: those are in lowest terms, which
-    `10:30` is not.
+    coefficient before letters (`2x`, `3ab`) is mathematics. So is `10:30`, which may be a ratio: a time has minutes
+    below ten, seconds, or its half of the day.
 
-    >>> as_text("N2O"), as_text("10:30 a.m."), as_text("2010-2015"), as_text("2x")
-    ('n2o', '10:30am', '2010-2015', None)
+    >>> as_text("N2O"), as_text("09:30 a.m."), as_text("2010-2015"), as_text("2x")
+    ('n2o', '9:30am', '2010-2015', None)
     """
-    if _WORDS.fullmatch(text) or _FORMULA.fullmatch(text):
+    if _WORDS.fullmatch(text):
         return text.casefold()
+    if _FORMULA.fullmatch(text):
+        return text.casefold().replace(" ", "")
     if time := _TIME.fullmatch(text):
         hour, minute, second, half = time.groups(default="")
-        if half or second or minute[0] == "0" or gcd(int(hour), int(minute)) > 1:
-            return f"{hour}:{minute}{second}{half.lower()}{'m' * bool(half)}"
+        if half or second or minute[0] == "0":
+            return f"{int(hour)}:{minute}{second}{half.lower()}{'m' * bool(half)}"
     if (years := _YEARS.fullmatch(text)) and years[1] < years[2]:
         return f"{years[1]}-{years[2]}"
     return None
