@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 from spark_rl.jsonl import MAX_ROW_BYTES, read_row
-from spark_rl.verify import resolve
+from spark_rl.verify import check_trusted, resolve
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -42,15 +42,14 @@ def take(row: Row, key: str, *kinds: type, default: Any = None) -> Any:
 
 
 def take_verifier(row: Row, default: str) -> str:
-    """The verifier of a row; rows come from anywhere, so none may have code run that the user did not name.
+    """The verifier of a row.
 
     Raises:
         ValueError: it is unknown, or a function other than the default.
     """
     name: str = take(row, "verifier", str, default=default)
     resolve(name)
-    if ":" in name and name != default:
-        raise ValueError(f"'verifier' names the function {name!r}; to trust it, give --verifier {name}")
+    check_trusted(name, default)
     return name
 
 

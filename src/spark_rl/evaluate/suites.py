@@ -34,7 +34,7 @@ from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.images import blank, reference
 from spark_rl.jsonl import read_row
 from spark_rl.types import Example, Image
-from spark_rl.verify import Check, VerifierPool, box, gold_problem
+from spark_rl.verify import Check, VerifierPool, box, check_trusted, gold_problem
 
 EMBEDDED = ("embedded", *(f"embedded:{part}" for part in ("validation", "test", "vision-validation", "vision-test")))
 COLLECTIONS = tuple(dict.fromkeys(each.suite for each in PUBLISHED.values()))
@@ -244,9 +244,8 @@ def _check_question(row: Mapping[str, Any], reader: RowReader) -> None:
     """
     if missing := [key for key in ("prompt", "answer") if key not in row]:
         raise ValueError(f"has no {missing[0]!r}; add it")
-    name = row.get("verifier")
-    if isinstance(name, str) and ":" in name and name not in reader.functions:
-        raise ValueError(f"'verifier' names the function {name!r}; to trust it, give --verifier {name}")
+    if isinstance(name := row.get("verifier"), str):
+        check_trusted(name, reader.verifier)
 
 
 def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

@@ -56,6 +56,7 @@ _NO_UNITS = (
     "tens grand gross score off cent cents penny pence"
 )
 """Words that change the number, deny it, or make it one of two."""
+_IS_SYMBOL, _IS_NO_UNIT = frozenset(_SYMBOLS.split()), frozenset(_NO_UNITS.split())
 _UNITS = (
     "$ dollar dollars usd|€ euro euros eur|£|% percent|° degree degrees|m meter meters metre metres|"
     "km kilometer kilometers kilometre kilometres|cm centimeter centimeters centimetre centimetres|"
@@ -118,8 +119,8 @@ def _tidied(text: str) -> str:
 def _is_named_well(label: str, unit: str) -> bool:
     """Whether these name a number, and do not change it."""
     words = [word.partition("^")[0] for word in unit.strip("%° ").split()]
-    known = all(len(word) > 2 or word in _SYMBOLS.split() for word in words)
-    return known and not any(word.lower() in _NO_UNITS.split() for word in (label, *words))
+    known = all(len(word) > 2 or word in _IS_SYMBOL for word in words)
+    return known and not any(word.lower() in _IS_NO_UNIT for word in (label, *words))
 
 
 def _fraction(decimal: str) -> Fraction:

@@ -260,6 +260,16 @@ def resolve(name: str) -> Verifier:
     )
 
 
+def check_trusted(name: str, named: str) -> None:
+    """Rows come from anywhere, so none may have a function called but the one that the user has named in a command.
+
+    Raises:
+        ValueError: it is another function.
+    """
+    if ":" in name and name != named:
+        raise ValueError(f"'verifier' names the function {name!r}; to trust it, give --verifier {name}")
+
+
 def grade(
     read: str,
     gold: str,
