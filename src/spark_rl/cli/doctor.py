@@ -88,7 +88,7 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     yield from _guarded("machine", "devices", reinstall, _devices)
     yield from _guarded("settings", "precision", reinstall, _settings)
     yield from _guarded("settings", "Hub token", "pip install -U huggingface-hub", _hub_token)
-    yield from _guarded("works", "verifier", "pip install --force-reinstall math-verify", _verifier)
+    yield from _guarded("works", "verifier", "pip install --force-reinstall sympy pint", _verifier)
     if not quick:
         yield from _guarded("works", "model", reinstall, _model)
 
@@ -236,7 +236,7 @@ def _verifier() -> Iterator[Finding]:
     if verdict.reward == 1:
         yield Finding("works", "verifier", "ok", what)
     else:
-        fix = "pip install --force-reinstall math-verify"
+        fix = "pip install --force-reinstall sympy pint"
         yield Finding("works", "verifier", "broken", f"{what}, wrongly ({verdict.reason})", fix)
 
 

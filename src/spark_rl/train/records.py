@@ -52,7 +52,7 @@ def rollout_record(group: Group) -> dict[str, Any]:
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """Versions and machine, for `environment.json`."""
-    packages = ("spark-rl", "torch", "transformers", "accelerate", "tokenizers", "math-verify", "numpy")
+    packages = ("spark-rl", "torch", "transformers", "accelerate", "tokenizers", "sympy", "pint", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
