@@ -254,7 +254,7 @@ def same_value(one: Any, other: Any) -> bool:
     compared = 0
     for turn, point in enumerate(_POINTS):
         values = {letter: _at(letter, value, turn) for letter, value in zip(letters, point, strict=False)}
-        left, right = (each.subs(values, simultaneous=True) for each in (one, other))
+        left, right = (each.xreplace(values) for each in (one, other))
         if not (left.is_real and right.is_real) or left.has(S.NaN, S.ComplexInfinity):
             continue
         if not _close(left, right):
@@ -289,7 +289,7 @@ def _proportional(gold: Relation, answer: Relation) -> bool:
         return False
     letters = sorted(one.free_symbols, key=lambda letter: letter.name)
     at = {letter: value for letter, value in zip(letters, _POINTS[0], strict=False)}
-    left, right = (each.subs(at, simultaneous=True) for each in (one, other))
+    left, right = (each.xreplace(at) for each in (one, other))
     if left == 0 or right == 0 or not (left.is_real and right.is_real):
         return False
     factor = left / right

@@ -46,7 +46,11 @@ def _scale(word: str) -> int | None:
 
 def _unit(tokens: Tokens) -> tuple[int, str]:
     """Where the unit begins, or what is counted, and the unit's name; the end and nothing if there is none."""
+    depth = tokens[0].nesting
     for start, token in enumerate(tokens[1:], start=1):
+        depth += token.nesting
+        if depth:
+            continue
         if token.text == r"\degree" and (name := _DEGREES.get("".join(part.text for part in tokens[start + 1 :]))):
             return start, name
         if token.kind == "word" and not _scale(token.text):
