@@ -86,7 +86,10 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     check_hub_id(settings)
     check_processes(settings, int(os.environ.get("WORLD_SIZE", "1")))
     if not dry_run:
-        RunDirectory(settings.train.output).check(resume)
+        directory = RunDirectory(settings.train.output)
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes may have the run already
+            directory.refuse_if_at_work()
+        directory.check(resume)
     check_model(settings)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
