@@ -289,6 +289,14 @@ def test_a_checkpoint_of_an_earlier_version_gets_a_sentence(killed: Path, tmp_pa
     assert not (tmp_path / "trace").exists()
 
 
+def test_a_checkpoint_of_a_later_version_gets_a_sentence(killed: Path) -> None:
+    path = checkpoint(killed) / "trainer.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    seal(checkpoint(killed))
+    with pytest.raises(ValueError, match="step-000003 was made by another version of spark-rl; resume with that one"):
+        resume(killed)
+
+
 # ------------------------------------------------------------------------------------------------ locks
 
 

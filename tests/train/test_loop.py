@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -241,3 +242,21 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     Trainer(small(tmp_path / "run", "train.steps=1")).run()
     with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.001 and is 0\.5"):
         Trainer(small(tmp_path / "run", "train.steps=1", "train.learning_rate=0.5"), resume=True)
+
+
+@pytest.mark.skipif(not os.environ.get("SPARK_RL_SOAK"), reason="an allocator may live on what it has for seconds")
+def test_a_run_that_gets_no_more_memory_says_so(tmp_path: Path) -> None:
+    """As under `ulimit -v`, from some moment on."""
+    run = tmp_path / "run"
+    command = train_command(run, "train.steps=500", "checkpoint.every=1")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "checkpoints" / "step-000001").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        used = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (used // 2, used // 2))
+        _, errors = process.communicate(timeout=60)
+    last = errors.strip().splitlines()[-1]
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert "there is not enough memory" in last and "--dry-run" in last and "--resume" in last
+    assert not any(map(RunDirectory(run).flaw, RunDirectory(run).checkpoints()))

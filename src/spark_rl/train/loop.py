@@ -56,7 +56,7 @@ from spark_rl.verify import SELF, VerifierPool
 _PATIENCE = 3
 """Steps without signal before a role is warned about."""
 _FORMAT = 1
-"""Of `trainer.json`."""
+"""Of `trainer.json`: another number whenever what it holds is read in another way."""
 T = TypeVar("T")
 
 
@@ -433,6 +433,7 @@ class Trainer:
 
     def _write(self, folder: Path) -> dict[str, str]:
         """This rank's files of a checkpoint; the hashes of the large ones."""
+        folder.mkdir(parents=True, exist_ok=True)  # where ranks have disks of their own
         write_json(folder / f"random-{self.rank}.json", random_state(self.accelerator.device))
         if not self.accelerator.is_main_process:
             return {}
