@@ -32,6 +32,12 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
                 [*command, f"train.output={run}", *options], capture_output=True, text=True, env=environment
             )
             assert done.returncode == 0, done.stderr[-3000:]
+            if not options:  # the resumed run makes the last step again
+                once = load_file(run / "final" / "model.safetensors")
+                (run / "checkpoints" / "step-000003" / f"random-{world - 1}.json").write_text("{}")
+        assert f"is damaged (random-{world - 1}.json" in done.stderr and "resumed after step 2" in done.stderr
+        again = load_file(run / "final" / "model.safetensors")
+        assert all(torch.equal(again[name], once[name]) for name in once)
         finals.append((load_file(run / "final" / "model.safetensors"), read_rows(run / "metrics.jsonl")))
     (one, one_metrics), (two, two_metrics) = finals
     for name in one:

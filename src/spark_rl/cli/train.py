@@ -50,12 +50,22 @@ def train(
         if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
             print(shown)
         return
+    from accelerate.utils.memory import should_reduce_batch_size
+
     from spark_rl.train.loop import Trainer
     from spark_rl.train.telemetry import summary_table
 
     quiet_libraries()
-    trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
-    summary = trainer.run()
+    try:
+        trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
+        summary = trainer.run()
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        raise MemoryError(
+            f"there is not enough memory ({' '.join(str(error).split())}); --dry-run says what a step takes and what "
+            "to lower, and a run that has a checkpoint goes on with --resume --allow-changes"
+        ) from error
     if summary is None:
         raise typer.Exit(1)
     if not trainer.accelerator.is_main_process:
@@ -86,7 +96,10 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     check_hub_id(settings)
     check_processes(settings, int(os.environ.get("WORLD_SIZE", "1")))
     if not dry_run:
-        RunDirectory(settings.train.output).check(resume)
+        directory = RunDirectory(settings.train.output)
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes may have the run already
+            directory.refuse_if_at_work()
+        directory.check(resume)
     check_model(settings)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -59,7 +59,8 @@ def load_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Any:
     stays in it: frequencies of rotary embeddings would be those of other positions in bfloat16.
 
     Raises:
-        ValueError: the folder or id holds no causal LM or vision-language model that can be loaded.
+        ValueError: the folder or id holds no causal LM or vision-language model that can be loaded, or one of its
+            weights is no finite number.
     """
     path = resolve_path(config.path)
     loader, kind = loader_of(config)
@@ -70,6 +71,12 @@ def load_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Any:
         model = loader.from_pretrained(path, dtype=dtype, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model.path: no {kind} could be loaded from {path!r} ({_first_line(error)})") from None
+    for name, weight in model.named_parameters():
+        if weight.numel() and weight.element_size() > 1 and not torch.stack(weight.detach().aminmax()).isfinite().all():
+            raise ValueError(
+                f"model.path: weights of {path!r} are not finite (NaN or infinite in {name}); take another model, or "
+                "an earlier checkpoint of it"
+            )
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from spark_rl.config import Config, flat, load_config
 from spark_rl.data.row_images import written_columns
-from spark_rl.train.checkpoint import RunDirectory
+from spark_rl.train.checkpoint import read_json
 from spark_rl.types import Group
 
 
@@ -109,18 +109,20 @@ class Resumption:
 
 
 def resumption(
-    directory: RunDirectory, config: Config, environment: Mapping[str, Any], allow_changes: bool
+    saved: Path, done: int, config: Config, environment: Mapping[str, Any], allow_changes: bool
 ) -> Resumption:
     """Compare a saved run with the settings and the machine it is to go on with.
+
+    Args:
+        saved: the folder of the checkpoint that is resumed, which tells what the weights were trained with; the run
+            directory if there is none yet.
+        done: steps that the checkpoint has made.
 
     Raises:
         ValueError: a setting that changes results differs (all such are named), and `allow_changes` is off or could
             not make sense of it.
     """
-    saved = directory.root / "config.yaml"
-    if steps := directory.checkpoints():  # what the weights were trained with: a resume may have died before a step
-        saved = directory.checkpoint(steps[-1]) / "config.yaml"
-    changes = _differences(_saved_settings(saved), flat(config.model_dump(mode="json")))
+    changes = _differences(_saved_settings(saved / "config.yaml"), flat(config.model_dump(mode="json")))
     harmful = {key: change for key, change in changes.items() if key not in _HARMLESS}
     if fixed := {key: change for key, change in harmful.items() if _why_fixed(key)}:
         raise ValueError(
@@ -133,7 +135,6 @@ def resumption(
             f"--resume: the settings of this run have changed ({_described(harmful)}); set them back, or go on with "
             "the new ones by --allow-changes"
         )
-    done = max(directory.checkpoints(), default=0)
     if config.train.steps < done:
         raise ValueError(f"--resume: train.steps is {config.train.steps}, but this run has made {done}; raise it")
     warnings = []
@@ -141,7 +142,7 @@ def resumption(
         warnings.append(f"changed, without effect on results: {_described(harmless)}")
     if harmful:
         warnings.append(f"going on with changed settings, as --allow-changes asks: {_described(harmful)}")
-    if moved := _differences(flat(directory.read_json("environment.json") or {}), flat(environment)):
+    if moved := _differences(flat(read_json(saved / "environment.json") or {}), flat(environment)):
         warnings.append(f"not bit for bit the run that was begun, since the machine has changed: {_described(moved)}")
     return Resumption(changes, warnings)
 
@@ -150,7 +151,10 @@ def _saved_settings(path: Path) -> dict[str, Any]:
     try:
         return flat(load_config(path).model_dump(mode="json"))
     except ValueError as error:
-        raise ValueError(f"--resume: the saved settings cannot be read ({error}); mend that file") from None
+        raise ValueError(
+            f"--resume: the saved settings cannot be read ({error}); mend that file, or resume with the version of "
+            "spark-rl that wrote it"
+        ) from None
 
 
 def _why_fixed(key: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,7 +73,6 @@ class Updater:
         self.logprobs, self.optimizer = accelerator.prepare(GroupLogProbs(model, config.train.shared_prefix), optimizer)
         self.model = accelerator.unwrap_model(self.logprobs).model
         self.schedule = _schedule(self.optimizer, config)
-        accelerator.register_for_checkpointing(self.schedule)
         self._skipped = 0
         self._checked = 0
         """By the self-check: 1 once it has seen text, 2 once it has seen images."""
@@ -84,10 +83,16 @@ class Updater:
         module: GroupLogProbs = self.accelerator.unwrap_model(self.logprobs)
         return module.implementation == "shared"
 
-    def apply_settings(self) -> None:
-        """Set the config's optimizer settings once more: a loaded checkpoint brings those it was saved with."""
+    def state_dict(self) -> dict[str, int]:
+        """What there is to save beside the tensors of model and optimizer."""
+        return {"updates": self.schedule.last_epoch, "skipped": self._skipped}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """The inverse of `state_dict`. The config's schedule and optimizer settings hold from here on, whatever those
+        were that the state was saved with."""
         train, schedule = self.config.train, self.schedule
-        schedule.base_lrs = [train.learning_rate for _ in schedule.base_lrs]
+        self._skipped = state["skipped"]
+        schedule.last_epoch, schedule._step_count = state["updates"], state["updates"] + 1
         factors = (factor(schedule.last_epoch) for factor in schedule.lr_lambdas)
         schedule._last_lr = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
         for group, now in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):

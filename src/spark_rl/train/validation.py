@@ -8,7 +8,7 @@ settings can be compared. Decoding is greedy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,7 +17,8 @@ from spark_rl.config import Config, RecycleConfig
 from spark_rl.data import Data
 from spark_rl.recycle import recycle
 from spark_rl.rollout.generate import Sampling, greedy_sampling, training_sampling
-from spark_rl.train.checkpoint import RunDirectory
+from spark_rl.train import checksums
+from spark_rl.train.checkpoint import RunDirectory, read_json
 from spark_rl.train.metrics import Metrics, balanced_accuracy
 from spark_rl.types import Group, Role, Task, with_images_at_hand
 
@@ -52,25 +53,49 @@ class HeldOut:
         self.questions = list(filter(fits, data.validation))
         self.monitored = list(filter(fits, data.monitor))
         self.items: list[Task] = []
+        self.before: dict[str, Any] | None = None
+        """The starting model's metrics on the items, once they are known."""
+        self.warn = warn
         if left_out := len(data.validation) + len(data.monitor) - len(self.questions) - len(self.monitored):
             warn(f"{left_out} held-out questions are longer than prompts may be and are left out")
 
     def begin(self, directory: RunDirectory, is_main: bool) -> dict[str, Any]:
-        """The starting model's metrics on the items, both made at step 0 and read back on a resume."""
-        known: dict[str, Any] | None = directory.read_json("validation/before.json")
-        if known is not None:
-            items = _ITEMS.validate_python(directory.read_json("validation/items.json"))
-            self.items = [with_images_at_hand(task, self.images) for task in items]
-            return known
+        """The starting model's metrics on the items: of the checkpoint that was loaded, of an earlier start of the run
+        that died before its first checkpoint, or made now."""
+        is_written = self.before is None and self._read(directory)
+        if self.before is None:
+            self._make()
+        assert self.before is not None
+        if is_main and not is_written:
+            directory.write_sealed("validation", {f"{name}.json": part for name, part in self.state_dict().items()})
+        return self.before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as JSON types."""
+        return {"items": _ITEMS.dump_python(self.items, mode="json"), "before": self.before}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`, with the images where they are now."""
+        self.items = [with_images_at_hand(task, self.images) for task in _ITEMS.validate_python(state["items"])]
+        self.before = state["before"]
+
+    def _read(self, directory: RunDirectory) -> bool:
+        """Whether there was something whole to read."""
+        folder = directory.root / "validation"
+        if not (folder / checksums.NAME).exists():
+            return False
+        if damage := checksums.flaw(folder):
+            self.warn(f"{folder} is damaged ({damage}); the held-out items are made again")
+            return False
+        self.load_state_dict({name: read_json(folder / f"{name}.json") for name in ("items", "before")})
+        return True
+
+    def _make(self) -> None:
         if questions := self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]:
             name = f"making held-out items of {len(questions)} questions"
             groups = self.ask(questions, training_sampling(self.config), name)
             self.items = list(filter(self.fits, validation_items(groups, self.config)))
-        before = self.measure()
-        if is_main:
-            directory.write_json("validation/items.json", _ITEMS.dump_python(self.items, mode="json"))
-            directory.write_json("validation/before.json", before)
-        return before
+        self.before = self.measure()
 
     def measure(self) -> dict[str, Any]:
         """Greedy metrics on the items, with accuracies by role and source (the monitored questions included)."""
