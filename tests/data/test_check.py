@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.check import Checker, question_key, untracked
 from spark_rl.prompts import answer_prompt
-from spark_rl.verify import VerifierPool
+from spark_rl.verify import VerifierHangs, VerifierPool
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +295,11 @@ def test_generators_are_told_apart_by_what_makes_them():
     made = [fingerprint(SourceConfig(path=path, **value)) for value in values]
     assert len({*made, fingerprint("reasoning_gym:basic_arithmetic")}) == 5
     assert made[0] == fingerprint(path)
+
+
+def test_a_function_that_hangs_on_every_gold_is_not_waited_for_row_by_row(tmp_path, monkeypatch):
+    (tmp_path / "sleepy.py").write_text("import time\ndef grade(answer, gold, metadata):\n    time.sleep(9)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(tmp_path, *sums(40))
+    with VerifierPool(wall_seconds=0.1) as pool, pytest.raises(VerifierHangs, match="6 of the last 6"):
+        run(pool, opened(path, verifier="sleepy:grade"), bad_rows="skip")

@@ -78,6 +78,18 @@ def test_rollouts_cut_at_their_limit(pool, truncated, cut_right, cut_empty):
     assert grades(group) == [(1.0, "5", "correct"), (0.0, "6", "wrong"), cut_right, cut_empty]
 
 
+@pytest.mark.parametrize(("timed_out", "reward"), [("zero", 0.0), ("mask", None)])
+def test_answers_that_make_the_verifier_time_out(tmp_path, monkeypatch, timed_out, reward):
+    grader = "import time\ndef grade(answer, gold, metadata):\n    return time.sleep(9) if answer == 'x' else 1\n"
+    (tmp_path / "slow_on_x.py").write_text(grader)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    group = ungraded(make_example(4, verifier="slow_on_x:grade"), box("5"), box("x"))
+    group.rollouts.append(make_rollout(f"{box('x')} and", None, "cut", finish_reason="length"))
+    with VerifierPool(wall_seconds=0.2, timed_out=timed_out) as pool:
+        RuleScorer(pool, "grade").score([group])
+    assert grades(group) == [(1.0, "5", "correct"), (reward, "x", "timeout"), (reward, "x", "timeout")]
+
+
 def test_no_groups_need_no_grading(pool):
     before = pool.counts.total()
     RuleScorer(pool).score([])

@@ -238,6 +238,24 @@ def test_sigterm_finishes_the_step_saves_and_leaves(tmp_path: Path) -> None:
     assert (run / "checkpoints" / f"step-{step:06d}" / "trainer.json").exists()
 
 
+def test_a_verifier_that_hangs_on_most_answers_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it asks is gone once the golds are graded."""
+    grader = f"    time.sleep(9 * os.path.exists({str(tmp_path / 'gone')!r}))\n    return 1.0\n"
+    (tmp_path / "sleepy.py").write_text(f"import os, time\ndef grade(answer, gold, metadata):\n{grader}")
+    rows = "".join(json.dumps({"prompt": f"What is {i}+1?", "answer": i + 1}) + "\n" for i in range(12))
+    (tmp_path / "sums.jsonl").write_text(rows)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = [f"data.train={tmp_path / 'sums.jsonl'}", "data.verifier=sleepy:grade", "verify.wall_seconds=0.1"]
+    trainer = Trainer(small(tmp_path / "run", *settings))
+    (tmp_path / "gone").touch()
+    assert trainer.run() is None
+    said = capsys.readouterr().err
+    assert "stopped in step 0: the verifier sleepy:grade ran out of time on " in said and "--resume" in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     Trainer(small(tmp_path / "run", "train.steps=1")).run()
     with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.001 and is 0\.5"):

@@ -22,8 +22,8 @@ def pool():
 
 @pytest.fixture(scope="module")
 def hasty_pool():
-    """For what sleeps; too hasty for imports on a busy machine."""
-    with VerifierPool(workers=2, cpu_seconds=1, wall_seconds=2) as pool:
+    """For what sleeps."""
+    with VerifierPool(workers=2, cpu_seconds=1, wall_seconds=1) as pool:
         yield pool
 
 

@@ -75,7 +75,7 @@ def evaluate(
     models = {"model": model, **({"baseline": baseline} if baseline else {})}
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
     weights = {label: _weights(folder_of(each)) for label, each in settings.items()}
-    with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
+    with VerifierPool.of(settings["model"].verify) as pool:
         opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier)
         if blind and not opened.has_images:
             raise ValueError(f"--blind: {suite} has no images; leave it out")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PACE = {
     "engine": {"max_batch_tokens", "concurrency", "timeout_seconds", "retries", "api_key_env"},
-    "verify": {"workers"},
+    "verify": {"workers", "max_timeout_rate"},
     "serve": True,
 }
 """Settings that change no result."""

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
+from spark_rl.config import VerifyConfig, load_inference
 from spark_rl.jsonl import MAX_ROW_BYTES, read_row
 from spark_rl.verify import check_trusted, resolve
 
@@ -59,6 +60,21 @@ def file_and_settings(file: str | None, settings: Sequence[str] | None) -> tuple
     if file and re.match(r"[\w.]+=", file):
         return None, [file, *given]
     return file, given
+
+
+def verify_settings(overrides: Sequence[str], **values: Any) -> VerifyConfig:
+    """How a verb that runs no model has answers graded: these values, then the overrides.
+
+    Raises:
+        ValueError: as `load_inference`, or an override is of another section.
+    """
+    for override in overrides:
+        if not override.startswith("verify."):
+            raise ValueError(
+                f"{override!r} is no setting of grading; give verify.key=value, or, where it is a second file, pipe "
+                "both: cat A B | spark-rl verify"
+            )
+    return load_inference(overrides, verify=values).verify
 
 
 def check_pictures(question: str | None, images: Sequence[str] | None, file: str | None) -> None:

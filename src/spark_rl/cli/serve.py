@@ -56,4 +56,4 @@ def serve(
     judge = Judge(open_model(config), config.judge, seed=config.seed)
     listener.listen(2048)  # who connects from now on waits for the app instead of being refused
     say(f"serving {model} at http://{host}:{listener.getsockname()[1]}; Ctrl-C stops")
-    serve_app(create_app(judge, config.serve, token=token), listener)
+    serve_app(create_app(judge, config.serve, token=token), listener, config.serve.stop_seconds)

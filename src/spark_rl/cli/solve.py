@@ -102,7 +102,7 @@ def solve(
 
     if image and question is None:
         raise ValueError("--image belongs to --question; in rows, images are in the column 'images'")
-    pool = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
+    pool = VerifierPool.of(config.verify)
     if question is not None:
         if file or out or resume or check:
             raise ValueError("--question solves one; leave out the file, --out, --resume and --check")

@@ -11,12 +11,25 @@ from typing import Annotated
 
 import typer
 
-from spark_rl.cli.rows import Input, Output, Row, check_summary, counted, progress, say, take, take_verifier
+from spark_rl.cli.rows import (
+    Input,
+    Output,
+    Row,
+    check_summary,
+    counted,
+    file_and_settings,
+    progress,
+    say,
+    take,
+    take_verifier,
+    verify_settings,
+)
 from spark_rl.verify import Check, VerifierPool, resolve
 
 
 def verify(
     file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="verify.key=value: limits of time and memory.")] = None,
     verifier: Annotated[
         str, typer.Option(help="Of rows that name none; the only function that rows may name.")
     ] = "math",
@@ -33,6 +46,9 @@ def verify(
     not gradable), "extracted" (the last \boxed{}), "reason", and "detail" where
     there is one. Rows stream in constant memory.
 
+    An answer on which the verifier runs out of time although it grades the gold
+    gets 0 and the reason timeout (null with verify.timed_out=mask).
+
     Verifiers: math, numeric, choice, exact, reasoning_gym; a function of yours,
     (answer, gold, metadata) -> float, as module:function; a reward function in
     TRL's signature, which reads the whole response, as trl:module:function.
@@ -41,6 +57,8 @@ def verify(
 
         spark-rl verify responses.jsonl --out graded.jsonl --workers 4
 
+        spark-rl verify rows.jsonl verify.wall_seconds=10 --verifier mine:grade
+
         zcat rows.jsonl.gz | spark-rl verify --verifier numeric | grep wrong
 
         spark-rl verify rows.jsonl --verifier trl:rewards:brevity | head
@@ -48,6 +66,8 @@ def verify(
     check_summary(as_json, out)
     if workers < 1 or not cpu_seconds > 0:
         raise ValueError("--workers must be at least 1, and --cpu-seconds above 0")
+    file, given = file_and_settings(file, overrides)
+    settings = verify_settings(given, workers=workers, cpu_seconds=cpu_seconds)
     resolve(verifier)
     source = Input(file, skip_bad)
 
@@ -60,7 +80,7 @@ def verify(
     total, num_graded, start = 0.0, 0, time.monotonic()
     with (
         Output(out, source) as output,
-        VerifierPool(workers, cpu_seconds) as pool,
+        VerifierPool.of(settings) as pool,
         progress("verify", visible=out is not None) as advance,
     ):
         pairs, ahead = itertools.tee(source.read(parse))

@@ -393,6 +393,17 @@ class VerifyConfig(Section):
     """Processes for verifiers that need one."""
     cpu_seconds: Annotated[float, Field(gt=0)] = 5.0
     """CPU time that one answer may cost before its worker is killed."""
+    wall_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Time that one answer may take before its worker is killed; for verifiers that wait for something."""
+    memory_gb: Annotated[float, Field(gt=0)] = 4.0
+    """Memory that a worker may take (its address space, in GiB)."""
+    timed_out: Literal["zero", "mask"] = "zero"
+    """An answer on which the verifier runs out of time although it grades the gold: rewarded 0, or left out of the
+    loss (reward null). The same of one on which a verifier of the package fails in another way. Neither is ever shown
+    to a judge as wrong."""
+    max_timeout_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A run stops where a function of yours ran out of time on more than this share of its last 32 answers (and on 6 at
+    least); 1 never stops."""
 
 
 class Config(Section):

@@ -57,7 +57,7 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     monitor = open_sources(config.data.monitor, config.data, names, held_out=True)
     train = open_sources(config.data.train, config.data, set())
     messages: list[str] = []
-    with VerifierPool(config.verify.workers, config.verify.cpu_seconds) as verifiers:
+    with VerifierPool.of(config.verify) as verifiers:
 
         def checked(
             sources: Sequence[Source], part: str, held_out: Collection[int] = (), refuse_self: str | None = None

@@ -22,7 +22,7 @@ from spark_rl.infer.solver import Solution, Solver
 from spark_rl.infer.strategies import Step
 from spark_rl.jsonl import decoded, parse_json
 from spark_rl.types import Example
-from spark_rl.verify import Check, Verdict, VerifierPool
+from spark_rl.verify import Check, Verdict, VerifierPool, failed
 
 CHUNK = 128
 """Items that are asked together and written down together."""
@@ -114,7 +114,7 @@ class Runner:
         """The judge on the model's own answers: a sampled one to each question, if the verifier said what it is."""
         self._solve("own answer", questions, "sample", 0)
         rows = {row["id"]: row for row in self.samples.rows if row["part"] == "own answer" and self._is_mine(row)}
-        own = [(q, rows[q.id]) for q in questions if q.id in rows and rows[q.id]["reward"] is not None]
+        own = [(q, rows[q.id]) for q in questions if q.id in rows and _is_label(rows[q.id])]
         self._points("own", [PointItem(q.id, q.question, row["text"], row["reward"] == 1, q.images) for q, row in own])
 
     def _is_mine(self, row: Row) -> bool:
@@ -224,6 +224,11 @@ class Runner:
             yield chunk
             done += len(chunk)
             self.progress(what, done, len(items))
+
+
+def _is_label(row: Row) -> bool:
+    """Whether the verifier has said what an answer is: where it failed it has not, whatever the reward."""
+    return row["reward"] is not None and not failed(row["reason"])
 
 
 def _grade(verdict: Verdict | None) -> Row:

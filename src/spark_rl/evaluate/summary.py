@@ -18,11 +18,10 @@ from spark_rl.evaluate.judging import (
 )
 from spark_rl.evaluate.reward_bench import reward_bench_2, scored
 from spark_rl.evaluate.statistics import mean_interval, p_value, paired_difference
+from spark_rl.verify import failed
 
 Row = Mapping[str, Any]
 Result = dict[str, Any]
-_FAILURES = ("timeout", "crash", "error")
-"""How the reason begins where a verifier failed on an answer."""
 
 
 def summarise(rows: Sequence[Row]) -> Result:
@@ -42,7 +41,7 @@ def _counted(row: Row) -> Row:
 
 
 def _failed(row: Row) -> bool:
-    return (row.get("reason") or "").startswith(_FAILURES)
+    return failed(row.get("reason") or "")
 
 
 def _model(rows: Sequence[Row]) -> Result:

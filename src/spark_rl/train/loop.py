@@ -51,7 +51,7 @@ from spark_rl.train.trackers import Trackers
 from spark_rl.train.update import Updater
 from spark_rl.train.validation import HeldOut, score_of
 from spark_rl.types import Group, Role, Task
-from spark_rl.verify import SELF, VerifierPool
+from spark_rl.verify import SELF, VerifierHangs, VerifierPool
 
 _PATIENCE = 3
 """Steps without signal before a role is warned about."""
@@ -149,7 +149,7 @@ class Trainer:
             max_batch_tokens=config.rollout.max_batch_tokens,
             shares=config.train.shared_prefix != "plain",
         )
-        self.verifiers = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
+        self.verifiers = VerifierPool.of(config.verify)
         rules = RuleScorer(self.verifiers, config.loss.truncated)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.scorer: Scorer = SelfRewardScorer(config, rules, self.switch, self.renderer, context)
@@ -174,12 +174,13 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         """Train to the last step.
 
-        Returns the summary, or None if a signal or a full disk stopped the run (it can be resumed).
+        Returns the summary, or None if a signal, a full disk or a verifier that hangs stopped the run, which can be
+        resumed.
         """
         with self.trackers.running(self.state.step), self.display, self.verifiers, self._signals():
             try:
                 return self._train()
-            except CannotWrite as error:
+            except (CannotWrite, VerifierHangs) as error:
                 self.display.warn(f"stopped in step {self.state.step}: {error}; mend that and go on with --resume")
                 return None
             finally:

@@ -82,6 +82,7 @@ _HARMLESS = {
     "checkpoint.every",
     "checkpoint.keep",
     "verify.workers",
+    "verify.max_timeout_rate",
 }
 """Settings on which no result depends."""
 _FIXED = {

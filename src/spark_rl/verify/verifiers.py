@@ -62,6 +62,12 @@ class Verdict:
     """What there is to say besides: the exception's type and message."""
 
 
+def failed(reason: str) -> bool:
+    """Whether the reason of a verdict, or of a rollout, is that the verifier failed: out of time, dead or raising. Such
+    a reward says nothing of the answer that a judge could learn from."""
+    return reason.startswith(("timeout", "crash", "error"))
+
+
 @dataclass(frozen=True, slots=True)
 class Verifier:
     """A rule, and what it takes to run it."""
