@@ -48,7 +48,7 @@ from spark_rl.train.signal import change_sentences, signal_report, signal_senten
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
 from spark_rl.train.update import Updater
-from spark_rl.train.validation import HeldOut, score_of
+from spark_rl.train.validation import HeldOut, rewards_beside, score_of
 from spark_rl.types import Group, Role, Task
 from spark_rl.verify import SELF, VerifierPool
 
@@ -143,10 +143,11 @@ class Trainer:
             shares=config.train.shared_prefix != "plain",
         )
         self.verifiers = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
-        rules = RuleScorer(self.verifiers, config.loss.truncated)
+        right_at, wrong_at = config.recycle.right_at, config.recycle.wrong_at
+        rules = RuleScorer(self.verifiers, config.loss.truncated, right_at=right_at, wrong_at=wrong_at)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.scorer: Scorer = SelfRewardScorer(config, rules, self.switch, self.renderer, context)
-        self.grader = RuleScorer(self.verifiers)
+        self.grader = RuleScorer(self.verifiers, right_at=right_at, wrong_at=wrong_at)
         """Grades held-out items, whatever training makes of truncated rollouts."""
         self.state = State()
         self.held_out = HeldOut(config, self.data, self._ask_held_out, self.selection.fits, self.display.warn)
@@ -313,7 +314,11 @@ class Trainer:
         if not self.held_out.items or is_last or not _is_due(self.config.validation.every, step):
             return {}
         result = self.held_out.measure()
-        shown = "  ".join(f"{name} {value:.1%}" for name, value in result.items() if name.endswith("accuracy"))
+        shown = "  ".join(
+            f"{name} {value:.1%}" if name.endswith("accuracy") else f"{name} {value:.3g}"
+            for name, value in result.items()
+            if name.endswith("accuracy") or name in rewards_beside(result, result).values()
+        )
         self.display.say(f"held-out after step {step}:  {shown}")
         self._set_switch(result)
         score = score_of(result, self.config.validation.best)

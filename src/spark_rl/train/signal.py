@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spark_rl.train.metrics import Metrics, why_no_signal
-from spark_rl.train.validation import HEADLINE
+from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import Role, Task
 
 WEAK_RATE = 0.05
 """Share of mixed groups below which a role is said to have hardly any signal."""
-_MEANS = ("accuracy", "parse_rate", "truncated_rate", "ungraded_rate", "zero_variance_rate")
+_MEANS = ("accuracy", "reward", "parse_rate", "truncated_rate", "ungraded_rate", "zero_variance_rate")
 
 
 def signal_report(steps: Sequence[Metrics]) -> dict[str, Metrics]:
@@ -88,5 +88,20 @@ def change_sentences(before: Mapping[str, Any], after: Mapping[str, Any], items:
         found.append(
             f"{key.replace('_', ' ')}: {before[key]:.1%} to {after[key]:.1%} on {n} items, "
             f"{kind} (noise {100 * noise:.1f} points)"
+        )
+    return found + _reward_sentences(before, after)
+
+
+def _reward_sentences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The same of mean rewards, where they are not shares of right ones; the noise is twice the standard error of the
+    difference of two independent means."""
+    found = []
+    for role, key in rewards_beside(before, after).items():
+        noise = 2 * math.sqrt(sum(when[f"{key}_std"] ** 2 / max(1, when[f"n_{role}"] - 1) for when in (before, after)))
+        change = after[key] - before[key]
+        kind = "better" if change > noise else "worse" if change < -noise else "no change beyond chance"
+        found.append(
+            f"{role} mean reward: {before[key]:.4g} to {after[key]:.4g} on {after[f'n_{role}']} items, "
+            f"{kind} (noise {noise:.2g})"
         )
     return found
