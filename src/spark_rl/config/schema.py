@@ -365,6 +365,29 @@ class TrainConfig(Section):
     """Whether that repository is made private."""
 
 
+class HealthConfig(Section):
+    """What alarms a run that it destroys its model, said at once and at the end. A loss, weights or log-probabilities
+    that are not finite, or a largest weight a thousand times that of the start, end a run in any case. Checkpoints made
+    during an alarm never push out the last good one."""
+
+    stop_after: Count = 10
+    """Steps in a row with an alarm after which the run stops, saving nothing more; 0 only warns."""
+    max_truncated: Probability = 0.8
+    """At least this share of the answers is cut at its length limit, 0.5 more than in the run's best step, and they get
+    no more reward than in its first."""
+    min_parsed: Probability = 0.2
+    """At most this share of the responses holds an answer, 0.5 less than in the run's best step, and they get no more
+    reward than in its first."""
+    max_same: Probability = 0.8
+    """At least this share of a step's answers, to whatever question, is the same one, 0.3 more than of its golds and
+    than in the run's best step."""
+    min_entropy: Annotated[float, Field(ge=0)] = 0.001
+    """The sampled tokens of answers have a mean negative log-probability below this, nats, and below a tenth of that in
+    the run's best step, while less than nine of ten answers are right."""
+    max_weight_growth: Annotated[float, Field(gt=1)] = 10.0
+    """The largest weight is this multiple of the largest at the start (of 1, if that was less)."""
+
+
 class ValidationConfig(Section):
     """Greedy evaluation on held-out items, before, during and after training."""
 
@@ -418,6 +441,7 @@ class Config(Section):
     verify: VerifyConfig = VerifyConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    health: HealthConfig = HealthConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 

@@ -189,11 +189,11 @@ class RunDirectory:
         folders = (self.root / "checkpoints").glob("step-" + "[0-9]" * 6)
         return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
 
-    def prune(self, keep: int, best: int | None) -> None:
-        """Remove all but the newest `keep` checkpoints and the best one."""
+    def prune(self, keep: int, *also: int | None) -> None:
+        """Remove all but the newest `keep` checkpoints and those of the steps in `also`."""
         with self.writing():
             for step in self.checkpoints()[:-keep]:
-                if step != best:
+                if step not in also:
                     shutil.rmtree(self.checkpoint(step))
 
 

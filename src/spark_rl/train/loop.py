@@ -12,6 +12,7 @@ to save: a run that was killed goes on as if it had not been.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections import Counter, deque
@@ -37,6 +38,7 @@ from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.train.card import model_card
 from spark_rl.train.checkpoint import CannotWrite, RunDirectory, write_atomically
 from spark_rl.train.estimate import bytes_needed
+from spark_rl.train.health import Collapsed, Health, health_sentences
 from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
@@ -47,7 +49,7 @@ from spark_rl.train.self_reward import SelfRewardScorer, Switch
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
-from spark_rl.train.update import Updater
+from spark_rl.train.update import Updater, largest_weight
 from spark_rl.train.validation import HeldOut, rewards_beside, score_of
 from spark_rl.types import Group, Role, Task
 from spark_rl.verify import SELF, VerifierPool
@@ -101,6 +103,8 @@ class Trainer:
             self.data.refuse_images()
         self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images)
         model = load_model(config.model)  # before anything is written: it may not exist
+        if not math.isfinite(largest_weight(model)):
+            raise ValueError(f"model.path: {config.model.path} has weights that are not finite; name another model")
         self.switch = Switch(config.self_reward)
         self.selection = Selection(
             config, self.data.train, self.renderer, max_prompt_tokens(config, model), lambda: self.switch.is_on
@@ -150,6 +154,7 @@ class Trainer:
         self.grader = RuleScorer(self.verifiers, right_at=right_at, wrong_at=wrong_at)
         """Grades held-out items, whatever training makes of truncated rollouts."""
         self.state = State()
+        self.health = Health(config, self.display.warn, self.model.config.get_text_config().vocab_size)
         self.held_out = HeldOut(config, self.data, self._ask_held_out, self.selection.fits, self.display.warn)
         self._recent: deque[Metrics] = deque(maxlen=_PATIENCE)
         self._warned: set[str] = set()
@@ -167,16 +172,22 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         """Train to the last step.
 
-        Returns the summary, or None if a signal or a full disk stopped the run (it can be resumed).
+        Returns the summary, or None if a signal, a full disk or a collapse stopped the run (it can be resumed, from
+        the last good checkpoint).
         """
         with self.trackers.running(self.state.step), self.display, self.verifiers, self._signals():
             try:
                 return self._train()
             except CannotWrite as error:
                 self.display.warn(f"stopped in step {self.state.step}: {error}; mend that and go on with --resume")
-                return None
+            except Collapsed as error:
+                self.display.warn(
+                    f"stopped, the model is destroyed: {error}; {self.health.way_back(self.run_directory)}"
+                )
+            return None
 
     def _train(self) -> dict[str, Any] | None:
+        self.health.begin(largest_weight(self.model))
         before = self._before()
         if self.state.step == 0:
             self._track_held_out(before, 0)
@@ -212,10 +223,13 @@ class Trainer:
             groups, trained = [*groups, *fresh], [*live, *dead[len(fresh) :], *fresh]
         with clock("recycle"):
             counts += self.selection.recycle(groups, step)
+        seen = role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at)
+        seen |= self.health.see_rollouts(groups, seen, step)
         with clock("update"):
             self.display.stage("updating")
             losses = self.updater.update(trained)
             self.engine.shares &= self.updater.shares
+        self.health.see_update(losses, step)
         watched = self.switch.watch(groups)
         self.state.step = step
         with clock("validate"):
@@ -223,7 +237,7 @@ class Trainer:
         with clock("log"):
             if self.accelerator.is_main_process:
                 self.run_directory.write_rollouts(step, map(rollout_record, groups))
-        metrics = {**self._metrics(groups, losses, counts, clock), **watched, **validated}
+        metrics = {**seen, **self._metrics(groups, losses, counts, clock), **watched, **validated}
         self.state.wall_seconds += metrics["time/step"]
         if self.accelerator.is_main_process:
             self.run_directory.append_metrics({"step": step, **metrics})
@@ -231,6 +245,7 @@ class Trainer:
             self.trackers.log_samples(groups, step)
         self.display.step(step, metrics)
         self._warn(metrics)
+        self.health.see_patience(step)
         return metrics
 
     # ------------------------------------------------------------------------------------------------ its stages
@@ -271,7 +286,6 @@ class Trainer:
     def _metrics(self, groups: list[Group], losses: Metrics, counts: Counter[str], clock: _Clock) -> Metrics:
         num_tokens, pool = sum(len(r.token_ids) for g in groups for r in g.rollouts), self.selection.pool
         return {
-            **role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at),
             **losses,
             **{name: float(count) for name, count in sorted(counts.items())},
             **{f"pool/{role}": float(pool.num_waiting(role)) for role in Role if role.is_recycled},
@@ -367,9 +381,10 @@ class Trainer:
         with directory.writing():
             accelerator.save_state(str(folder))
         accelerator.wait_for_everyone()
+        self.health.state.last_checkpoint = step
         if accelerator.is_main_process:
             state = {"state": asdict(self.state), **self.selection.state_dict()}
-            state["self_reward"] = self.switch.state_dict()
+            state |= {"self_reward": self.switch.state_dict(), "health": self.health.state_dict()}
             with directory.writing():
                 write_atomically(folder / "trainer.json", json.dumps(state))
                 write_atomically(folder / "config.yaml", self.config.dump())
@@ -377,7 +392,7 @@ class Trainer:
                 directory.append("resumes.jsonl", {"step": self._resumed_at, "changes": self._changes})
                 self._changes = {}
             directory.complete_checkpoint(step)
-            directory.prune(self.config.checkpoint.keep, self.state.best_step)
+            directory.prune(self.config.checkpoint.keep, self.state.best_step, self.health.state.good_checkpoint)
         accelerator.wait_for_everyone()
         self.state.wall_seconds += time.monotonic() - started
 
@@ -400,6 +415,7 @@ class Trainer:
         self.state = State(**saved["state"])
         self.selection.load_state_dict(saved, self.data.images)
         self.switch.load_state_dict(saved.get("self_reward", {}))
+        self.health.load_state_dict(saved.get("health", {}))
 
     def _finish(self, before: dict[str, Any]) -> dict[str, Any]:
         """Last validation, `final/` and `summary.json`."""
@@ -418,7 +434,7 @@ class Trainer:
             "before": before,
             "after": after,
             "signal": signal_report(steps),
-            "findings": [*signal_sentences(steps, self.config.slots()), *changes],
+            "findings": [*health_sentences(steps), *signal_sentences(steps, self.config.slots()), *changes],
             "monitor": sorted({task.example.source for task in self.data.monitor}),
             "steps": self.config.train.steps,
             "final_from_step": self.state.step,

@@ -9,6 +9,14 @@ from spark_rl.types import Group, Role, Task
 from spark_rl.verify import resolve
 
 Metrics = dict[str, float]
+ALARM = "health/alarm_"
+"""Begins the metrics, of the value 1, that name a step's alarms (`health.py`)."""
+COLLAPSED = "since the model has collapsed, as the alarms say: lower train.learning_rate"
+
+
+def is_alarmed(metrics: Metrics) -> bool:
+    """Whether a step raised an alarm."""
+    return any(name.startswith(ALARM) for name in metrics)
 
 
 def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
@@ -93,7 +101,8 @@ def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int], alternating: 
             )
         elif present and all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
             rates = {name.removeprefix(f"{role}/"): value for name, value in present[-1].items()}
-            found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why_no_signal(rates)}")
+            why = COLLAPSED if is_alarmed(present[-1]) else why_no_signal(rates)
+            found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why}")
     return found
 
 
