@@ -174,3 +174,7 @@ def holds_the_line(answer, gold, metadata):
     if ctypes.CDLL(None).fork() == 0:
         time.sleep(3600)
     os._exit(0)
+
+
+def huge(answer, gold, metadata):
+    return 1e308

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from spark_rl.cli.model import deciding, folder_of, open_model
-from spark_rl.cli.rows import say
+from spark_rl.cli.rows import RIGHT_AT, check_right_at, say
 
 if TYPE_CHECKING:
     from spark_rl.config import Inference
@@ -35,6 +35,7 @@ def evaluate(
     verifier: Annotated[
         str, typer.Option(help="Of rows of a JSONL that name none; the only function that rows may name.")
     ] = "math",
+    right_at: Annotated[float, typer.Option(help=RIGHT_AT)] = 1.0,
     out: Annotated[Path, typer.Option(help="Folder for results.json, samples.jsonl and report.md.")] = Path("eval"),
     baseline: Annotated[str | None, typer.Option(help="A second model, to compare with on the same items.")] = None,
     strategies: Annotated[str, typer.Option(help="Separated by commas; all takes every one.")] = "greedy,reflect",
@@ -63,12 +64,15 @@ def evaluate(
         spark-rl eval Qwen/Qwen2.5-7B-Instruct --suite paper-text --local gsm8k=data/gsm8k
 
         spark-rl eval http://127.0.0.1:8000/v1 --suite held_out.jsonl engine.max_new_tokens=2048
+
+        spark-rl eval runs/mine/final --suite held_out.jsonl --verifier trl:rewards:stars --right-at 4
     """
     from spark_rl.config import load_inference
     from spark_rl.evaluate.suites import blinded, open_suite
     from spark_rl.infer.strategies import parse_strategy
     from spark_rl.verify import VerifierPool
 
+    check_right_at(right_at)
     names = (ALL if strategies == "all" else strategies).split(",")
     for name in names:
         parse_strategy(name)
@@ -76,7 +80,9 @@ def evaluate(
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
     weights = {label: _weights(folder_of(each)) for label, each in settings.items()}
     with VerifierPool.of(settings["model"].verify) as pool:
-        opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier)
+        opened = open_suite(
+            suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier, right_at=right_at
+        )
         if blind and not opened.has_images:
             raise ValueError(f"--blind: {suite} has no images; leave it out")
         if opened.has_images:
@@ -87,6 +93,7 @@ def evaluate(
             "weights": weights,
             "suite": opened.name,
             "verifier": verifier,
+            "right_at": right_at,
             "items": _digest(opened),
             "limit": limit,
             "local": local or [],
@@ -102,7 +109,7 @@ def evaluate(
             for label, each in settings.items():
                 chat = open_model(each)
                 _claim(out, described)
-                runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
+                runner = Runner(label, chat, each, pool, samples, partial(show, models[label]), right_at)
                 runner.run(opened, names, seeds)
                 del runner, chat  # there may be room for one model only
                 if not each.is_remote:

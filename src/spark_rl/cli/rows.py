@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -40,6 +41,20 @@ def take(row: Row, key: str, *kinds: type, default: Any = None) -> Any:
         wanted = " or ".join(dict.fromkeys(_NAMES[kind] for kind in kinds))
         raise ValueError(f"{key!r} must be {wanted}, not {json.dumps(value)[:40]}")
     return value
+
+
+RIGHT_AT = "Reward from which on an answer is right: on another scale than 0 to 1."
+"""What the option `--right-at` says."""
+
+
+def check_right_at(right_at: float) -> None:
+    """Refuse what no reward can reach, or every one.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
+    if not math.isfinite(right_at):
+        raise ValueError(f"--right-at {right_at}: must be a number, the reward from which on an answer is right")
 
 
 def take_verifier(row: Row, default: str) -> str:

@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 
 from spark_rl.cli.rows import (
+    RIGHT_AT,
     Input,
     Output,
     Row,
+    check_right_at,
     check_summary,
     counted,
     file_and_settings,
@@ -33,6 +35,7 @@ def verify(
     verifier: Annotated[
         str, typer.Option(help="Of rows that name none; the only function that rows may name.")
     ] = "math",
+    right_at: Annotated[float, typer.Option(help=RIGHT_AT)] = 1.0,
     out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
     workers: Annotated[int, typer.Option(help="Processes for verifiers that need one.")] = 1,
     cpu_seconds: Annotated[float, typer.Option(help="CPU time that one answer may cost.")] = 5.0,
@@ -64,6 +67,7 @@ def verify(
         spark-rl verify rows.jsonl --verifier trl:rewards:brevity | head
     """
     check_summary(as_json, out)
+    check_right_at(right_at)
     if workers < 1 or not cpu_seconds > 0:
         raise ValueError("--workers must be at least 1, and --cpu-seconds above 0")
     file, given = file_and_settings(file, overrides)
@@ -85,6 +89,7 @@ def verify(
     ):
         pairs, ahead = itertools.tee(source.read(parse))
         for (row, _), verdict in zip(pairs, pool.stream(check for _, check in ahead), strict=True):
+            verdict = verdict.at(right_at)
             grade = {"reward": verdict.reward, "extracted": verdict.extracted, "reason": verdict.reason}
             output.write(row | grade | ({"detail": verdict.detail} if verdict.detail else {}))
             reasons[verdict.reason] += 1

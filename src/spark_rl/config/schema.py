@@ -224,10 +224,12 @@ class RecycleConfig(Section):
     """`cobatched`: every step mixes all roles. `alternating`: a step of questions only, and a step of recycled prompts
     only whenever enough are waiting (the paper's code); a step's rollouts become no more than the roles' shares."""
     right_at: float = 1.0
-    """A reward of at least this makes a response right."""
+    """A reward of at least this makes a response right: for labels, and wherever a run counts an accuracy. Any finite
+    reward trains; this says where on a verifier's scale right begins. Verdicts are right at 1."""
     wrong_at: float = 0.05
     """A reward of at most this makes it wrong; what lies between trains the policy but never becomes a label. Not 0:
-    many scorers of reasoning-gym give a wrong answer 0.01 or 0.05 for its form, some 0.2 or 0.5."""
+    many scorers of reasoning-gym give a wrong answer 0.01 or 0.05 for its form, some 0.2 or 0.5. Where it is below 0, a
+    response without an answer gets it, not 0."""
     both_orders: bool = True
     """Make every pair in both orders, so that a position can not predict the label (paper: one random order)."""
     balanced: bool = True
@@ -311,7 +313,8 @@ class LossConfig(Section):
     """Weight of the k3 estimate of the KL divergence to the starting model (paper: 0.001). At 0 no reference model is
     held, and groups without signal are dropped before the forward pass."""
     truncated: Literal["grade", "zero", "mask"] = "grade"
-    """Rollouts cut at their length limit: graded like any other, rewarded 0, or left out of the loss."""
+    """Rollouts cut at their length limit: graded like any other, rewarded 0 (or `recycle.wrong_at`, if that is below),
+    or left out of the loss."""
     count_dropped: bool = True
     """Whether tokens of groups without signal count in the loss denominators (they do when nothing is dropped)."""
 
@@ -362,6 +365,29 @@ class TrainConfig(Section):
     """Whether that repository is made private."""
 
 
+class HealthConfig(Section):
+    """What alarms a run that it destroys its model, said at once and at the end. A loss, weights or log-probabilities
+    that are not finite, or a largest weight a thousand times that of the start, end a run in any case. Checkpoints made
+    during an alarm never push out the last good one."""
+
+    stop_after: Count = 10
+    """Steps in a row with an alarm after which the run stops, saving nothing more; 0 only warns."""
+    max_truncated: Probability = 0.8
+    """At least this share of the answers is cut at its length limit, 0.5 more than in the run's best step, and they get
+    no more reward than in its first."""
+    min_parsed: Probability = 0.2
+    """At most this share of the responses holds an answer, 0.5 less than in the run's best step, and they get no more
+    reward than in its first."""
+    max_same: Probability = 0.8
+    """At least this share of a step's answers, to whatever question, is the same one, 0.3 more than of its golds and
+    than in the run's best step."""
+    min_entropy: Annotated[float, Field(ge=0)] = 0.001
+    """The sampled tokens of answers have a mean negative log-probability below this, nats, and below a tenth of that in
+    the run's best step, while less than nine of ten answers are right."""
+    max_weight_growth: Annotated[float, Field(gt=1)] = 10.0
+    """The largest weight is this multiple of the largest at the start (of 1, if that was less)."""
+
+
 class ValidationConfig(Section):
     """Greedy evaluation on held-out items, before, during and after training."""
 
@@ -370,9 +396,15 @@ class ValidationConfig(Section):
     items: Positive = 500
     """Items of each role, at most."""
     best: Literal[
-        "answer_accuracy", "pointwise_balanced_accuracy", "pairwise_accuracy", "reflection_accuracy", "mean"
+        "answer_accuracy",
+        "answer_reward",
+        "pointwise_balanced_accuracy",
+        "pairwise_accuracy",
+        "reflection_accuracy",
+        "mean",
     ] = "mean"
-    """The metric that decides which checkpoint is the best; `mean` is the mean of all that could be measured."""
+    """The metric that decides which checkpoint is the best; `mean` is the mean of all accuracies that could be
+    measured, `answer_reward` the mean reward of answers, which says more where rewards are not 0 and 1."""
 
 
 class CheckpointConfig(Section):
@@ -420,6 +452,7 @@ class Config(Section):
     verify: VerifyConfig = VerifyConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    health: HealthConfig = HealthConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 

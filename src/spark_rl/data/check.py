@@ -89,6 +89,7 @@ class Checker:
         part: what the sources are for (`training`, ...), for messages.
         held_out: keys of the questions that must not be among them.
         refuse_self: what to do about a row whose verifier is the model itself; None if such may be among them.
+        right_at: the reward from which on an answer is right: a gold must be, by its own verifier.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class Checker:
         held_out: Collection[int],
         track: Track[Any],
         refuse_self: str | None = None,
+        right_at: float = 1.0,
     ) -> None:
         self.sources, self.config, self.part, self.held_out, self.track = sources, config, part, held_out, track
-        self.refuse_self = refuse_self
+        self.refuse_self, self.right_at = refuse_self, right_at
         self.has_rule = any(source.generator for source in sources)
         """Whether some row is verified by a rule."""
         self.first_reasons: dict[Source, dict[str, str]] = defaultdict(dict)
@@ -222,7 +224,7 @@ class Checker:
                 first[id] = source.where(index)
 
     def _grade_golds(self, verifiers: VerifierPool) -> None:
-        asked: deque[tuple[Source, int, str]] = deque()
+        asked: deque[tuple[Source, int, Task]] = deque()
 
         def checks() -> Iterator[Check]:
             for source in self.sources:
@@ -233,13 +235,13 @@ class Checker:
                     task = source.task(index)
                     gold, verifier = task.example.answer, task.example.verifier
                     if gold:
-                        asked.append((source, index, verifier))
+                        asked.append((source, index, task))
                         yield Check(box(gold), gold, verifier, task.example.metadata, task.messages)
 
         for verdict in verifiers.stream(checks()):
-            source, index, verifier = asked.popleft()
-            if problem := gold_problem(verdict, verifier):
-                if ":" in verifier and verdict.reason in ("wrong", "partial"):  # it may be right never to give 1
+            source, index, task = asked.popleft()
+            if problem := gold_problem(verdict, task.verifier, task.role.right_at(self.right_at)):
+                if ":" in task.verifier and verdict.is_graded:  # it may be right never to give so much
                     problem = f"{problem.removesuffix('.')}, or grade no golds before a run: data.check_golds=false"
                 self._leave_out(source, index, "bad_gold", problem)
 

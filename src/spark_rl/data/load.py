@@ -62,7 +62,7 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
         def checked(
             sources: Sequence[Source], part: str, held_out: Collection[int] = (), refuse_self: str | None = None
         ) -> Checker:
-            checker = Checker(sources, config.data, part, held_out, track, refuse_self)
+            checker = Checker(sources, config.data, part, held_out, track, refuse_self, config.recycle.right_at)
             checker.run(verifiers)
             messages.extend(checker.messages())
             return checker

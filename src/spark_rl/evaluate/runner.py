@@ -78,6 +78,7 @@ class Runner:
     Args:
         label: the model's name in the rows, `model` or `baseline`.
         progress: told (what is being done, items done, items in all).
+        right_at: the reward from which on an answer is right.
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class Runner:
         pool: VerifierPool,
         samples: Samples,
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+        right_at: float = 1.0,
     ) -> None:
         self.label, self.model, self.settings, self.pool = label, model, settings, pool
-        self.samples, self.progress = samples, progress
+        self.samples, self.progress, self.right_at = samples, progress, right_at
         self.judge = Judge(model, settings.judge, seed=settings.seed)
 
     def run(self, suite: Suite, strategies: Sequence[str], seeds: int) -> None:
@@ -115,7 +117,8 @@ class Runner:
         self._solve("own answer", questions, "sample", 0)
         rows = {row["id"]: row for row in self.samples.rows if row["part"] == "own answer" and self._is_mine(row)}
         own = [(q, rows[q.id]) for q in questions if q.id in rows and _is_label(rows[q.id])]
-        self._points("own", [PointItem(q.id, q.question, row["text"], row["reward"] == 1, q.images) for q, row in own])
+        items = [PointItem(q.id, q.question, row["text"], row["reason"] == "correct", q.images) for q, row in own]
+        self._points("own", items)
 
     def _is_mine(self, row: Row) -> bool:
         return bool(row["model"] == self.label)
@@ -123,7 +126,12 @@ class Runner:
     def _solve(self, part: str, examples: Sequence[Example], strategy: str, seed: int) -> None:
         base = {"model": self.label, "part": part, "strategy": strategy, "seed": seed}
         solver = Solver(
-            self.model, self.pool, self.settings.solve, judge=self.judge, seed=self.settings.seed + 1_000_003 * seed
+            self.model,
+            self.pool,
+            self.settings.solve,
+            judge=self.judge,
+            seed=self.settings.seed + 1_000_003 * seed,
+            right_at=self.right_at,
         )
         for chunk in self._open(f"{part}, {strategy}, seed {seed}", examples, base):
             solutions = solver.solve(chunk, strategy)
@@ -136,7 +144,7 @@ class Runner:
             checks = [
                 Check(step.text, example.answer, example.verifier, example.metadata, example.prompt) for step in answers
             ]
-            verdicts = self.pool.verify(checks)
+            verdicts = [verdict.at(self.right_at) for verdict in self.pool.verify(checks)]
             graded = {id(step): _grade(verdict) for step, verdict in zip(answers, verdicts, strict=True)}
             metadata = {key: value for key, value in example.metadata.items() if key not in _OF_THE_GOLD}
             yield {

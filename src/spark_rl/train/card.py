@@ -12,7 +12,7 @@ from spark_rl.config import FILE_SUFFIXES, Config, SourceConfig
 from spark_rl.prompts import answer_prompt, fill, templates_for
 from spark_rl.prompts.templates import fence
 from spark_rl.train.hub import is_hub_id
-from spark_rl.train.validation import HEADLINE
+from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import IMAGE, Role, in_parts
 
 _DOES = {
@@ -79,9 +79,11 @@ def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str,
     """Tables of held-out metrics, of accuracies by source, and of the last training step's judging."""
     before, after = summary["before"], summary["after"]
     parts = []
-    shown = [name for name in (*HEADLINE.values(), *sorted(after)) if _is_metric(name, before) and name in after]
+    rewards = rewards_beside(before, after)
+    measured = [name for name in (*HEADLINE.values(), *sorted(after)) if _is_metric(name, before) and name in after]
+    shown = [*measured, *rewards.values()]
     if shown:
-        numbers = {name: after.get(f"n_{role}", "") for role, name in HEADLINE.items()}
+        numbers = {name: after.get(f"n_{role}", "") for of in (HEADLINE, rewards) for role, name in of.items()}
         rows = [(name, f"{before[name]:.3f}", f"{after[name]:.3f}", numbers.get(name, "")) for name in shown]
         parts = [
             "Greedy decoding on held-out questions. Judge and reflection items were made from the starting model's own "
@@ -113,7 +115,8 @@ def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str,
 
 
 def _is_metric(name: str, metrics: Mapping[str, Any]) -> bool:
-    return isinstance(metrics.get(name), float | int) and name != "n" and not name.startswith("n_")
+    is_count = name == "n" or name.startswith("n_")
+    return isinstance(metrics.get(name), float | int) and not is_count and not name.endswith(("_reward", "_reward_std"))
 
 
 def _usage(config: Config, judges: bool, takes_images: bool) -> str:

@@ -285,11 +285,11 @@ class RunDirectory:
         folders = (self.root / "checkpoints").glob("step-" + "[0-9]" * 6)
         return sorted(map(_number, folders))
 
-    def prune(self, keep: int, best: int | None) -> None:
-        """Remove all but the newest `keep` checkpoints and the best one."""
+    def prune(self, keep: int, *also: int | None) -> None:
+        """Remove all but the newest `keep` checkpoints and those of the steps in `also`."""
         with self.writing():
             for step in self.checkpoints()[:-keep]:
-                if step != best:
+                if step not in also:
                     self._remove(self.checkpoint(step))
 
     def _remove(self, folder: Path) -> None:

@@ -37,6 +37,7 @@ from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.train.card import model_card
 from spark_rl.train.checkpoint import CannotWrite, RunDirectory, read_json, write_json
 from spark_rl.train.estimate import bytes_needed
+from spark_rl.train.health import Collapsed, Health, health_sentences
 from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
@@ -48,8 +49,8 @@ from spark_rl.train.signal import change_sentences, signal_report, signal_senten
 from spark_rl.train.state import load_weights, random_state, save_weights, set_random_state
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
-from spark_rl.train.update import Updater
-from spark_rl.train.validation import HeldOut, score_of
+from spark_rl.train.update import Updater, largest_weight
+from spark_rl.train.validation import HeldOut, rewards_beside, score_of
 from spark_rl.types import Group, Role, Task
 from spark_rl.verify import SELF, VerifierHangs, VerifierPool
 
@@ -150,12 +151,14 @@ class Trainer:
             shares=config.train.shared_prefix != "plain",
         )
         self.verifiers = VerifierPool.of(config.verify)
-        rules = RuleScorer(self.verifiers, config.loss.truncated)
+        right_at, wrong_at = config.recycle.right_at, config.recycle.wrong_at
+        rules = RuleScorer(self.verifiers, config.loss.truncated, right_at=right_at, wrong_at=wrong_at)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.scorer: Scorer = SelfRewardScorer(config, rules, self.switch, self.renderer, context)
-        self.grader = RuleScorer(self.verifiers)
+        self.grader = RuleScorer(self.verifiers, right_at=right_at, wrong_at=wrong_at)
         """Grades held-out items, whatever training makes of truncated rollouts."""
         self.state = State()
+        self.health = Health(config, self.display.warn, self.model.config.get_text_config().vocab_size)
         self.held_out = HeldOut(config, self.data, self._ask_held_out, self.selection.fits, self.display.warn)
         self._recent: deque[Metrics] = deque(maxlen=_PATIENCE)
         self._warned: set[str] = set()
@@ -174,19 +177,24 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         """Train to the last step.
 
-        Returns the summary, or None if a signal, a full disk or a verifier that hangs stopped the run, which can be
-        resumed.
+        Returns the summary, or None if a signal, a full disk, a verifier that hangs or a collapse stopped the run. It
+        can be resumed, from the last good checkpoint.
         """
         with self.trackers.running(self.state.step), self.display, self.verifiers, self._signals():
             try:
                 return self._train()
             except (CannotWrite, VerifierHangs) as error:
                 self.display.warn(f"stopped in step {self.state.step}: {error}; mend that and go on with --resume")
-                return None
+            except Collapsed as error:
+                self.display.warn(
+                    f"stopped, the model is destroyed: {error}; {self.health.way_back(self.run_directory)}"
+                )
             finally:
                 self.run_directory.unlock()
+            return None
 
     def _train(self) -> dict[str, Any] | None:
+        self.health.begin(largest_weight(self.model))
         before = self._before()
         if self.state.step == 0:
             self._track_held_out(before, 0)
@@ -222,10 +230,13 @@ class Trainer:
             groups, trained = [*groups, *fresh], [*live, *dead[len(fresh) :], *fresh]
         with clock("recycle"):
             counts += self.selection.recycle(groups, step)
+        seen = role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at)
+        seen |= self.health.see_rollouts(groups, seen, step)
         with clock("update"):
             self.display.stage("updating")
             losses = self.updater.update(trained)
             self.engine.shares &= self.updater.shares
+        self.health.see_update(losses, step)
         watched = self.switch.watch(groups)
         self.state.step = step
         with clock("validate"):
@@ -233,7 +244,7 @@ class Trainer:
         with clock("log"):
             if self.accelerator.is_main_process:
                 self.run_directory.write_rollouts(step, map(rollout_record, groups))
-        metrics = {**self._metrics(groups, losses, counts, clock), **watched, **validated}
+        metrics = {**seen, **self._metrics(groups, losses, counts, clock), **watched, **validated}
         self.state.wall_seconds += metrics["time/step"]
         if self.accelerator.is_main_process:
             self.run_directory.append_metrics({"step": step, **metrics})
@@ -241,6 +252,7 @@ class Trainer:
             self.trackers.log_samples(groups, step)
         self.display.step(step, metrics)
         self._warn(metrics)
+        self.health.see_patience(step)
         return metrics
 
     # ------------------------------------------------------------------------------------------------ its stages
@@ -281,7 +293,6 @@ class Trainer:
     def _metrics(self, groups: list[Group], losses: Metrics, counts: Counter[str], clock: _Clock) -> Metrics:
         num_tokens, pool = sum(len(r.token_ids) for g in groups for r in g.rollouts), self.selection.pool
         return {
-            **role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at),
             **losses,
             **{name: float(count) for name, count in sorted(counts.items())},
             **{f"pool/{role}": float(pool.num_waiting(role)) for role in Role if role.is_recycled},
@@ -324,7 +335,11 @@ class Trainer:
         if not self.held_out.items or is_last or not _is_due(self.config.validation.every, step):
             return {}
         result = self.held_out.measure()
-        shown = "  ".join(f"{name} {value:.1%}" for name, value in result.items() if name.endswith("accuracy"))
+        shown = "  ".join(
+            f"{name} {value:.1%}" if name.endswith("accuracy") else f"{name} {value:.3g}"
+            for name, value in result.items()
+            if name.endswith("accuracy") or name in rewards_beside(result, result).values()
+        )
         self.display.say(f"held-out after step {step}:  {shown}")
         self._set_switch(result)
         score = score_of(result, self.config.validation.best)
@@ -419,6 +434,7 @@ class Trainer:
         """Checkpoint everything, atomically; remove what is no longer kept."""
         started = time.monotonic()
         directory, is_main, step = self.run_directory, self.accelerator.is_main_process, self.state.step
+        self.health.state.last_checkpoint = step
         with self._writing():
             folder = directory.partial_checkpoint(step, clear=is_main)
         with self._writing():
@@ -429,7 +445,7 @@ class Trainer:
                 self._changes = {}
             if is_main:
                 directory.complete_checkpoint(step, hashes)
-                directory.prune(self.config.checkpoint.keep, self.state.best_step)
+                directory.prune(self.config.checkpoint.keep, self.state.best_step, self.health.state.good_checkpoint)
         self.state.wall_seconds += time.monotonic() - started
 
     def _write(self, folder: Path) -> dict[str, str]:
@@ -444,6 +460,7 @@ class Trainer:
             "updater": self.updater.state_dict(),
             **self.selection.state_dict(),
             "self_reward": self.switch.state_dict(),
+            "health": self.health.state_dict(),
             "held_out": self.held_out.state_dict(),
         }
         write_json(folder / "trainer.json", state)
@@ -463,6 +480,7 @@ class Trainer:
         self.state = State(**saved["state"])
         self.selection.load_state_dict(saved, self.data.images)
         self.switch.load_state_dict(saved["self_reward"])
+        self.health.load_state_dict(saved["health"])
         self.held_out.load_state_dict(saved["held_out"])
         if random_states := read_json(folder / f"random-{self.rank}.json"):  # none if there were fewer ranks
             set_random_state(random_states, self.accelerator.device)
@@ -487,7 +505,7 @@ class Trainer:
             "before": before,
             "after": after,
             "signal": signal_report(steps),
-            "findings": [*signal_sentences(steps, self.config.slots()), *changes],
+            "findings": [*health_sentences(steps), *signal_sentences(steps, self.config.slots()), *changes],
             "monitor": sorted({task.example.source for task in self.data.monitor}),
             "steps": self.config.train.steps,
             "final_from_step": self.state.step,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from spark_rl.config import Config, flat, load_config
+from spark_rl.config import Config, HealthConfig, flat, load_config
 from spark_rl.data.row_images import written_columns
 from spark_rl.train.checkpoint import read_json
 from spark_rl.types import Group
@@ -83,6 +83,7 @@ _HARMLESS = {
     "checkpoint.keep",
     "verify.workers",
     "verify.max_timeout_rate",
+    *(f"health.{name}" for name in HealthConfig.model_fields),
 }
 """Settings on which no result depends."""
 _FIXED = {

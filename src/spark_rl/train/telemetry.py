@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from spark_rl.train.metrics import Metrics
-from spark_rl.train.validation import HEADLINE
+from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import Role
 
 _COLUMNS: dict[str, Callable[[Metrics], str]] = {
     "groups": lambda rates: f"{rates['groups']:.0f}",
     "accuracy": lambda rates: f"{rates['accuracy']:.1%}",
+    "reward": lambda rates: "" if rates["reward"] == rates["accuracy"] else f"{rates['reward']:.3g}",
     "mixed": lambda rates: f"{1 - rates['zero_variance_rate']:.0%}",
     "parsed": lambda rates: f"{rates['parse_rate']:.0%}",
     "cut": lambda rates: f"{rates['truncated_rate']:.0%}",
@@ -123,13 +124,17 @@ class Display:
 
 
 def step_line(step: int, steps: int, metrics: Metrics) -> str:
-    """The accuracies of one step, each with the number of groups that it is of."""
-    accuracies = ", ".join(
-        f"{role} {metrics[f'{role}/accuracy']:.0%} ({metrics[f'{role}/groups']:.0f})"
-        for role in Role
-        if f"{role}/accuracy" in metrics
-    )
-    return f"step {step}/{steps}  accuracy (groups): {accuracies or 'none'}  {metrics['time/step']:.1f} s"
+    """The accuracies of one step, each with the number of groups that it is of, and with the mean reward where that is
+    another number."""
+    accuracies = []
+    for role in Role:
+        if f"{role}/accuracy" in metrics:
+            accuracy = metrics[f"{role}/accuracy"]
+            reward = metrics.get(f"{role}/reward", accuracy)
+            beside = "" if reward == accuracy else f", reward {reward:.3g}"
+            accuracies.append(f"{role} {accuracy:.0%} ({metrics[f'{role}/groups']:.0f}{beside})")
+    shown = ", ".join(accuracies) or "none"
+    return f"step {step}/{steps}  accuracy (groups): {shown}  {metrics['time/step']:.1f} s"
 
 
 def step_table(step: int, metrics: Metrics, width: int) -> Table:
@@ -140,7 +145,9 @@ def step_table(step: int, metrics: Metrics, width: int) -> Table:
     table.add_column("role", no_wrap=True)
     columns = []
     width -= max(map(len, Role)) + 4  # 3 for a column's margins and border, 1 for the last border
-    for name in _COLUMNS:
+    for name, cell in _COLUMNS.items():
+        if name == "reward" and not any(cell(rates) for rates in rows.values() if "reward" in rates):
+            continue  # they are the accuracies
         width -= max(len(name), len("100%")) + 3
         if width < 0:
             break
@@ -185,6 +192,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             name = _NAMES[role]
             change = 100 * (after[key] - before[key])
             table.add_row(name, f"{before[key]:.1%}", f"{after[key]:.1%}", f"{change:+.1f}", str(after[f"n_{role}"]))
+    for role, key in rewards_beside(before, after).items():
+        change = f"{after[key] - before[key]:+.3g}"
+        table.add_row(
+            f"{_NAMES[role]}: mean reward", f"{before[key]:.3g}", f"{after[key]:.3g}", change, str(after[f"n_{role}"])
+        )
     old, new = (when.get("by_source", {}).get(Role.ANSWER, {}) for when in (before, after))
     sources = [source for source in new if source in old]
     if 1 < len(sources) <= MAX_SOURCES:

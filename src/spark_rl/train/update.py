@@ -31,6 +31,7 @@ from spark_rl.train.batches import (
     train_groups,
 )
 from spark_rl.train.forward import GroupLogProbs, collate
+from spark_rl.train.health import Collapsed
 from spark_rl.train.loss import policy_loss
 from spark_rl.train.metrics import Metrics
 from spark_rl.types import Group
@@ -163,6 +164,7 @@ class Updater:
             **({"skipped_updates": skipped} if skipped else {"grad_norm": grad_norm}),
             "learning_rate": learning_rate,
             "clip_rate": clipped / max(1, num_tokens),
+            "health/largest_weight": largest_weight(self.model),
             "trained_tokens": num_tokens / config.train.epochs_per_step,
             **({"kl": kl / max(1, num_tokens)} if self.reference is not None else {}),
         }
@@ -173,9 +175,7 @@ class Updater:
         if skipped:
             self.say("an update was left out: its gradient is not finite")
         if self._skipped >= _MAX_SKIPPED:
-            raise RuntimeError(
-                f"{_MAX_SKIPPED} updates in a row had no finite gradient; lower train.learning_rate or look at the data"
-            )
+            raise Collapsed(f"{_MAX_SKIPPED} updates in a row had no finite gradient")
 
     @contextmanager
     def _accumulating(self, last: bool) -> Iterator[None]:
@@ -230,6 +230,11 @@ class Updater:
                 problem = module.self_check(batch)
         if problem:
             raise ValueError(f"model.path: this model cannot be trained here, since {problem}")
+
+
+def largest_weight(model: Any) -> float:
+    """The largest absolute value among all weights; NaN if one of them is."""
+    return float(torch.nn.utils.get_total_norm(model.parameters(), norm_type=math.inf))
 
 
 def _schedule(optimizer: Any, config: Config) -> Any:

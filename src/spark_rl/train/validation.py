@@ -9,6 +9,7 @@ settings can be compared. Decoding is greedy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -102,7 +103,8 @@ class HeldOut:
         tasks = [*self.items, *self.monitored]
         name = f"evaluating on {len(tasks)} held-out items"
         groups = self.ask(tasks, greedy_sampling(self.config), name) if tasks else []
-        metrics, by_source = validation_metrics(groups, {task.id for task in self.items})
+        headline, right_at = {task.id for task in self.items}, self.config.recycle.right_at
+        metrics, by_source = validation_metrics(groups, headline, right_at)
         return {**metrics, "n": len(self.items), "by_source": by_source}
 
 
@@ -124,31 +126,54 @@ def validation_items(groups: Sequence[Group], config: Config) -> list[Task]:
     return items
 
 
-def validation_metrics(groups: Sequence[Group], headline: set[str]) -> tuple[Metrics, dict[str, Metrics]]:
+def validation_metrics(
+    groups: Sequence[Group], headline: set[str], right_at: float = 1.0
+) -> tuple[Metrics, dict[str, Metrics]]:
     """The metrics of graded greedy groups, and accuracies by role and source.
+
+    Beside the headline metrics `n_<role>`, and for the roles that answer `<role>_reward`, the mean reward, with
+    `<role>_reward_std` over the items.
 
     Args:
         groups: one rollout each.
         headline: ids of the tasks that count in the first result; the others are only reported by source.
+        right_at: the reward from which on an answer is right.
     """
-    counted = [(g.task, g.rewards[0]) for g in groups if g.rewards and g.task.id in headline]
+    graded = [(group.task, group.rewards[0]) for group in groups if group.rewards]
+    counted = [(task, reward) for task, reward in graded if task.id in headline]
     metrics: Metrics = {}
     for role, name in HEADLINE.items():
-        of_role = [(task.label if role.is_judge else "", reward) for task, reward in counted if task.role is role]
-        if of_role:
-            metrics[name] = balanced_accuracy(of_role)
-            metrics[f"n_{role}"] = len(of_role)
-    by_source: dict[str, dict[str, list[tuple[str, float]]]] = {}
-    for group in groups:
-        if group.rewards:
-            label = group.task.label if group.task.role.is_judge else ""
-            sources = by_source.setdefault(group.task.role, {})
-            sources.setdefault(group.task.example.source, []).append((label, group.rewards[0]))
+        of_role = [(task, reward) for task, reward in counted if task.role is role]
+        if not of_role:
+            continue
+        metrics[name] = balanced_accuracy([_labelled(task, reward, right_at) for task, reward in of_role])
+        metrics[f"n_{role}"] = len(of_role)
+        if not role.is_judge:
+            rewards = [reward for _, reward in of_role]
+            metrics |= {f"{role}_reward": fmean(rewards), f"{role}_reward_std": pstdev(rewards)}
+    by_source: dict[str, dict[str, list[tuple[str, bool]]]] = {}
+    for task, reward in graded:
+        of_source = by_source.setdefault(task.role, {}).setdefault(task.example.source, [])
+        of_source.append(_labelled(task, reward, right_at))
     accuracies = {
         role: {source: balanced_accuracy(rows) for source, rows in sources.items()}
         for role, sources in by_source.items()
     }
     return metrics, accuracies
+
+
+def _labelled(task: Task, reward: float, right_at: float) -> tuple[str, bool]:
+    return task.label if task.role.is_judge else "", reward >= task.role.right_at(right_at)
+
+
+def rewards_beside(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[Role, str]:
+    """By role the name of the mean reward, where it was measured both times and is not just the accuracy once more."""
+    names = {role: f"{role}_reward" for role in HEADLINE}
+    return {
+        role: name
+        for role, name in names.items()
+        if name in before and name in after and any(m[name] != m[HEADLINE[role]] for m in (before, after))
+    }
 
 
 def score_of(metrics: Metrics, best: str) -> float:

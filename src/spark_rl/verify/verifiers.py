@@ -25,11 +25,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache
@@ -47,12 +46,22 @@ Metadata = Mapping[str, Any]
 Score = Callable[[str, str, Metadata], float | None]
 
 
+LARGEST = 1e30
+"""Rewards are at most this, either way: training computes in float32."""
+_STANDINGS = ("correct", "partial", "wrong")
+
+
+def _standing(reward: float, right_at: float = 1.0) -> str:
+    return "correct" if reward >= right_at else "wrong" if reward <= 0 else "partial"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The grade of one response."""
 
     reward: float | None
-    """1 right, 0 wrong, between for a verifier with partial credit; None when nothing could be graded."""
+    """1 right, 0 wrong, between for a verifier with partial credit; of a function of yours any number of at most
+    `LARGEST`; None when nothing could be graded."""
     extracted: str | None
     """The answer that was graded; None when the response holds none."""
     reason: str
@@ -60,6 +69,17 @@ class Verdict:
     `crash` or `error: <exception type>`."""
     detail: str = ""
     """What there is to say besides: the exception's type and message."""
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the reward is what a verifier gave for an answer, and not what is given in the want of one."""
+        return self.reason in _STANDINGS
+
+    def at(self, right_at: float) -> Verdict:
+        """The same where a response is right from a reward of `right_at` on, not from 1 on."""
+        if self.reward is None or not self.is_graded:
+            return self
+        return replace(self, reason=_standing(self.reward, right_at))
 
 
 def failed(reason: str) -> bool:
@@ -271,12 +291,12 @@ def grade(
         if reward is None:
             return Verdict(None, extracted, "bad_gold" if rule.reads == "answer" else "no_reward")
         reward = float(reward)
-        if not math.isfinite(reward):
-            raise ValueError(f"verifier {verifier} returned {reward}")
+        if not abs(reward) <= LARGEST:
+            raise ValueError(f"verifier {verifier} returned {reward:g}, which is no number of at most {LARGEST:g}")
     except Exception as error:
         kind = type(error).__name__
         return Verdict(None, extracted, f"error: {kind}", f"{kind}: {error}".splitlines()[0][:200].rstrip(": "))
-    return Verdict(reward, extracted, "correct" if reward >= 1 else "wrong" if reward <= 0 else "partial")
+    return Verdict(reward, extracted, _standing(reward))
 
 
 _OF_EQUALITY = ("tolerance", "relative_tolerance", "units")
@@ -291,11 +311,15 @@ def equality(verifier: str, metadata: Metadata) -> tuple[str, dict[str, Any]]:
     return verifier, {name: metadata[name] for name in _OF_EQUALITY if name in metadata}
 
 
-def gold_problem(verdict: Verdict, verifier: str) -> str | None:
+def gold_problem(verdict: Verdict, verifier: str, right_at: float = 1.0) -> str | None:
     """Why a gold is unusable, given the verdict on the boxed gold graded against itself; None when it is fine.
 
     Of a verifier that reads whole responses only failures are problems: a format reward rightly gives a bare gold 0.
+
+    Args:
+        right_at: the reward from which on a response is right.
     """
+    verdict = verdict.at(right_at)
     match verdict.reason:
         case "correct":
             return None
@@ -305,8 +329,11 @@ def gold_problem(verdict: Verdict, verifier: str) -> str | None:
             return r"The gold cannot be written in \boxed{}: it is empty, or its braces do not balance."
         case "bad_gold":
             return f"The {verifier} verifier cannot read the gold; correct it or name another verifier."
-        case "wrong" | "partial" if ":" in verifier:
-            return f"The {verifier} verifier gives the gold itself {verdict.reward:g} and not 1; correct one of them."
+        case "wrong" | "partial" if ":" in verifier or (verdict.reward or 0) >= 1:
+            return (
+                f"The {verifier} verifier gives the gold itself {verdict.reward:g}, and right is {right_at:g} or more; "
+                "correct the verifier, the gold or right_at."
+            )
         case "wrong" | "partial":
             return f"The {verifier} verifier does not accept the gold as its own answer; name another verifier."
         case failure:
