@@ -216,6 +216,19 @@ DATA = [
         words=["data.jsonl", "held out"],
         spoil=write("same.jsonl", GOOD),
     ),
+    train(
+        "row that the chat template refuses",
+        "model.chat_template=no_system.jinja",
+        words=["data.jsonl, row 2", "chat template", "system, user", "no system turn here", "data.bad_rows=skip"],
+        spoil=lambda folder: [
+            rows(Q, {**Q, "prompt": "What is 2+1?", "system": "Be brief."})(folder),
+            write(
+                "no_system.jinja",
+                "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
+                "{{ messages[-1]['content'] }}",
+            )(folder),
+        ],
+    ),
     train("unknown role", words=["data.jsonl, row 1", "'role'", "pointwise"], spoil=rows({**Q, "role": "judge"})),
     train(
         "judge row without a verdict", words=["data.jsonl, row 1", "Yes or No"], spoil=rows({**Q, "role": "pointwise"})

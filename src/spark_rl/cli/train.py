@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from spark_rl.cli.model import quiet_libraries
+from spark_rl.cli.rows import say
 from spark_rl.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def train(
         from spark_rl.train.dry_run import describe, figures
 
         shown = json.dumps(figures(settings, data)) if as_json else describe(settings, data)
+        for note in data.messages:  # a run says them itself
+            say(note)
         if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
             print(shown)
         return
@@ -92,9 +95,6 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         data = load_data(settings, lambda rows, name, total: progress.track(rows, total, description=escape(name)))
     check_lengths(settings, data.train.sources)
-    notes = data.messages if dry_run else []  # a run says them itself
     if settings.preset is None and settings.roles.answer.share == 1:
-        notes = ["no preset is named, so nothing is recycled; `preset: spark` would", *notes]
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        say("no preset is named, so nothing is recycled; `preset: spark` would")
     return data

@@ -42,8 +42,8 @@ class Source:
     reader: RowReader | None = None
     """What reads rows of a file or data set, and knows their columns."""
     left_out: dict[int, str] = field(default_factory=dict)
-    """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`, `held_out`
-    or `repeated`."""
+    """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`,
+    `bad_prompt`, `held_out` or `repeated`."""
 
     def task(self, index: int) -> Task:
         """The task of a row that was good before.

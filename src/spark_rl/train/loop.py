@@ -40,7 +40,7 @@ from spark_rl.train.estimate import bytes_needed
 from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
-from spark_rl.train.preflight import check_processes
+from spark_rl.train.preflight import check_processes, check_prompts
 from spark_rl.train.records import Changes, environment, refuse_other_data, resumption, rollout_record
 from spark_rl.train.selection import Selection
 from spark_rl.train.self_reward import SelfRewardScorer, Switch
@@ -97,9 +97,8 @@ class Trainer:
         self.data = data or load_data(config)
         self.tokenizer = load_tokenizer(config.model)
         self.images = load_image_processor(config.model, self.tokenizer)
-        if self.images is None:
-            self.data.refuse_images()
         self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images)
+        check_prompts(config, self.data, self.renderer)
         model = load_model(config.model)  # before anything is written: it may not exist
         self.switch = Switch(config.self_reward)
         self.selection = Selection(

@@ -28,6 +28,7 @@ from spark_rl.train import estimate, machine
 from spark_rl.train.batches import fill_tokens
 from spark_rl.train.estimate import Implementation, Memory, ModelShape, VisionShape
 from spark_rl.train.model import max_prompt_tokens, mixed_precision
+from spark_rl.train.preflight import check_prompts
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Rollout, Task
 from spark_rl.verify import SELF, box
@@ -113,9 +114,8 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
     data = data or load_data(config)
     tokenizer = load_tokenizer(config.model)
     images = load_image_processor(config.model, tokenizer)
-    if images is None:
-        data.refuse_images()
     renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, images)
+    check_prompts(config, data, renderer)
     model = _empty_model(config.model)
     limit = max_prompt_tokens(config, model)
     Selection(config, data.train, renderer, limit).require_one()
