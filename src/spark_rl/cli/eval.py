@@ -97,25 +97,28 @@ def evaluate(
         from spark_rl.evaluate.runner import Runner, Samples
         from spark_rl.evaluate.summary import summarise
 
+        skipped = dict(opened.skipped)
         samples, started = Samples(out / "samples.jsonl"), time.monotonic()
         with _progress() as show:
             for label, each in settings.items():
                 chat = open_model(each)
                 _claim(out, described)
                 runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
-                runner.run(opened, names, seeds)
+                renderable = runner.renderable(opened, skip_bad)
+                skipped |= renderable.skipped
+                runner.run(renderable, names, seeds)
                 del runner, chat  # there may be room for one model only
                 if not each.is_remote:
                     from accelerate.utils import release_memory
 
                     release_memory()
-    skipped = {source: len(reasons) for source, reasons in opened.skipped.items()}
-    results = {**described, "skipped": skipped, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
+    counts = {source: len(reasons) for source, reasons in skipped.items()}
+    results = {**described, "skipped": counts, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
     page = markdown(results)
     _write(out / "results.json", json.dumps(results, indent=1) + "\n")
     _write(out / "report.md", page)
     print(json.dumps(results) if as_json else page)
-    for source, reasons in opened.skipped.items():
+    for source, reasons in skipped.items():
         say(f"rows of {source} that are left out: {len(reasons):,}; the first one: {reasons[0]}")
     say(f"{len(samples.rows):,} items in {out / 'samples.jsonl'}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -26,6 +26,16 @@ class Item(Generic[T]):
     row: Row
     """As it is written again."""
     value: T
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier(Generic[T]):
+    """A model, as rows go through it."""
+
+    check: Callable[[T], None]
+    """Raises ValueError where the model's chat template makes no prompt of an item; the reason alone."""
+    carry: Callable[[Sequence[T], Tell], Sequence[Row | None]]
+    """Makes the columns to add, of the items of a chunk. None: the item does not fit the model's context."""
 
 
 class Journal(Output):
@@ -146,18 +156,18 @@ def through(
     what: str,
     journal: Journal,
     read: Callable[[Row, int], Item[T]],
-    prepare: Callable[[], Callable[[Sequence[T], Tell], Sequence[Row | None]]],
+    prepare: Callable[[], Carrier[T]],
     chunk: int,
 ) -> None:
     """Carry the rows of the journal's source through a model, in order, `chunk` at a time.
 
     Args:
         what: the verb, for the display of progress.
-        prepare: loads the model, when something is found to do; gives what makes the columns to add, of the items of a
-            chunk. None: the item does not fit the model's context.
+        prepare: loads the model, when something is found to do.
 
     Raises:
-        ValueError: there are no rows, or (unless they are skipped) a row is bad or does not fit.
+        ValueError: there are no rows, or (unless they are skipped) a row is bad, its prompt cannot be rendered, or it
+            does not fit.
     """
     if chunk < 1:
         raise ValueError("--chunk must be at least 1")
@@ -165,15 +175,17 @@ def through(
     total = _checked(source, read)
     with journal:
         items = journal.rest(source.read(read))
-        todo = list(itertools.islice(items, chunk))
-        if not todo and not journal.num_done and not source.num_bad:
-            raise ValueError(f"{source.name}: has no rows; give at least one")
-        carry = prepare() if todo else None
+        if (first := next(items, None)) is None:
+            if not journal.num_done and not source.num_bad:
+                raise ValueError(f"{source.name}: has no rows; give at least one")
+            return
+        carrier = prepare()
+        _checked(source, lambda row, number: carrier.check(read(row, number).value))
+        good = _renderable(itertools.chain([first], items), carrier, source)
         with progress(what, journal.path is not None, total) as advance:
             advance(journal.num_done)
-            while todo and carry:
-                _carry(todo, carry, journal, advance)
-                todo = list(itertools.islice(items, chunk))
+            while todo := list(itertools.islice(good, chunk)):
+                _carry(todo, carrier, journal, advance)
 
 
 def sum_up(summary: Mapping[str, Any], came: str) -> None:
@@ -184,9 +196,19 @@ def sum_up(summary: Mapping[str, Any], came: str) -> None:
     say(f"{counted(summary['rows'], 'row')}{before}{bad}: {came}; {tokens}; {summary['seconds']:,.1f} s")
 
 
+def _renderable(items: Iterable[Item[T]], carrier: Carrier[T], source: Input) -> Iterator[Item[T]]:
+    for item in items:
+        try:
+            carrier.check(item.value)
+        except ValueError as error:
+            source.refuse(item.number, str(error))
+        else:
+            yield item
+
+
 def _carry(
     todo: Sequence[Item[T]],
-    carry: Callable[[Sequence[T], Tell], Sequence[Row | None]],
+    carrier: Carrier[T],
     journal: Journal,
     advance: Callable[[int], None],
 ) -> None:
@@ -197,7 +219,7 @@ def _carry(
         advance(ended - shown)
         shown = ended
 
-    made, rows = carry([item.value for item in todo], tell), list[Row]()
+    made, rows = carrier.carry([item.value for item in todo], tell), list[Row]()
     try:
         for item, columns in zip(todo, made, strict=True):
             if columns is None:
@@ -209,9 +231,10 @@ def _carry(
 
 
 def _checked(source: Input, read: Callable[[Row, int], Any]) -> int | None:
-    """The number of rows of a file, all of which are looked at before anything is loaded; None for a stream."""
+    """The number of rows of a file, all of which are looked at before anything is done; None for a stream."""
     if source.path is None or not source.path.is_file():
         return None
+    num_bad = source.num_bad
     total = sum(1 for _ in source.read(read))
-    source.num_bad = 0
+    source.num_bad = num_bad
     return total

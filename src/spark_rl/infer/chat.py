@@ -11,6 +11,7 @@ from spark_rl.config import Inference
 from spark_rl.models.folder import check_folder, context_length, resolve_path
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.engine import Completion, Engine, Request
+from spark_rl.types import Image, Message
 from spark_rl.verify.extract import ANSWER_TAG
 
 
@@ -117,6 +118,15 @@ class ChatModel:
                 completion.num_prompt_tokens = completion.num_prompt_tokens or len(request.prompt_ids)
             replies[i] = completions
         return replies
+
+    def check(self, messages: Sequence[Message], images: Sequence[Image] = ()) -> None:
+        """See that a prompt can be made of messages; of what a server renders, nothing is known.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if self.renderer is not None:
+            self.renderer.check(messages, images)
 
     def tokens(self, reply: Completion) -> list[str]:
         """The text of each token of a reply; empty where the engine tells neither ids nor texts."""

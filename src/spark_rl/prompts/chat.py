@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
@@ -65,12 +66,7 @@ class ChatRenderer:
         if images is not None:
             self._specials.append(images.placeholder)
         if header := self.missing_header():
-            logger.warning(
-                "the chat template ends a prompt without the assistant's header %r, which stands before replies in its "
-                "conversations: it ignores add_generation_prompt. If the model was trained with it, let the template "
-                "end with {%% if add_generation_prompt %%} and the header (model.chat_template)",
-                header,
-            )
+            _say_missing(header)
 
     def text(self, messages: Sequence[Message]) -> str:
         """The prompt as text, special tokens included and a placeholder for each image.
@@ -180,6 +176,17 @@ class ChatRenderer:
 
     def _ids(self, text: str, **kwargs: Any) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, **kwargs)["input_ids"])
+
+
+@cache
+def _say_missing(header: str) -> None:
+    """Once in a process, however many renderers have such a template."""
+    logger.warning(
+        "the chat template ends a prompt without the assistant's header %r, which stands before replies in its "
+        "conversations: it ignores add_generation_prompt. If the model was trained with that header, let the template "
+        "end with {%% if add_generation_prompt %%} and the header (model.chat_template)",
+        header,
+    )
 
 
 def _turns(messages: Sequence[Message]) -> str:
