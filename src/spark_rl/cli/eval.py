@@ -6,17 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from spark_rl.cli.model import deciding, folder_of, open_model
 from spark_rl.cli.rows import say
+from spark_rl.progress import Shown
 
 if TYPE_CHECKING:
     from spark_rl.config import Inference
@@ -76,7 +73,9 @@ def evaluate(
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
     weights = {label: _weights(folder_of(each)) for label, each in settings.items()}
     with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
-        opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier)
+        with Shown() as shown:
+            shown.stage(f"opening {suite}")
+            opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier)
         if blind and not opened.has_images:
             raise ValueError(f"--blind: {suite} has no images; leave it out")
         if opened.has_images:
@@ -99,11 +98,13 @@ def evaluate(
 
         skipped = dict(opened.skipped)
         samples, started = Samples(out / "samples.jsonl"), time.monotonic()
-        with _progress() as show:
+        with Shown() as shown:
             for label, each in settings.items():
+                shown.stage(f"loading {models[label]}")
                 chat = open_model(each)
+                chat.told = shown.part
                 _claim(out, described)
-                runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
+                runner = Runner(label, chat, each, pool, samples, _told(shown, models[label]))
                 renderable = runner.renderable(opened, skip_bad)
                 skipped |= renderable.skipped
                 runner.run(renderable, names, seeds)
@@ -121,6 +122,18 @@ def evaluate(
     for source, reasons in skipped.items():
         say(f"rows of {source} that are left out: {len(reasons):,}; the first one: {reasons[0]}")
     say(f"{len(samples.rows):,} items in {out / 'samples.jsonl'}")
+
+
+def _told(shown: Shown, model: str) -> Callable[[str, int, int], None]:
+    """What a runner tells of its parts, of which each is a stage."""
+    reports: dict[str, Callable[[float, float | None], None]] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in reports:
+            reports[what] = shown.stage(f"{model}: {what}", total, "items")
+        reports[what](done, total)
+
+    return show
 
 
 def _check_they_take_images(suite: str, settings: Iterable[Inference]) -> None:
@@ -213,17 +226,3 @@ def _write(path: Path, text: str) -> None:
     partial_file = path.with_name(path.name + ".partial")
     partial_file.write_text(text, encoding="utf-8")
     partial_file.replace(path)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, str, int, int], None]]:
-    """One bar on standard error, if that is a terminal: of the part that is under way."""
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(model: str, what: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{model}: {what}", completed=done, total=total)
-
-        yield show

@@ -107,7 +107,7 @@ def judge(
             judgements = _judge_all(judges[0], items, tell)
             return [None if judgement.no_room else judgement.columns() for judgement in judgements]
 
-        return Carrier(check, carry)
+        return Carrier(judges[0].model, check, carry)
 
     folder = source.path.parent if source.path else Path()
     through("judge", journal, lambda row, number: Item(number, row, _shown(row, folder)), prepare, chunk)

@@ -135,7 +135,7 @@ def solve(
                     rows = [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
                 return [None if each.no_room else row for each, row in zip(solutions, rows, strict=True)]
 
-            return Carrier(check_prompt, carry)
+            return Carrier(solver.model, check_prompt, carry)
 
         through("solve", journal, read, prepare, chunk)
     summary = {

@@ -7,10 +7,15 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from spark_rl.cli.rows import Input, Output, Row, counted, progress, say
+from spark_rl.cli.rows import Input, Output, Row, counted, say
+from spark_rl.progress import Report, Shown
+
+if TYPE_CHECKING:
+    from spark_rl.infer import ChatModel
 
 T = TypeVar("T")
 NO_ROOM = "leaves no room for a reply in the model's context; shorten it"
@@ -32,6 +37,7 @@ class Item(Generic[T]):
 class Carrier(Generic[T]):
     """A model, as rows go through it."""
 
+    model: ChatModel
     check: Callable[[T], None]
     """Raises ValueError where the model's chat template makes no prompt of an item; the reason alone."""
     carry: Callable[[Sequence[T], Tell], Sequence[Row | None]]
@@ -179,13 +185,23 @@ def through(
             if not journal.num_done and not source.num_bad:
                 raise ValueError(f"{source.name}: has no rows; give at least one")
             return
-        carrier = prepare()
-        _checked(source, lambda row, number: carrier.check(read(row, number).value))
-        good = _renderable(itertools.chain([first], items), carrier, source)
-        with progress(what, journal.path is not None, total) as advance:
-            advance(journal.num_done)
+        with Shown(bar=journal.path is not None) as shown:
+            shown.stage("loading the model")
+            carrier = prepare()
+            carrier.model.told = shown.part
+            shown.stage("rendering the prompts")
+            _checked(source, lambda row, number: carrier.check(read(row, number).value))
+            good = _renderable(itertools.chain([first], items), carrier, source)
+            report, done = shown.stage(what, total, "rows"), journal.num_done
+            report(done, total)
             while todo := list(itertools.islice(good, chunk)):
-                _carry(todo, carrier, journal, advance)
+                _carry(todo, carrier, journal, partial(_tell, report, done, total))
+                done += len(todo)
+                report(done, total)
+
+
+def _tell(report: Report, before: int, total: int | None, ended: int, of_chunk: int) -> None:
+    report(before + ended, total)
 
 
 def sum_up(summary: Mapping[str, Any], came: str) -> None:
@@ -210,15 +226,8 @@ def _carry(
     todo: Sequence[Item[T]],
     carrier: Carrier[T],
     journal: Journal,
-    advance: Callable[[int], None],
+    tell: Tell,
 ) -> None:
-    shown = 0
-
-    def tell(ended: int, _: int) -> None:
-        nonlocal shown
-        advance(ended - shown)
-        shown = ended
-
     made, rows = carrier.carry([item.value for item in todo], tell), list[Row]()
     try:
         for item, columns in zip(todo, made, strict=True):

@@ -13,6 +13,7 @@ from rich.console import Console
 from spark_rl.cli.model import quiet_libraries
 from spark_rl.cli.rows import say
 from spark_rl.config import Config, load_config
+from spark_rl.progress import Shown
 
 if TYPE_CHECKING:
     from spark_rl.data import Data
@@ -47,17 +48,21 @@ def train(
     if dry_run:
         from spark_rl.train.dry_run import describe, figures
 
-        shown = json.dumps(figures(settings, data)) if as_json else describe(settings, data)
+        with Shown() as shown:
+            shown.stage("measuring prompts")
+            figured = json.dumps(figures(settings, data)) if as_json else describe(settings, data)
         for note in data.messages:  # a run says them itself
             say(note)
         if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
-            print(shown)
+            print(figured)
         return
     from spark_rl.train.loop import Trainer
     from spark_rl.train.telemetry import summary_table
 
     quiet_libraries()
-    trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
+    with Shown(bar=False) as shown:  # it warns, through a display of its own
+        shown.stage("loading the model")
+        trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
     summary = trainer.run()
     if summary is None:
         raise typer.Exit(1)
@@ -78,9 +83,6 @@ def train(
 
 def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     """Everything that can be wrong and needs no torch, which takes seconds to load: output, model folder, data."""
-    from rich.markup import escape
-    from rich.progress import Progress
-
     from spark_rl.data import load_data
     from spark_rl.train.checkpoint import RunDirectory
     from spark_rl.train.hub import check_hub_id
@@ -91,9 +93,8 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     if not dry_run:
         RunDirectory(settings.train.output).check(resume)
     check_model(settings)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        data = load_data(settings, lambda rows, name, total: progress.track(rows, total, description=escape(name)))
+    with Shown() as shown:
+        data = load_data(settings, shown.track)
     check_lengths(settings, data.train.sources)
     if settings.preset is None and settings.roles.answer.share == 1:
         say("no preset is named, so nothing is recycled; `preset: spark` would")

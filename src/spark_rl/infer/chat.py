@@ -37,6 +37,8 @@ class ChatModel:
     ) -> None:
         self.engine, self.name, self.renderer, self.context = engine, name, renderer, context
         self.max_new_tokens, self.stop = max_new_tokens, tuple(stop)
+        self.told: Callable[[float, int], None] | None = None
+        """Told (replies that have come, all) of the call under way, where `generate` is given nothing to tell."""
 
     @classmethod
     def open(cls, settings: Inference) -> ChatModel:
@@ -99,7 +101,7 @@ class ChatModel:
         return self.renderer is None or self.renderer.images is not None
 
     def generate(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+        self, requests: Sequence[Request], progress: Callable[[float, int], None] | None = None
     ) -> list[list[Completion]]:
         """The engine's replies to requests that hold messages, each cut at what its prompt leaves of the context.
 
@@ -107,7 +109,9 @@ class ChatModel:
         """
         rendered = list(map(self._render, requests))
         fitting = [i for i, request in enumerate(rendered) if request is not None]
-        answered = self.engine.generate([r for r in rendered if r is not None], progress) if fitting else []
+        answered = (
+            self.engine.generate([r for r in rendered if r is not None], progress or self.told) if fitting else []
+        )
         replies = [[Completion([], [], "", "no_room") for _ in range(request.n)] for request in requests]
         opening = self.renderer.opening if self.renderer else ""
         for i, completions in zip(fitting, answered, strict=True):

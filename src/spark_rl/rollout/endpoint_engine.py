@@ -33,7 +33,7 @@ from spark_rl.rollout.engine import Completion, Request
 from spark_rl.types import IMAGE, Image, in_parts
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a request is sent again: doubled each time, and up to half more or less by chance. Never less than the
 server asks for."""

@@ -79,7 +79,7 @@ class VLLMEngine:
         """Most tokens of a prompt and its reply."""
 
     def generate(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+        self, requests: Sequence[Request], progress: Callable[[float, int], None] | None = None
     ) -> list[list[Completion]]:
         """As `Engine.generate`; progress is told once, at the end.
 

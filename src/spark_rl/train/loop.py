@@ -211,8 +211,7 @@ class Trainer:
         with clock("recycle"):
             counts += self.selection.recycle(groups, step)
         with clock("update"):
-            self.display.stage("updating")
-            losses = self.updater.update(trained)
+            losses = self.updater.update(trained, self.display.stage("updating"))
             self.engine.shares &= self.updater.shares
         watched = self.switch.watch(groups)
         self.state.step = step
@@ -238,6 +237,7 @@ class Trainer:
         with clock("generate"):
             mine = self._roll_out(tasks, training_sampling(self.config), seed=self.config.train.seed, step=step)
         with clock("score"), self.accelerator.autocast():
+            self.display.stage("scoring")
             self.scorer.score(mine, self.engine)
             return self._gather(mine)
 
@@ -355,6 +355,7 @@ class Trainer:
     def _save(self) -> None:
         """Checkpoint everything, atomically; remove what is no longer kept."""
         started = time.monotonic()
+        self.display.stage("saving")
         directory, accelerator, step = self.run_directory, self.accelerator, self.state.step
         folder = directory.partial_checkpoint(step, clear=accelerator.is_main_process)
         accelerator.wait_for_everyone()
