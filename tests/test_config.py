@@ -326,3 +326,27 @@ def test_one_text_is_a_list_of_one():
 def test_the_first_rows_of_a_training_file_can_be_held_out():
     assert "size" in refusal(None, "data.train=a.jsonl", "data.validation=a.jsonl")
     load_config(None, ["data.train=a.jsonl", "data.validation={path: a.jsonl, size: 9}"])
+
+
+@pytest.mark.parametrize("depth", [90, 200, 3000])
+@pytest.mark.parametrize("pair", ["[]", "{}"])
+def test_what_is_nested_deeply_is_one_sentence(tmp_path, depth, pair):
+    """Also what YAML can still read, but no checkpoint could hold."""
+    path, inner = tmp_path / "run.yaml", "1"
+    opening, closing = ("[", "]") if pair == "[]" else ("{a: ", "}")
+    path.write_text(f"model: {{chat_template_kwargs: {{a: {opening * depth}{inner}{closing * depth}}}}}")
+    override = f"model.chat_template_kwargs.a={opening * depth}{inner}{closing * depth}"
+    if depth < 100:
+        assert load_config(path) == load_config(None, [override])
+        load_config(path).dump()
+        return
+    for load, place in ((lambda: load_config(path), path), (lambda: load_config(None, [override]), "override model")):
+        with pytest.raises(ValueError, match="is nested more than 100 levels deep") as caught:
+            load()
+        assert str(caught.value).startswith(str(place)) and len(str(caught.value)) < 300
+
+
+def test_yaml_that_holds_itself_is_one_sentence(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: {chat_template_kwargs: {a: &a [*a]}}")
+    with pytest.raises(ValueError, match="is nested more than 100 levels deep"):
+        load_config(tmp_path / "run.yaml")

@@ -85,6 +85,14 @@ CONFIG = [
     Case("no config", ["train", "nowhere.yaml"], ["nowhere.yaml", "cannot be read", "give the path"]),
     Case("config is a folder", ["train", "model"], ["model", "cannot be read"]),
     train("config is not YAML", words=["run.yaml", "not valid YAML"], spoil=write("run.yaml", "train: [")),
+    train(
+        "config nested 3,000 levels deep",
+        words=["run.yaml: is nested more than 100 levels deep", "not closed"],
+        spoil=write("run.yaml", "train: " + "{a: " * 3000 + "}" * 3000),
+    ),
+    train(
+        "override nested deeply", "train.steps=" + "[" * 3000, words=["override train.steps: is nested more than 100"]
+    ),
     train("config is a list", words=["run.yaml", "must hold a mapping"], spoil=write("run.yaml", "- train")),
     train("config is not UTF-8", words=["run.yaml", "not valid YAML"], spoil=write("run.yaml", b"model: {path: \xe9}")),
     train(
@@ -132,6 +140,14 @@ DATA = [
     train("pattern without a match", "data.train=no/*.jsonl", words=["no/*.jsonl", "no file matches"]),
     train("empty file", words=["data.jsonl", "holds no rows"], spoil=write("data.jsonl", "")),
     train("malformed row", words=["data.jsonl, row 5", "not valid JSON"], spoil=write("data.jsonl", GOOD + "{\n")),
+    train(
+        "nested row",
+        words=["data.jsonl, row 2", "nested too deeply"],
+        spoil=write(
+            "data.jsonl",
+            json.dumps(Q) + '\n{"prompt": "1+1?", "answer": 2, "metadata": {"a": ' + "[" * 3000 + "]" * 3000 + "}}\n",
+        ),
+    ),
     train("row is no object", words=["data.jsonl, row 5", "JSON object"], spoil=write("data.jsonl", GOOD + "[1]\n")),
     train(
         "wrong type in a row", words=["data.jsonl, row 2", "'prompt' must be text"], spoil=rows(Q, {**Q, "prompt": 3})

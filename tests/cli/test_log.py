@@ -89,7 +89,7 @@ def test_a_run_in_a_log_file_shows_all_its_stages(tmp_path: Path) -> None:
         subprocess.run(command, stderr=log, check=True, env={**os.environ, "SPARK_RL_LOG_SECONDS": "0.01"}, timeout=120)
     told = stages((tmp_path / "log").read_text())
     for name in (
-        "loading the model: ",
+        "loading the model, rendering the prompts: ",
         "making held-out items of 12 questions (after step 0 of 1): ",
         "held-out items (after step 0 of 1): ",
         "generating (after step 0 of 1): ",

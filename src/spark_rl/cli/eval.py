@@ -188,7 +188,7 @@ def _check_free(out: Path, described: dict[str, Any]) -> None:
     """
     known = out / "evaluation.json"
     if known.exists():
-        before = dict(_named(json.loads(known.read_text(encoding="utf-8"))))
+        before = dict(_named(_read(known)))
         now = dict(_named(described))
         if different := [name for name in before | now if before.get(name) != now.get(name)]:
             raise ValueError(
@@ -197,6 +197,14 @@ def _check_free(out: Path, described: dict[str, Any]) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: is no empty folder and holds no evaluation; name another")
+
+
+def _read(known: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(known.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{known}: cannot be read ({error}); remove that folder, or name another with --out") from None
+    return described if isinstance(described, dict) else {}
 
 
 def _named(described: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from spark_rl.cli.rows import Input, Output, Row, counted, say
+from spark_rl.jsonl import decoded, parse_json
 from spark_rl.progress import Report, Shown
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Journal(Output):
         with self._named(), self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    row = json.loads(line)
+                    row = parse_json(decoded(line))
                 except ValueError:
                     row = None
                 is_half = not line.endswith(b"\n")

@@ -61,7 +61,7 @@ def train(
 
     quiet_libraries()
     with Shown(bar=False) as shown:  # it warns, through a display of its own
-        shown.stage("loading the model")
+        shown.stage("loading the model, rendering the prompts")
         trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
     summary = trainer.run()
     if summary is None:

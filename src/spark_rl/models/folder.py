@@ -203,7 +203,7 @@ def _safetensors_problem(path: Path) -> str | None:
         try:
             header = json.loads(file.read(length))
             ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
             return "has no readable safetensors header"
     expected = 8 + length + max(ends, default=0)
     return None if size == expected else f"has {size} bytes where its header tells of {expected}"
@@ -232,7 +232,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"model.path: {path} cannot be read ({error.strerror}); check its permissions") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"model.path: {path} is not valid JSON ({error}); download or save it again") from None
     if not isinstance(values, dict):
         raise ValueError(f"model.path: {path} does not hold a JSON object; download or save it again")
