@@ -124,6 +124,19 @@ CONFIG = [
     train("unknown tracker", "train.trackers=[mlflow]", words=["train.trackers", "'tensorboard'", "mlflow"]),
     train("bad Hub id", "train.push_to_hub=my model!", words=["train.push_to_hub", "my model!"]),
     train("override without =", "train.steps", words=["'train.steps'", "section.key=value"]),
+    train(
+        "revision of a folder", "model.revision=v1", words=["model.revision is 'v1'", "local folder", "leave it out"]
+    ),
+    train(
+        "revision of a file",
+        "data.train={path: data.jsonl, revision: v1}",
+        words=["data.jsonl makes no use of 'revision'", "remove it"],
+    ),
+    Case(
+        "revision of a folder, given twice",
+        ["solve", "model", "--question", "1+1?", "model.revision=v1"],
+        ["model.revision is 'v1'", "local folder"],
+    ),
     Case(
         "batch that does not divide",
         [*TRAIN, "rollout.groups_per_step=9", "preset=grpo"],

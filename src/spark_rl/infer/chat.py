@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from spark_rl.config import Inference
-from spark_rl.models.folder import check_folder, context_length, resolve_path
+from spark_rl.models.folder import check_folder, context_length, source
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.engine import Completion, Engine, Request
 from spark_rl.types import Image, Message
@@ -47,7 +47,7 @@ class ChatModel:
         Raises:
             ValueError: it cannot be loaded, or there is no server at the address.
         """
-        engine, kind, path = settings.engine, settings.engine_kind, settings.model.path
+        engine, kind, path = settings.engine, settings.engine_kind, settings.model.name
         if kind == "endpoint":
             from spark_rl.rollout.endpoint_engine import EndpointEngine
 
@@ -71,13 +71,8 @@ class ChatModel:
         images = load_image_processor(settings.model, tokenizer)
         renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images)
         if kind == "vllm":
-            vllm = VLLMEngine(
-                resolve_path(path),
-                settings.model.dtype,
-                renderer=renderer,
-                images=images,
-                trust_remote_code=settings.model.trust_remote_code,
-            )
+            folder_or_id, options = source(settings.model)
+            vllm = VLLMEngine(folder_or_id, settings.model.dtype, renderer=renderer, images=images, **options)
             local: Engine = vllm
             context = vllm.context
         else:

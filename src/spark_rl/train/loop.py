@@ -41,7 +41,7 @@ from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
 from spark_rl.train.preflight import check_processes, check_prompts
-from spark_rl.train.records import Changes, environment, refuse_other_data, resumption, rollout_record
+from spark_rl.train.records import Changes, environment, hub_source, refuse_other_data, resumption, rollout_record
 from spark_rl.train.selection import Selection
 from spark_rl.train.self_reward import SelfRewardScorer, Switch
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
@@ -333,7 +333,8 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ persistence
 
     def _open(self, resume: bool, allow_changes: bool, model: Any) -> None:
-        directory, machine = self.run_directory, environment(self.accelerator)
+        directory = self.run_directory
+        machine = environment(self.accelerator, hub_source(self.config.model))
         directory.create(resume)
         directory.check_space(bytes_needed(model, self.config))
         if resume and (directory.root / "config.yaml").exists():

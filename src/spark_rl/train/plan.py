@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from spark_rl.config import Config, ModelConfig
 from spark_rl.data import Data, load_data
-from spark_rl.models.folder import resolve_path
+from spark_rl.models.folder import source
 from spark_rl.models.load import load_tokenizer, loader_of
 from spark_rl.models.processor import ImageProcessor, load_image_processor
 from spark_rl.models.prompt_once import can_share
@@ -254,10 +254,10 @@ def _empty_model(config: ModelConfig) -> Any:
     Raises:
         ValueError: the folder or id holds no config of a model that can be built.
     """
-    path = resolve_path(config.path)
+    path, options = source(config)
     loader, kind = loader_of(config)
     try:
-        settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        settings = AutoConfig.from_pretrained(path, **options)
         with torch.device("meta"):
             model = loader.from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:

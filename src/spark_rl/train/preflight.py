@@ -27,7 +27,7 @@ def check_model(config: Config) -> None:
     """
     folder = check_folder(config.model)
     if folder is None:
-        check_hub(config.model.path)
+        check_hub(config.model.path, config.model.revision)
     elif (folder / "adapter_config.json").exists():
         raise ValueError(
             f"model.path: {folder} holds an adapter, and all weights are trained; merge it into its base "
