@@ -167,8 +167,9 @@ class DataConfig(Section):
     """Fetch images that are given as http(s) addresses, at most 64 MiB and 20 seconds each; otherwise they are
     refused."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What happens when a row is malformed, an image of it cannot be read, its id is taken, or its gold cannot be read:
-    the run is refused before its first step, or the row is skipped and counted."""
+    """What happens when a row is malformed, an image of it cannot be read, its id is taken, its gold cannot be read, or
+    the chat template makes no prompt of it: the run is refused before its first step, or the row is skipped and
+    counted."""
     check_golds: bool = True
     """Have the verifier grade every gold against itself before the first step. Costs about a millisecond a row."""
     max_prompt_tokens: Positive = 4096
