@@ -43,7 +43,7 @@ def test_a_hub_that_answers_is_asked_by_what_loads(tmp_path, monkeypatch):
     handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         url = f"http://127.0.0.1:{server.server_port}/config.json"
-        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: url)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_, **__: url)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         check_hub("me/other")
         server.shutdown()

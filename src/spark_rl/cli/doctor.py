@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from spark_rl import __version__
+from spark_rl.progress import Shown
 
 Status = Literal["ok", "warning", "missing", "broken"]
 """`missing` is optional and not there; `broken` keeps training from working."""
@@ -111,7 +112,9 @@ def _print(console: Console, finding: Finding) -> None:
 def _guarded(section: str, name: str, fix: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """The findings of a check; if it raises, that is the finding."""
     try:
-        return list(check())
+        with Shown() as shown:
+            shown.stage(f"looking at {name}")
+            return list(check())
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), "")
         return [Finding(section, name, "broken", f"{type(error).__name__}: {line}", fix)]

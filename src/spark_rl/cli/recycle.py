@@ -19,13 +19,13 @@ from spark_rl.cli.rows import (
     check_summary,
     counted,
     file_and_settings,
-    progress,
     say,
     take,
     take_verifier,
     verify_settings,
 )
 from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
+from spark_rl.progress import Shown
 from spark_rl.recycle import recycle as recycle_groups
 from spark_rl.types import Group, Role, Rollout, Task
 from spark_rl.verify import Check, VerifierPool, extract_answer
@@ -102,9 +102,9 @@ def recycle(
     with (
         Output(out, source) as output,
         VerifierPool.of(limits) if verify else nullcontext() as pool,
-        progress("recycle", visible=out is not None) as advance,
+        Shown(bar=out is not None) as shown,
     ):
-        groups = (group for group in source.read(parse) if group)
+        groups = (group for group in shown.track(source.read(parse), "recycle", source.num_lines()) if group)
         for step in itertools.count(1):
             if not (chunk := list(itertools.islice(groups, GROUPS_PER_STEP))):
                 break
@@ -117,7 +117,6 @@ def recycle(
                 counts["made"] += 1
             for group in chunk:
                 counts.update(rows=1, rollouts=len(group.rollouts))
-                advance()
     _report(Counter({"bad_rows": source.num_bad}) + counts, as_json)
 
 

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 from spark_rl.config import VerifyConfig, load_inference
 from spark_rl.jsonl import MAX_ROW_BYTES, read_row
@@ -117,6 +116,19 @@ class Input:
         self.name = str(self.path or "standard input")
         self.skip_bad = skip_bad
         self.num_bad = 0
+
+    def num_lines(self) -> int | None:
+        """The lines of a regular file, which are rows but for blank ones; None for a stream."""
+        if self.path is None or not self.path.is_file():
+            return None
+        count, end = 0, b"\n"
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                while block := file.read(2**20):
+                    count, end = count + block.count(b"\n"), block[-1:]
+        except OSError:
+            return None  # reading says it better
+        return count + (end != b"\n")
 
     def read(self, parse: Callable[[Row, int], T]) -> Iterator[T]:
         """What `parse` makes of each row and its number; blank lines are no rows, but count.
@@ -243,20 +255,6 @@ class Output:
             raise ValueError(
                 f"{self.name}: cannot be written ({error.strerror}); make room, or name another file"
             ) from None
-
-
-@contextmanager
-def progress(what: str, visible: bool, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A count of rows on standard error, if that is a terminal; call what it gives after each row (or so many)."""
-    console = Console(stderr=True)
-    rows = "{task.completed:,.0f} rows" if total is None else "{task.completed:,.0f} of {task.total:,.0f} rows"
-    columns = ("{task.description}", BarColumn(20), rows, TimeElapsedColumn())
-    hidden = not (visible and console.is_terminal)
-    with Progress(
-        *columns, console=console, disable=hidden, transient=True, redirect_stdout=False, redirect_stderr=False
-    ) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count=1: bar.advance(task, count)
 
 
 def counted(count: int, noun: str) -> str:

@@ -26,7 +26,7 @@ from spark_rl.cli.rows import (
     take,
     take_verifier,
 )
-from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, sum_up, through
+from spark_rl.cli.stream import NO_ROOM, Carrier, Item, Journal, Tell, sum_up, through
 from spark_rl.config import DataConfig, Inference, SourceConfig
 from spark_rl.types import Example
 from spark_rl.verify import Check, Verdict, VerifierPool
@@ -139,8 +139,11 @@ def solve(
     journal = Journal(out, source, added=_ADDED, by=by, resume=resume, count=partial(_count, counts))
     with pool:
 
-        def prepare() -> Callable[[Sequence[Example], Tell], list[Row | None]]:
+        def prepare() -> Carrier[Example]:
             solver = _solver(config, pool, right_at)
+
+            def check_prompt(example: Example) -> None:
+                solver.model.check(example.prompt, example.images)
 
             def carry(examples: Sequence[Example], tell: Tell) -> list[Row | None]:
                 solutions = solver.solve(examples, strategy, tell)
@@ -153,7 +156,7 @@ def solve(
                     ]
                 return [None if each.no_room else row for each, row in zip(solutions, rows, strict=True)]
 
-            return carry
+            return Carrier(solver.model, check_prompt, carry)
 
         through("solve", journal, read, prepare, chunk)
     summary = {

@@ -20,12 +20,12 @@ from spark_rl.cli.rows import (
     check_summary,
     counted,
     file_and_settings,
-    progress,
     say,
     take,
     take_verifier,
     verify_settings,
 )
+from spark_rl.progress import Shown
 from spark_rl.verify import Check, VerifierPool, resolve
 
 
@@ -85,17 +85,17 @@ def verify(
     with (
         Output(out, source) as output,
         VerifierPool.of(settings) as pool,
-        progress("verify", visible=out is not None) as advance,
+        Shown(bar=out is not None) as shown,
     ):
         pairs, ahead = itertools.tee(source.read(parse))
-        for (row, _), verdict in zip(pairs, pool.stream(check for _, check in ahead), strict=True):
+        verdicts = zip(pairs, pool.stream(check for _, check in ahead), strict=True)
+        for (row, _), verdict in shown.track(verdicts, "verify", source.num_lines()):
             verdict = verdict.at(right_at)
             grade = {"reward": verdict.reward, "extracted": verdict.extracted, "reason": verdict.reason}
             output.write(row | grade | ({"detail": verdict.detail} if verdict.detail else {}))
             reasons[verdict.reason] += 1
             if verdict.reward is not None:
                 total, num_graded = total + verdict.reward, num_graded + 1
-            advance()
     rate = reasons.total() / (time.monotonic() - start)
     mean = total / num_graded if num_graded else None
     if as_json:
@@ -103,5 +103,5 @@ def verify(
         print(json.dumps(summary | {"mean_reward": mean, "rows_per_second": round(rate, 1)}))
     bad = f", and {counted(source.num_bad, 'bad one')} left out" if source.num_bad else ""
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "nothing graded"
-    shown = "none" if mean is None else f"{mean:.3f}"
-    say(f"{counted(reasons.total(), 'row')}{bad}: {counts}; mean reward {shown}; {rate:,.0f} rows/s")
+    of_all = "none" if mean is None else f"{mean:.3f}"
+    say(f"{counted(reasons.total(), 'row')}{bad}: {counts}; mean reward {of_all}; {rate:,.0f} rows/s")

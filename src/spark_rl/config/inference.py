@@ -149,3 +149,12 @@ class Inference(Section):
                 "own; start that server with the template (vLLM, SGLang: --chat-template), and leave it out here"
             )
         return self
+
+    @model_validator(mode="after")
+    def _server_has_its_revision(self) -> Self:
+        if self.is_remote and self.model.revision is not None:
+            raise ValueError(
+                f"model.revision is {self.model.revision!r}, but {self.model.path} has loaded its model already; start "
+                "that server with the revision, and leave it out here"
+            )
+        return self

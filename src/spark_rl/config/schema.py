@@ -7,6 +7,7 @@ keys replace them, and `section.key=value` arguments of the command line replace
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Sources whose path ends so are files, not data sets of the Hub."""
+
+
+_WITH_REVISION = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>[^\s@]+)")
+"""A model of the Hub as transformers' own commands take it."""
 
 
 def _listed(value: Any) -> Any:
@@ -40,7 +45,10 @@ class ModelConfig(Section):
 
     path: str = "embedded"
     """A local folder or a Hub id of a causal LM or a vision-language model; `embedded` and
-    `embedded-vision` are the tiny bases that ship with the package."""
+    `embedded-vision` are the tiny bases that ship with the package. `org/name@revision` names a revision, too."""
+    revision: str | None = None
+    """Of a model of the Hub: a branch, a tag or a commit; null is its newest state. Weights, tokenizer, processor and
+    code are all of it."""
     chat_template: Path | None = None
     """A Jinja file, for base models whose tokenizer has no chat template. Not for a server, which renders prompts with
     its own."""
@@ -60,6 +68,25 @@ class ModelConfig(Section):
     """Do not train a vision-language model's vision tower and what projects its features (paper: trained)."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_revision(cls, values: Any) -> Any:
+        path = values.get("path") if isinstance(values, dict) else None
+        named = _WITH_REVISION.fullmatch(path) if isinstance(path, str) else None
+        if named is None or Path(named.string).exists():
+            return values
+        if values.get("revision") not in (None, named["revision"]):
+            raise ValueError(
+                f"model.path names the revision {named['revision']!r}, and model.revision is {values['revision']!r}; "
+                "give one"
+            )
+        return {**values, **named.groupdict()}
+
+    @property
+    def name(self) -> str:
+        """The path, with the revision if there is one."""
+        return f"{self.path}@{self.revision}" if self.revision else self.path
 
 
 Columns = dict[
@@ -81,6 +108,8 @@ class SourceConfig(Section):
     """Split of a Hub data set; null is `train` for training and `test` for held-out questions."""
     subset: str | None = None
     """Subset (configuration) of a Hub data set, for example `main` of `openai/gsm8k`."""
+    revision: str | None = None
+    """Revision of a Hub data set: a branch, a tag or a commit; null is its newest state."""
     size: Positive | None = None
     """Only so many rows, from the first; for `reasoning_gym` how many are generated (null: 2000, held out 500). The
     first rows of a training file can so be held out of it: training leaves out what is held out."""
@@ -138,8 +167,9 @@ class DataConfig(Section):
     """Fetch images that are given as http(s) addresses, at most 64 MiB and 20 seconds each; otherwise they are
     refused."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What happens when a row is malformed, an image of it cannot be read, its id is taken, or its gold cannot be read:
-    the run is refused before its first step, or the row is skipped and counted."""
+    """What happens when a row is malformed, an image of it cannot be read, its id is taken, its gold cannot be read, or
+    the chat template makes no prompt of it: the run is refused before its first step, or the row is skipped and
+    counted."""
     check_golds: bool = True
     """Have the verifier grade every gold against itself before the first step. Costs about a millisecond a row."""
     max_prompt_tokens: Positive = 4096

@@ -124,15 +124,45 @@ class Checker:
         self._read_all()
         if self.config.check_golds:
             self._grade_golds(verifiers)
-        for source in self.sources:
-            if len(source.left_out) == source.num_rows:
-                first = next(iter(self.first_reasons[source].values()))
-                raise ValueError(f"{source.path}: no row is usable; the first one: {first}")
+        self._require_usable()
         if self.sources and not self.has_rule:
             raise ValueError(
                 f"data.train: every row has the verifier {SELF!r}, but the judge is trained on questions that a "
                 "rule verifies; add some"
             )
+
+    def check_prompts(self, check: Callable[[Task], None]) -> set[str]:
+        """Leave out, or refuse, the rows of which `check` raises ValueError; it knows the model that they are put to.
+
+        Returns the ids of the tasks that are left out.
+
+        Raises:
+            ValueError: as `run`.
+        """
+        left_out = set()
+        for source, index in self._rows("rendering"):
+            task = source.task(index)
+            try:
+                check(task)
+            except ValueError as error:
+                self._leave_out(source, index, "bad_prompt", str(error))
+                left_out.add(task.id)
+        self._require_usable()
+        return left_out
+
+    def _rows(self, what: str) -> Iterator[tuple[Source, int]]:
+        """The rows that are asked, all that are stored and some that are generated, tracked as this is done to them."""
+        for source in self.sources:
+            rows = range(min(source.num_rows, _SAMPLE) if source.generator else source.num_rows)
+            for index in self.track(rows, f"{what} {source.path}", len(rows)):
+                if index not in source.left_out:
+                    yield source, index
+
+    def _require_usable(self) -> None:
+        for source in self.sources:
+            if len(source.left_out) == source.num_rows:
+                first = next(iter(self.first_reasons[source].values()))
+                raise ValueError(f"{source.path}: no row is usable; the first one: {first}")
 
     def report(self) -> list[dict[str, Any]]:
         """On each source as it stands: `source`, `rows`, `skipped` (reason to count), `fingerprint`.
@@ -170,6 +200,7 @@ class Checker:
             f"the first one is {self.first_reasons[s][kind]}"
             for s in self.sources
             for kind, count in Counter(s.left_out.values()).items()
+            if kind in self.first_reasons[s]
         ]
 
     def _read_all(self) -> None:
@@ -227,16 +258,12 @@ class Checker:
         asked: deque[tuple[Source, int, Task]] = deque()
 
         def checks() -> Iterator[Check]:
-            for source in self.sources:
-                rows = range(min(source.num_rows, _SAMPLE) if source.generator else source.num_rows)
-                for index in self.track(rows, f"checking the golds of {source.path}", len(rows)):
-                    if index in source.left_out:
-                        continue
-                    task = source.task(index)
-                    gold, verifier = task.example.answer, task.example.verifier
-                    if gold:
-                        asked.append((source, index, task))
-                        yield Check(box(gold), gold, verifier, task.example.metadata, task.messages)
+            for source, index in self._rows("checking the golds of"):
+                task = source.task(index)
+                gold, verifier = task.example.answer, task.example.verifier
+                if gold:
+                    asked.append((source, index, task))
+                    yield Check(box(gold), gold, verifier, task.example.metadata, task.messages)
 
         for verdict in verifiers.stream(checks()):
             source, index, task = asked.popleft()

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from spark_rl.config import Inference
 from spark_rl.data.row_images import written_question
+from spark_rl.evaluate.probes import Probe
 from spark_rl.evaluate.published_rows import BestOfItem, PairItem
 from spark_rl.evaluate.suites import PointItem, Suite
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.judge import Judge
+from spark_rl.infer.plan import Ask
 from spark_rl.infer.solver import Solution, Solver
 from spark_rl.infer.strategies import Step
 from spark_rl.jsonl import decoded, parse_json
@@ -32,6 +34,8 @@ T = TypeVar("T")
 KEYS = ("model", "part", "strategy", "seed", "id")
 SEEDLESS = ("greedy", "reflect")
 """Strategies that sample nothing while the judge does not."""
+_PARTS = ("questions", "further", "points", "pairs", "best_of", "probes")
+_AnyItem = Example | PointItem | PairItem | BestOfItem | Probe
 _OF_THE_GOLD = ("accepted", "entry")
 """Metadata that holds the gold, which a row has already."""
 
@@ -94,6 +98,40 @@ class Runner:
         self.label, self.model, self.settings, self.pool = label, model, settings, pool
         self.samples, self.progress, self.right_at = samples, progress, right_at
         self.judge = Judge(model, settings.judge, seed=settings.seed)
+
+    def renderable(self, suite: Suite, skip_bad: bool = False) -> Suite:
+        """The suite without the items of which the model's chat template makes no prompt.
+
+        Raises:
+            ValueError: there is such an item, and it is not to be skipped; the sentence names it.
+        """
+        reasons: list[str] = []
+
+        def is_good(item: _AnyItem) -> bool:
+            try:
+                for ask in self._asks(item):
+                    self.model.check(ask.messages, ask.images)
+            except ValueError as error:
+                sentence = f"{suite.name}, {item.id}: {error}"
+                if not skip_bad:
+                    raise ValueError(f"{sentence} (--skip-bad leaves such rows out)") from None
+                reasons.append(sentence)
+                return False
+            return True
+
+        parts: dict[str, Any] = {name: list(filter(is_good, getattr(suite, name))) for name in _PARTS}
+        skipped = {f"{suite.name} ({self.model.name})": reasons} if reasons else {}
+        return replace(suite, skipped=suite.skipped | skipped, **parts)
+
+    def _asks(self, item: _AnyItem) -> Iterator[Ask]:
+        """What an item is asked with at first."""
+        if isinstance(item, Example):
+            yield Ask(item.prompt, images=item.images)
+        elif isinstance(item, PairItem):
+            yield from self.judge.asks(item.question, item.right, item.wrong, images=item.images)
+        else:
+            for response in item.responses if isinstance(item, BestOfItem) else [item.response]:
+                yield from self.judge.asks(item.question, response, images=item.images)
 
     def run(self, suite: Suite, strategies: Sequence[str], seeds: int) -> None:
         """Everything that is not known yet."""

@@ -56,7 +56,8 @@ def model_card(
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {'A solver and a judge' if judges else 'A solver'}",
-        f"Trained from `{config.model.path}` by reinforcement learning with "
+        f"Trained from `{config.model.path}`{_revision((environment or {}).get('model'))} by reinforcement learning "
+        "with "
         "[SPARK](https://arxiv.org/abs/2509.22624) (spark-rl). The same weights have one task or several: this model "
         f"{_listed([_DOES[role] for role in trained])}.",
         "## Results",
@@ -73,6 +74,13 @@ def model_card(
         _CITATION,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _revision(hub: Mapping[str, Any] | None) -> str:
+    """Which state of the starting model it was, for one of the Hub."""
+    if not hub:
+        return ""
+    return f" (revision `{hub['revision']}`" + (f", commit `{hub['commit']}`" if hub["commit"] else "") + ")"
 
 
 def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str, Any]) -> list[str]:

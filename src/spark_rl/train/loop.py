@@ -41,8 +41,8 @@ from spark_rl.train.health import Collapsed, Health, health_sentences
 from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
-from spark_rl.train.preflight import check_processes
-from spark_rl.train.records import Changes, environment, refuse_other_data, resumption, rollout_record
+from spark_rl.train.preflight import check_processes, check_prompts
+from spark_rl.train.records import Changes, environment, hub_source, refuse_other_data, resumption, rollout_record
 from spark_rl.train.selection import Selection
 from spark_rl.train.self_reward import SelfRewardScorer, Switch
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
@@ -101,9 +101,8 @@ class Trainer:
         self.data = data or load_data(config)
         self.tokenizer = load_tokenizer(config.model)
         self.images = load_image_processor(config.model, self.tokenizer)
-        if self.images is None:
-            self.data.refuse_images()
         self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images)
+        check_prompts(config, self.data, self.renderer)
         model = load_model(config.model)  # before anything is written: it may not exist
         self.switch = Switch(config.self_reward)
         self.selection = Selection(
@@ -233,8 +232,7 @@ class Trainer:
         seen = role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at)
         seen |= self.health.see_rollouts(groups, seen, step)
         with clock("update"):
-            self.display.stage("updating")
-            losses = self.updater.update(trained)
+            losses = self.updater.update(trained, self.display.stage("updating"))
             self.engine.shares &= self.updater.shares
         self.health.see_update(losses, step)
         watched = self.switch.watch(groups)
@@ -262,6 +260,7 @@ class Trainer:
         with clock("generate"):
             mine = self._roll_out(tasks, training_sampling(self.config), seed=self.config.train.seed, step=step)
         with clock("score"), self.accelerator.autocast():
+            self.display.stage("scoring")
             self.scorer.score(mine, self.engine)
             return self._gather(mine)
 
@@ -405,9 +404,12 @@ class Trainer:
         if failed := self._of_any(failed):
             raise CannotWrite(failed)
 
+    def _environment(self) -> dict[str, Any]:
+        return environment(self.accelerator, hub_source(self.config.model))
+
     def _open(self, found: int | None, resume: bool, allow_changes: bool) -> None:
         """Compare with the checkpoint that was found, and bring the run directory back to it."""
-        directory, machine = self.run_directory, environment(self.accelerator)
+        directory, machine = self.run_directory, self._environment()
         saved = directory.root if found is None else directory.checkpoint(found)
         if resume and (saved / "config.yaml").exists():
             resumed = resumption(saved, found or 0, self.config, machine, allow_changes)
@@ -433,6 +435,7 @@ class Trainer:
     def _save(self) -> None:
         """Checkpoint everything, atomically; remove what is no longer kept."""
         started = time.monotonic()
+        self.display.stage("saving")
         directory, is_main, step = self.run_directory, self.accelerator.is_main_process, self.state.step
         self.health.state.last_checkpoint = step
         with self._writing():
@@ -464,7 +467,7 @@ class Trainer:
             "held_out": self.held_out.state_dict(),
         }
         write_json(folder / "trainer.json", state)
-        write_json(folder / "environment.json", environment(self.accelerator))
+        write_json(folder / "environment.json", self._environment())
         write_json(folder / "data.json", self.data.report)
         (folder / "config.yaml").write_text(self.config.dump(), encoding="utf-8")
         return save_weights(folder, self.model, self.updater.optimizer)

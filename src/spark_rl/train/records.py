@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from spark_rl.config import Config, HealthConfig, flat, load_config
+from spark_rl.config import Config, HealthConfig, ModelConfig, flat, load_config
 from spark_rl.data.row_images import written_columns
+from spark_rl.models.folder import model_folder
 from spark_rl.train.checkpoint import read_json
 from spark_rl.types import Group
 
@@ -50,8 +51,8 @@ def rollout_record(group: Group) -> dict[str, Any]:
     }
 
 
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Versions and machine, for `environment.json`."""
+def environment(accelerator: Accelerator, hub: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Versions and machine, for `environment.json`, and where on the Hub the model is from; see `hub_source`."""
     packages = ("spark-rl", "torch", "transformers", "accelerate", "tokenizers", "sympy", "pint", "numpy")
     return {
         "python": platform.python_version(),
@@ -60,8 +61,20 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "threads": torch.get_num_threads(),
+        **({"model": dict(hub)} if hub else {}),
         "packages": {name: _version(name) for name in packages},
     }
+
+
+def hub_source(config: ModelConfig) -> dict[str, Any] | None:
+    """Id, revision and commit of a model that was loaded from the Hub; None of any other."""
+    if model_folder(config.path) is not None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
+    commit = Path(found).parent.name if isinstance(found, str) else None  # .../snapshots/<commit>/config.json
+    return {"path": config.path, "revision": config.revision or "main", "commit": commit}
 
 
 def _version(package: str) -> str:
@@ -88,6 +101,7 @@ _HARMLESS = {
 """Settings on which no result depends."""
 _FIXED = {
     "model.path": "the checkpoints hold that model's weights",
+    "model.revision": "the checkpoints hold that revision's weights",
     "train.seed": "data order, sampling and recycling hang on it",
     "data.": "the run's place in its questions and its held-out items hang on them",
     "validation.items": "the held-out items were made when the run was begun",

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""What a run shows while it runs: a live table on a terminal, plain lines elsewhere (`spark_rl.progress` says when)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from spark_rl.progress import Pulse, Report, Stage
 from spark_rl.train.metrics import Metrics
 from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import Role
@@ -59,20 +60,26 @@ class Display:
         )  # fmt: skip
         self._run = self._stages.add_task("steps", total=steps)
         self._stage = self._stages.add_task("", total=None, visible=False)
+        self._pulse = Pulse(self._print) if enabled and not self.live else None
         self._view = Live(self._stages, console=self.console, refresh_per_second=4, transient=True)
         self._table: Table | None = None
         self._last_line = 0.0
+        self._done = 0
         self._first: tuple[int, float] | None = None
         """The first step that this process finished, and when: later ones tell how long the rest takes."""
 
     def __enter__(self) -> Self:
         if self.live:
             self._view.start()
+        if self._pulse:
+            self._pulse.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._pulse:
+            self._pulse.__exit__(kind, error, trace)
         if self.live:
             self._view.stop()
             if self._table:
@@ -81,7 +88,12 @@ class Display:
     def say(self, text: str, style: str = "") -> None:
         """A line that stays."""
         if self.enabled:
-            self.console.print(Text(text, style), soft_wrap=True)  # a style of `print` would colour the view
+            self._print(text, style)
+        if self._pulse:
+            self._pulse.heard()
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style), soft_wrap=True)  # a style of `print` would colour the view
 
     def warn(self, text: str) -> None:
         """A line that stays and is seen."""
@@ -92,17 +104,22 @@ class Display:
         if not self.live:
             self.say(f"{text} ...")
 
-    def stage(self, name: str) -> Callable[[int, int], None]:
+    def stage(self, name: str) -> Report:
         """Announce a stage of the step; the result is called with (done, total)."""
         self._stages.update(self._stage, description=name, completed=0, total=None, visible=True)
+        stage = Stage(f"{name} (after step {self._done} of {self.steps})")
+        if self._pulse:
+            self._pulse.begin(stage)
 
-        def report(done: int, total: int) -> None:
-            self._stages.update(self._stage, completed=done, total=total)
+        def report(done: float, total: float | None) -> None:
+            stage.tell(done, total)
+            self._stages.update(self._stage, completed=int(done), total=total)
 
         return report
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Show a finished step."""
+        self._done = step
         self._stages.update(self._run, completed=step)
         self._stages.update(self._stage, visible=False)
         now = time.monotonic()

@@ -20,6 +20,7 @@ from spark_rl.config import Config
 from spark_rl.models.load import unwrap
 from spark_rl.models.processor import ImageProcessor
 from spark_rl.models.vision import Vision, freeze_vision
+from spark_rl.progress import Report
 from spark_rl.train.advantages import advantages
 from spark_rl.train.batches import (
     MicroBatch,
@@ -99,8 +100,9 @@ class Updater:
         for group, now in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):
             group.update(lr=now, initial_lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay)
 
-    def update(self, groups: Sequence[Group]) -> Metrics:
-        """Train on the graded groups of all ranks; this one computes every `world`-th from its own on."""
+    def update(self, groups: Sequence[Group], progress: Report = lambda done, total: None) -> Metrics:
+        """Train on the graded groups of all ranks; this one computes every `world`-th from its own on. `progress` is
+        told of the micro-batches."""
         config = self.config
         total = denominators(groups, config)
         share = slice(self.rank, None, self.world)
@@ -127,8 +129,9 @@ class Updater:
 
         sums = torch.zeros(4, device=device)
         grad_norm, skipped = 0.0, 0
-        for _ in range(config.train.epochs_per_step):
+        for epoch in range(config.train.epochs_per_step):
             for i, micro in enumerate(batches):
+                progress(epoch * len(batches) + i, config.train.epochs_per_step * len(batches))
                 with self._accumulating(last=i == len(batches) - 1):
                     logps_RT = self.logprobs(micro.batch, micro.temperature_R).logps_RT
                     before_RT, reference_RT = old[i], reference[i]
