@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
+from warm import kill
 
 from spark_rl.config import Config, config_from, load_config
 from spark_rl.data import question_task
@@ -61,7 +62,7 @@ def kill_once_it_writes(command: Sequence[str], out: Path) -> None:
         while not (out.exists() and out.stat().st_size) and process.poll() is None:
             time.sleep(0.005)
         time.sleep(random.random() * 0.4)
-        process.kill()
+        kill(process)
 
 
 def make_example(number: int = 2, **changes: Any) -> Example:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from image_files import BAD, png
+from warm import PYTHON
 
 from spark_rl.models.folder import resolve_path
 
@@ -596,10 +597,11 @@ def cpu_seconds() -> float:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_mistake_gets_one_line_and_code_2(case: Case, folder: Path) -> None:
     case.spoil(folder)
-    command = [sys.executable, "-m", "spark_rl.cli", *case.arguments]
+    command = [*PYTHON, "-m", "spark_rl.cli", *case.arguments]
     if case.shell:
         if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
             pytest.skip("needs a mount namespace")
+        command = [sys.executable, *command[len(PYTHON) :]]
         command = ["unshare", "-rm", "bash", "-c", case.shell.replace("$COMMAND", " ".join(command))]
     before, environment = contents(folder), {**os.environ, **dict(case.environment)}
     for _ in range(3):  # what else the machine does can double the CPU time of a try, and a third time is no chance
@@ -622,7 +624,7 @@ def test_rows_with_bad_images_are_skipped_and_said_and_a_typed_marker_is_text(fo
     rows(
         Q, {**Q, "prompt": "What is <image> in HTML?"}, *({**DISCS, "images": name} for name in ("empty.png", "no.png"))
     )(folder)
-    command = [sys.executable, "-m", "spark_rl.cli", *TRAIN, "--dry-run", "data.bad_rows=skip"]
+    command = [*PYTHON, "-m", "spark_rl.cli", *TRAIN, "--dry-run", "data.bad_rows=skip"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = "2 of the 4 rows of data.jsonl are left out of training (bad image); the first one is data.jsonl, row 3"

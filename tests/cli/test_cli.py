@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from warm import PYTHON
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "spark_rl.cli", *arguments]
+    command = [*PYTHON, "-m", "spark_rl.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

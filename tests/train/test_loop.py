@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from factories import read_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm import PYTHON
 
 from spark_rl.config import Config, load_config
 from spark_rl.models.folder import resolve_path
@@ -168,7 +168,7 @@ def test_dead_groups_are_replaced_and_still_recorded_and_recycled(tmp_path: Path
 
 
 def spark_rl(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "spark_rl.cli", *arguments]
+    return [*PYTHON, "-m", "spark_rl.cli", *arguments]
 
 
 def train_command(run: Path, *arguments: str) -> list[str]:
