@@ -33,6 +33,7 @@ FOLDER = "SPARK_RL_WARM"
 HARMLESS = {
     *(FOLDER, "PATH", "PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES", "JUDGE_TOKEN", "PYTEST_CURRENT_TEST"),
     *("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("TORCHELASTIC_USE_AGENT_STORE",),
     *("TORCHINDUCTOR_CACHE_DIR",),  # which torch sets
 }
 """What may differ between the environments of the server and of a command: no library reads it when imported."""
