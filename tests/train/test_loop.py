@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from factories import read_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from warm import PYTHON
+from warm import PYTHON, kill
 
 from spark_rl.config import Config, load_config
 from spark_rl.models.folder import resolve_path
@@ -192,6 +193,7 @@ NUM_KILLS = 5 if os.environ.get("SPARK_RL_SOAK") else 2
 @pytest.mark.parametrize("settings", [HELD_OUT, PICTURES], ids=["text", "pictures"])
 def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path, settings: tuple[str, ...]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*PYTHON, "-c", ""], check=True)  # from here on they are warm
     started = time.monotonic()
     subprocess.run(train_command(whole, *settings), check=True, capture_output=True)
     duration = time.monotonic() - started
@@ -203,9 +205,10 @@ def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    done = subprocess.run(train_command(killed, *settings, "--resume"), capture_output=True, text=True)
+            kill(process)
+    # the last one is an interpreter of its own, whose sets and dicts have another order
+    command = [sys.executable, *train_command(killed, *settings, "--resume")[len(PYTHON) :]]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, (moments, done.stderr)
     assert_same_run(whole, killed)
     one, other = (json.loads((run / "summary.json").read_text()) for run in (whole, killed))
