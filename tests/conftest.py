@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import warm
+from hypothesis import settings
 
 VOCAB_SIZE = 64
 PAD_ID, EOS_ID = 0, 1
+
+settings.register_profile("no-deadline", deadline=None)  # a busy machine is no reason for a test to fail
+settings.load_profile("no-deadline")
 
 
 def pytest_configure(config: pytest.Config) -> None:

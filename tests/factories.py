@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hypothesis import settings
 from warm import kill
 
 from spark_rl.config import Config, config_from, load_config
@@ -18,9 +17,6 @@ from spark_rl.data import question_task
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, Group, Role, Rollout, Task
 from spark_rl.verify import box, extract_answer, grade
-
-settings.register_profile("no-deadline", deadline=None)  # a busy machine is no reason for a test to fail
-settings.load_profile("no-deadline")
 
 
 def make_config(**sections: Any) -> Config:
