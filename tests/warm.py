@@ -246,7 +246,8 @@ def run(streams: list[int], arguments: list[str], cwd: str, umask: int, environm
         threading._shutdown()
         atexit._run_exitfuncs()
         try:
-            sys.stdout.flush()
+            if not sys.stdout.closed:
+                sys.stdout.flush()
         except OSError:
             code = 120
         if interrupted:
