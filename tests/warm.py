@@ -170,14 +170,15 @@ def _fork(connection: socket.socket, selector: BaseSelector) -> tuple[int, int, 
         run(streams, **json.loads(message))
     for stream in streams:
         os.close(stream)
-    connection.sendall(f"{process}\n".encode())
+    with suppress(OSError):  # who asked may be gone already
+        connection.sendall(f"{process}\n".encode())
     return process, os.pidfd_open(process), connection.detach()
 
 
 def _finish(selector: BaseSelector, process: int, ended: int, connection: int) -> None:
     os.kill(process, signal.SIGKILL)  # nobody waits for it any more, if it has not ended by itself
     _, status = os.waitpid(process, 0)
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         os.write(connection, f"{status}\n".encode())
     for end in (ended, connection):
         selector.unregister(end)
