@@ -31,12 +31,13 @@ PYTHON = [sys.executable, "-IS", __file__]
 FOLDER = "SPARK_RL_WARM"
 """The environment variable that names the server's folder."""
 HARMLESS = {
-    *(FOLDER, "PATH", "PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES", "JUDGE_TOKEN", "PYTEST_CURRENT_TEST"),
+    *(FOLDER, "PATH", "PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES", "JUDGE_TOKEN"),
     *("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
     *("TORCHELASTIC_USE_AGENT_STORE",),
     *("TORCHINDUCTOR_CACHE_DIR",),  # which torch sets
 }
-"""What may differ between the environments of the server and of a command: no library reads it when imported."""
+"""What may differ between the environments of the server and of a command, beside what pytest sets: no library reads it
+when imported."""
 
 
 def open_folder(folder: str) -> None:
@@ -98,7 +99,8 @@ def _connect() -> socket.socket | None:
         return None
     with open(f"{folder}/owner.json") as file:
         environment = json.load(file)["environment"]
-    if any(os.environ.get(name) != environment.get(name) for name in {*os.environ, *environment} - HARMLESS):
+    names = {name for name in {*os.environ, *environment} - HARMLESS if not name.startswith("PYTEST_")}
+    if any(os.environ.get(name) != environment.get(name) for name in names):
         return None
     address = f"{folder}/socket"
     with open(f"{folder}/lock", "w") as lock:
