@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import warm
+from hypothesis import settings
 
 VOCAB_SIZE = 64
 PAD_ID, EOS_ID = 0, 1
 
+settings.register_profile("no-deadline", deadline=None)  # a busy machine is no reason for a test to fail
+settings.load_profile("no-deadline")
 
-def pytest_configure() -> None:
+
+def pytest_configure(config: pytest.Config) -> None:
     """Commands that tests interrupt inherit what this process ignores, and a shell's background job ignores Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist are given the folder of their parent
+        folder = tempfile.TemporaryDirectory(prefix="spark-rl-warm-")
+        warm.open_folder(folder.name)
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hypothesis import settings
+from warm import kill
 
 from spark_rl.config import Config, config_from, load_config
 from spark_rl.data import question_task
 from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, Group, Role, Rollout, Task
 from spark_rl.verify import box, extract_answer, grade
-
-settings.register_profile("no-deadline", deadline=None)  # a busy machine is no reason for a test to fail
-settings.load_profile("no-deadline")
 
 
 def make_config(**sections: Any) -> Config:
@@ -61,7 +58,7 @@ def kill_once_it_writes(command: Sequence[str], out: Path) -> None:
         while not (out.exists() and out.stat().st_size) and process.poll() is None:
             time.sleep(0.005)
         time.sleep(random.random() * 0.4)
-        process.kill()
+        kill(process)
 
 
 def make_example(number: int = 2, **changes: Any) -> Example:

@@ -10,10 +10,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm import PYTHON, write_commands
 
 from spark_rl.config import load_config, reference
 from spark_rl.evaluate import reference as suites
@@ -34,7 +34,9 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run(page: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    (tmp_path / "bin").mkdir()
+    write_commands(tmp_path / "bin")
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     printed = ""
     for language, name, content in blocks(page):
         if name and name != "fails":
@@ -45,7 +47,7 @@ def test_code_blocks_run(page: str, tmp_path: Path) -> None:
         if language == "text":
             assert " ".join(content.split()) in " ".join(printed.split())
             continue
-        command = {"bash": ["bash", "-ec", content], "python": [sys.executable, "-c", content]}[language]
+        command = {"bash": ["bash", "-ec", content], "python": [*PYTHON, "-c", content]}[language]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == (2 if name == "fails" else 0), (
             f"{content}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"

@@ -2,14 +2,14 @@
 
 Every case starts from a folder with a good config, good data and a good model, and spoils one thing. There must be
 exactly one line on stderr with the words of the case, nothing on stdout, and the folder must hold what it held before.
-All of it takes less than five seconds; what is asserted is CPU time, since these tests run beside others.
+Each is quick: what is asserted is CPU time, measured by that of a loop beside it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -19,12 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from clock import step
 from image_files import BAD, png
+from warm import PYTHON
 
 from spark_rl.models.folder import resolve_path
 
-LIMIT = 5.0
-"""Seconds of CPU time."""
+LIMIT = 7e7
+"""Steps of CPU time (`clock`); the slowest takes a third of it."""
+TIMED = (
+    "import atexit, os, sys\n"
+    "from spark_rl.cli import main\n"
+    "atexit.register(lambda: open(sys.argv[1], 'w').write(str(sum(os.times()[:2]))))\n"
+    "main(sys.argv[2:])"
+)
+"""The command, which leaves its CPU time in a file; that of a verifier has a limit of its own."""
 TRAIN = ["train", "run.yaml"]
 GOOD = "".join(json.dumps({"prompt": f"What is {i}+1?", "answer": i + 1}) + "\n" for i in range(4))
 ROLLOUTS = {"id": "q", "prompt": "1+1?", "answer": "2", "rollouts": [{"text": r"\boxed{2}", "reward": 1}]}
@@ -629,34 +638,29 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in found}
 
 
-def cpu_seconds() -> float:
-    """Of all child processes so far."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_mistake_gets_one_line_and_code_2(case: Case, folder: Path) -> None:
     case.spoil(folder)
-    command = [sys.executable, "-m", "spark_rl.cli", *case.arguments]
+    used = folder.with_name(f"{folder.name}-used")
+    command = [*PYTHON, "-c", TIMED, str(used), *case.arguments]
     if case.shell:
         if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
             pytest.skip("needs a mount namespace")
-        command = ["unshare", "-rm", "bash", "-c", case.shell.replace("$COMMAND", " ".join(command))]
+        command = [sys.executable, *command[len(PYTHON) :]]
+        command = ["unshare", "-rm", "bash", "-c", case.shell.replace("$COMMAND", shlex.join(command))]
     before, environment = contents(folder), {**os.environ, **dict(case.environment)}
     for _ in range(3):  # what else the machine does can double the CPU time of a try, and a third time is no chance
-        started = cpu_seconds()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
-        seconds = cpu_seconds() - started
         errors = [line for line in done.stderr.splitlines() if not line.startswith("head: ")]
         assert done.returncode == 2, done.stderr
         assert len(errors) == 1, done.stderr
         assert all(word in errors[0] for word in case.words), errors[0]
         assert "Traceback" not in errors[0] and done.stdout == ""
         assert contents(folder) == before
-        if seconds < LIMIT:
+        steps = float(used.read_text()) / step()
+        if steps < LIMIT:
             return
-    pytest.fail(f"{seconds:.1f} s of CPU time at the third try, {LIMIT} may be")
+    pytest.fail(f"{steps:.1g} steps of CPU time at the third try, {LIMIT:.1g} may be")
 
 
 def test_rows_with_bad_images_are_skipped_and_said_and_a_typed_marker_is_text(folder: Path) -> None:
@@ -664,7 +668,7 @@ def test_rows_with_bad_images_are_skipped_and_said_and_a_typed_marker_is_text(fo
     rows(
         Q, {**Q, "prompt": "What is <image> in HTML?"}, *({**DISCS, "images": name} for name in ("empty.png", "no.png"))
     )(folder)
-    command = [sys.executable, "-m", "spark_rl.cli", *TRAIN, "--dry-run", "data.bad_rows=skip"]
+    command = [*PYTHON, "-m", "spark_rl.cli", *TRAIN, "--dry-run", "data.bad_rows=skip"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = "2 of the 4 rows of data.jsonl are left out of training (bad image); the first one is data.jsonl, row 3"

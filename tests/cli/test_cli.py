@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from warm import PYTHON
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "spark_rl.cli", *arguments]
+    command = [*PYTHON, "-m", "spark_rl.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -114,7 +115,8 @@ def test_ctrl_c_before_the_first_step_is_said_in_a_line(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "train", "recipes/quickstart.yaml", f"train.output={tmp_path / 'run'}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr and process.stdout.readline() == "ready\n"
-        time.sleep(0.3)
+        while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():  # Linux tells what it has begun to import
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 1

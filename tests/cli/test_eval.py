@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,26 +14,27 @@ from pathlib import Path
 import pytest
 from factories import lines, read_rows
 from typer.testing import CliRunner
+from warm import PYTHON, kill
 
 from spark_rl.cli import app
 from spark_rl.cli.model import open_model
 from spark_rl.images.drawn import drawing
 from spark_rl.models.folder import resolve_path
 
-COMMAND = [sys.executable, "-m", "spark_rl.cli", "eval", "embedded", "engine.max_new_tokens=32", "--limit", "3"]
+VERB = ["eval", "embedded", "engine.max_new_tokens=32", "--limit", "3"]
+COMMAND = [*PYTHON, "-m", "spark_rl.cli", *VERB]
 QUICK = ["--strategies", "greedy,majority@2"]
 
 
-def call(*arguments, **options):
-    return subprocess.run(
-        [*COMMAND, *QUICK, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
-    )
+def call(*arguments):
+    return subprocess.run([*COMMAND, *QUICK, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("eval") / "whole"
-    return out, call("--out", out, "--json")
+    command = [sys.executable, "-m", "spark_rl.cli", *VERB, *QUICK, "--out", str(out), "--json"]
+    return out, subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def rows(out):
@@ -82,8 +82,7 @@ def test_killed_and_called_again_it_comes_to_the_same(done, tmp_path):
     process = subprocess.Popen([*COMMAND, *QUICK, "--out", str(out)], stdout=subprocess.DEVNULL)
     while not (out / "samples.jsonl").exists() and process.poll() is None:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     assert not (out / "results.json").exists()
     again = call("--out", out)
     assert again.returncode == 0, again.stderr
@@ -92,7 +91,7 @@ def test_killed_and_called_again_it_comes_to_the_same(done, tmp_path):
 
 def test_another_evaluation_needs_another_folder(done):
     before = rows(done[0])
-    other = CliRunner().invoke(app, [*COMMAND[3:], "judge.samples=2", *QUICK, "--out", str(done[0])])
+    other = CliRunner().invoke(app, [*VERB, "judge.samples=2", *QUICK, "--out", str(done[0])])
     assert isinstance(other.exception, ValueError)
     assert "holds another evaluation, where settings.judge.samples was 1;" in str(other.exception)
     assert rows(done[0]) == before
@@ -101,7 +100,7 @@ def test_another_evaluation_needs_another_folder(done):
 def test_settings_that_change_no_result_do_not_keep_it_from_going_on(done, tmp_path):
     shutil.copytree(done[0], tmp_path / "copy")
     pace = ["verify.workers=2", "engine.retries=9", "serve.max_queue=2000"]
-    again = CliRunner().invoke(app, [*COMMAND[3:], *pace, *QUICK, "--out", str(tmp_path / "copy")])
+    again = CliRunner().invoke(app, [*VERB, *pace, *QUICK, "--out", str(tmp_path / "copy")])
     assert again.exit_code == 0, again.exception
     assert rows(tmp_path / "copy") == rows(done[0])
 
@@ -137,7 +136,7 @@ def test_a_verifier_of_yours_grades_and_what_makes_it_crash_is_wrong(spark_rl, t
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    refused = CliRunner().invoke(app, [*COMMAND[3:], "--out", str(tmp_path)])
+    refused = CliRunner().invoke(app, [*VERB, "--out", str(tmp_path)])
     assert isinstance(refused.exception, ValueError)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -146,14 +145,14 @@ def test_what_was_asked_of_other_weights_or_other_rows_is_not_taken_for_this(tmp
     model, suite, out = tmp_path / "model", tmp_path / "suite.jsonl", tmp_path / "eval"
     shutil.copytree(resolve_path("embedded"), model)
     suite.write_text('{"prompt": "What is 1+1?", "answer": "2"}\n')
-    command = [*COMMAND[:4], str(model), "--suite", str(suite), "--out", str(out), "engine.max_new_tokens=32"]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    command = ["eval", str(model), "--suite", str(suite), "--out", str(out), "engine.max_new_tokens=32"]
+    assert CliRunner().invoke(app, command).exit_code == 0
     suite.write_text('{"prompt": "What is 1+2?", "answer": "3"}\n')
-    other_rows = CliRunner().invoke(app, command[3:])
+    other_rows = CliRunner().invoke(app, command)
     assert other_rows.exit_code != 0 and "where items was" in str(other_rows.exception)
     suite.write_text('{"prompt": "What is 1+1?", "answer": "2"}\n')
     os.utime(model / "model.safetensors", (1, 1))
-    other_weights = CliRunner().invoke(app, command[3:])
+    other_weights = CliRunner().invoke(app, command)
     assert other_weights.exit_code != 0 and "where weights.model was" in str(other_weights.exception)
 
 
@@ -188,6 +187,6 @@ def test_a_model_is_gone_before_the_baseline_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("spark_rl.cli.eval.open_model", opening)
     shutil.copytree(resolve_path("embedded"), tmp_path / "base")
     done = CliRunner().invoke(
-        app, [*COMMAND[3:], *QUICK, "--baseline", f"{tmp_path / 'base'}", "--out", f"{tmp_path / 'out'}"]
+        app, [*VERB, *QUICK, "--baseline", f"{tmp_path / 'base'}", "--out", f"{tmp_path / 'out'}"]
     )
     assert done.exit_code == 0 and len(opened) == 2, done.exception

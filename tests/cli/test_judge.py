@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from factories import kill_once_it_writes, lines, read_rows
 from rollout.openai_server import serving
+from warm import PYTHON
 
 from spark_rl.cli.model import settings_for, signature
 from spark_rl.infer import Judge
@@ -23,7 +24,7 @@ from spark_rl.verify import box
 Command = Callable[..., Any]
 VERB = ["judge", "embedded", "--max-new-tokens", "24"]
 ONE_ITEM = "one item is a --question with a --response, or with --a and --b; give these"
-COMMAND = [sys.executable, "-m", "spark_rl.cli", *VERB]
+COMMAND = [*PYTHON, "-m", "spark_rl.cli", *VERB]
 ROWS: list[dict[str, Any]] = [
     {"id": 7, "question": "What is 3+4?", "response": box("7"), "kept": [None, "ö"]},
     {"question": "What is 3+4?", "a": box("8"), "b": box("7")},
@@ -63,7 +64,8 @@ def same(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> bo
 
 
 def test_a_stream_comes_out_in_order_with_verdicts() -> None:
-    done = subprocess.run([*COMMAND, "--chunk", "2"], input=lines(ROWS), capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "spark_rl.cli", *VERB, "--chunk", "2"]
+    done = subprocess.run(command, input=lines(ROWS), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert same(judged(ROWS), rows)

@@ -13,6 +13,7 @@ from factories import make_example, make_group, question_group
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import png
+from warm import PYTHON
 
 from spark_rl.cli.recycle import GROUPS_PER_STEP, _group
 from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
@@ -23,7 +24,7 @@ from spark_rl.recycle import recycle
 from spark_rl.types import IMAGE, Group, Role
 from spark_rl.verify import box
 
-COMMAND = [sys.executable, "-m", "spark_rl.cli", "recycle"]
+COMMAND = [*PYTHON, "-m", "spark_rl.cli", "recycle"]
 READER = RowReader(SourceConfig(path="rows"), DataConfig(verifier="numeric"), "rows")
 
 
@@ -48,7 +49,8 @@ def row(number: int = 2, answers: tuple[int | None, ...] = (3, 4, None, 3), **ch
 
 
 def test_judge_and_reflection_items_come_out() -> None:
-    done = run("--verifier", "numeric", rows=lines(row()))
+    command = [sys.executable, "-m", "spark_rl.cli", "recycle", "--verifier", "numeric"]
+    done = subprocess.run(command, input=lines(row()), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     items = parsed(done.stdout)
     assert {item["role"] for item in items} == {"pointwise", "pairwise", "reflection"}

@@ -45,7 +45,7 @@ def test_a_served_judge_judges_as_the_judge_does_and_stops_when_told(process, em
             assert reply["probability"] == pytest.approx(row["probability"], abs=2e-5)
         assert httpx.post(f"{url}/score", json=bodies[0]).status_code == 401
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert process.stderr.read() == ""
 
 

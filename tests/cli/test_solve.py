@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from factories import kill_once_it_writes, lines, read_rows
+from warm import PYTHON
 
 from spark_rl.cli import main
 from spark_rl.cli.model import settings_for, signature
@@ -20,7 +21,7 @@ from spark_rl.verify import grade
 
 Command = Callable[..., Any]
 VERB = ["solve", "embedded", "--max-new-tokens", "24", "--verifier", "numeric"]
-COMMAND = [sys.executable, "-m", "spark_rl.cli", *VERB]
+COMMAND = [*PYTHON, "-m", "spark_rl.cli", *VERB]
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "prompt": "What is 3+4?", "answer": 7, "kept": {"ö": None}},
     {"prompt": [{"role": "user", "content": r"What is 12*3? Answer in \boxed{}."}], "answer": "36", "text": "old"},
@@ -40,7 +41,8 @@ def written(folder: Path, rows: Sequence[Any] = ROWS) -> Path:
 
 
 def test_a_stream_comes_out_in_order_with_answers() -> None:
-    done = subprocess.run([*COMMAND, "--chunk", "2"], input=lines(ROWS), capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "spark_rl.cli", *VERB, "--chunk", "2"]
+    done = subprocess.run(command, input=lines(ROWS), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     for row, given in zip(rows, ROWS, strict=True):

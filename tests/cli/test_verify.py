@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from warm import PYTHON
 
 from spark_rl.cli.rows import Input, Output
 from spark_rl.jsonl import MAX_ROW_BYTES
 from spark_rl.verify import box
 
-COMMAND = [sys.executable, "-m", "spark_rl.cli", "verify"]
+COMMAND = [*PYTHON, "-m", "spark_rl.cli", "verify"]
 
 
 def run(*arguments: Any, rows: str | bytes = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from clock import steps_of
 
 from spark_rl.integrations.turns import answered, asked, question_of, response_of
 from spark_rl.types import IMAGE
@@ -52,10 +51,7 @@ def test_a_prompt_that_was_cut_is_refused():
 @pytest.mark.parametrize("piece", ["[INST]", "<|im_start|>user\n", " ", "[/INST]", "[INST][/INST]", "</s>"])
 def test_long_texts_take_no_time(piece):
     prompt = piece * 200_000
-    start = time.process_time()
-    question_of(prompt)
-    response_of(prompt + prompt, prompt)
-    assert time.process_time() - start < 1
+    assert steps_of(lambda: (question_of(prompt), response_of(prompt + prompt, prompt))) < 2e7  # quadratic: 1e10
 
 
 def test_messages_and_texts():

@@ -40,9 +40,9 @@ def said(content):
 
 
 def test_a_thousand_requests_with_faults_come_back_once_each_and_in_order():
-    faults = {"reset_rate": 0.03, "stall_rate": 0.02, "stall_seconds": 0.6}
+    faults = {"reset_rate": 0.03, "stall_rate": 0.02, "stall_seconds": 1.8}
     with serving(**faults) as (address, state):
-        engine = EndpointEngine(address, EngineConfig(timeout_seconds=0.5, concurrency=32))
+        engine = EndpointEngine(address, EngineConfig(timeout_seconds=1.5, concurrency=32))
         told = []
         questions = [f"question {i}" for i in range(1000)]
         replies = engine.generate([ask(q) for q in questions], lambda done, total: told.append((done, total)))

@@ -18,6 +18,7 @@ import torch
 from factories import read_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm import PYTHON, kill
 
 from spark_rl.config import Config, load_config
 from spark_rl.models.folder import resolve_path
@@ -170,7 +171,7 @@ def test_dead_groups_are_replaced_and_still_recorded_and_recycled(tmp_path: Path
 
 
 def spark_rl(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "spark_rl.cli", *arguments]
+    return [*PYTHON, "-m", "spark_rl.cli", *arguments]
 
 
 def train_command(run: Path, *arguments: str) -> list[str]:
@@ -198,6 +199,7 @@ def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = STEPS_A_LIFE * NUM_KILLS
     settings = (*settings, f"train.steps={steps}")
+    subprocess.run([*PYTHON, "-c", ""], check=True)  # from here on they are warm
     started = time.monotonic()
     with subprocess.Popen(train_command(whole, *settings), stderr=subprocess.DEVNULL) as process:
         while not (whole / "metrics.jsonl").exists() and process.poll() is None:
@@ -214,10 +216,11 @@ def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            kill(process)
         assert not any(map(directory.flaw, directory.checkpoints())), moments
-    done = subprocess.run(train_command(killed, *settings, "--resume"), capture_output=True, text=True)
+    # the last one is an interpreter of its own, whose sets and dicts have another order
+    command = [sys.executable, *train_command(killed, *settings, "--resume")[len(PYTHON) :]]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "damaged" not in done.stderr, (moments, done.stderr)
     assert_same_run(whole, killed)
     one, other = (json.loads((run / "summary.json").read_text()) for run in (whole, killed))

@@ -404,12 +404,14 @@ def test_it_takes_a_moment_and_no_heavy_library() -> None:
         "from spark_rl.data import question_task\n"
         "from spark_rl.data.sources import Source\n"
         "config, task = load_config(), question_task(make_example())\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "from spark_rl.train.preflight import check_lengths, check_model\n"
         "check_model(config); check_lengths(config, [Source('x', 1, [task].__getitem__, str)])\n"
-        "print(time.perf_counter() - start)\n"
+        "done = time.process_time()\n"
         "assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)\n"
+        "import torch\n"
+        "print((done - start) / (time.process_time() - done))\n"
     )
     tests = Path(__file__).parent.parent
     shown = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, check=True)
-    assert float(shown.stdout) < 1.0  # 0.1 s on an idle machine
+    assert float(shown.stdout) < 0.7  # 0.1, of what torch alone takes to be imported

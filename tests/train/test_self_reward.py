@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from factories import make_config, make_example, make_group, make_rollout, read_rows, reward_group, small_run
+from ranks import train_on_ranks
 from safetensors.torch import load_file
 from test_loop import assert_same_run
 
@@ -370,14 +368,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     for world in (1, 2):
         config = small_run(tmp_path / str(world), *overrides(tmp_path), "train.steps=2", "train.learning_rate=1e-4")
         (tmp_path / "run.yaml").write_text(config.dump())
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-        done = subprocess.run(
-            [sys.executable, *launcher, "-m", "spark_rl.cli", "train", str(tmp_path / "run.yaml")],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        train_on_ranks(world, tmp_path / "run.yaml")
         run = tmp_path / str(world)
         finals.append((load_file(run / "final" / "model.safetensors"), read_rows(run / "metrics.jsonl")))
     (one, one_metrics), (two, two_metrics) = finals

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from factories import lines, read_rows
+from ranks import train_on_ranks
 from safetensors.torch import load_file
 from test_loop import SMALL
 from vision import picture, save_vision_model
@@ -24,19 +24,18 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
     finals = []
     for world in (1, 2):
         run = tmp_path / f"world-{world}"
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-        command = [sys.executable, *launcher, "-m", "spark_rl.cli", "train", str(config), *settings]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        for options in ([], ["--resume"]):
-            done = subprocess.run(
-                [*command, f"train.output={run}", *options], capture_output=True, text=True, env=environment
-            )
+        if world == 1:
+            train_on_ranks(world, config, *settings, f"train.output={run}")
+        else:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+            command += ["-m", "spark_rl.cli", "train", str(config), *settings, f"train.output={run}"]
+            done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-3000:]
-            if not options:  # the resumed run makes the last step again
-                once = load_file(run / "final" / "model.safetensors")
-                (run / "checkpoints" / "step-000003" / f"random-{world - 1}.json").write_text("{}")
-        assert f"is damaged (random-{world - 1}.json" in done.stderr and "resumed after step 2" in done.stderr
-        again = load_file(run / "final" / "model.safetensors")
+        once = load_file(run / "final" / "model.safetensors")
+        (run / "checkpoints" / "step-000003" / f"random-{world - 1}.json").write_text("{}")
+        said = train_on_ranks(world, config, *settings, f"train.output={run}", "--resume")
+        assert f"is damaged (random-{world - 1}.json" in said and "resumed after step 2" in said
+        again = load_file(run / "final" / "model.safetensors")  # the last step is made again
         assert all(torch.equal(again[name], once[name]) for name in once)
         finals.append((load_file(run / "final" / "model.safetensors"), read_rows(run / "metrics.jsonl")))
     (one, one_metrics), (two, two_metrics) = finals
@@ -75,14 +74,7 @@ def test_two_ranks_equal_one_with_images(family: str, tmp_path: Path) -> None:
     finals = []
     for world in (1, 2):
         run = tmp_path / f"world-{world}"
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-        done = subprocess.run(
-            [sys.executable, *launcher, "-m", "spark_rl.cli", "train", str(config), *settings, f"train.output={run}"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        train_on_ranks(world, config, *settings, f"train.output={run}", cwd=tmp_path)
         finals.append(load_file(run / "final" / "model.safetensors"))
     before = load_file(model / "model.safetensors")
     for name, value in finals[0].items():

@@ -102,10 +102,13 @@ def test_a_slow_import_is_not_charged_to_the_item(pool):
 
 
 def test_identical_checks_are_computed_once(hasty_pool):
-    start = time.monotonic()
-    verdicts = hasty_pool.verify([check("5", verifier="graders:sleeps")] * 20)
-    assert [verdict.reason for verdict in verdicts] == ["timeout"] * 20
-    assert time.monotonic() - start < 6  # one wall limit, not ten
+    seconds = []
+    for count in (1, 20):
+        start = time.monotonic()
+        verdicts = hasty_pool.verify([check("5", verifier="graders:sleeps")] * count)
+        assert [verdict.reason for verdict in verdicts] == ["timeout"] * count
+        seconds.append(time.monotonic() - start)
+    assert seconds[1] < 3 * seconds[0], "one wall limit, not ten"
 
 
 def test_metadata_tells_checks_apart(pool):

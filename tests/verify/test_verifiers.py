@@ -1,10 +1,10 @@
 import re
 import subprocess
 import sys
-import time
 from fractions import Fraction
 
 import pytest
+from clock import steps_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -352,20 +352,16 @@ def test_inline_verifiers_are_fast_on_hostile_answers(verifier, piece, start):
     """For `numeric` also just below the length from which it reads nothing."""
     for length in (900, 100_000):
         answer = start + piece * (length // len(piece))
-        begun = time.process_time()
-        reward(verifier, answer, "A" if verifier == "choice" else "5")
-        reward(verifier, "5", answer)
-        reward(verifier, answer + "}!", answer)
-        assert time.process_time() - begun < 0.5
+        pairs = [(answer, "A" if verifier == "choice" else "5"), ("5", answer), (answer + "}!", answer)]
+        assert steps_of(lambda pairs=pairs: [reward(verifier, *pair) for pair in pairs]) < 1e7
 
 
 @pytest.mark.parametrize("verifier", ["choice", "numeric", "exact"])
 @pytest.mark.parametrize("answer", ["1e999999999", "1e-999999999", "9" * 10**6, "(" * 10**6, "1/" * 10**6, "," * 10**6])
 def test_inline_verifiers_are_fast_on_huge_answers(verifier, answer):
-    start = time.process_time()
     assert reward(verifier, answer, "5") == 0
     assert reward(verifier, "5", answer) in (0, None)
-    assert time.process_time() - start < 2
+    assert steps_of(lambda: (reward(verifier, answer, "5"), reward(verifier, "5", answer))) < 4e7
 
 
 @pytest.mark.parametrize(("answer", "gold", "right"), [("a  b\n", "a b", 1.0), ("A b", "a b", 0.0), ("a", " ", None)])
