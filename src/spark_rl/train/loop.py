@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -35,18 +34,18 @@ from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
 from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.train.card import model_card
-from spark_rl.train.checkpoint import CannotWrite, RunDirectory, read_json, write_json
+from spark_rl.train.checkpoint import CannotWrite
 from spark_rl.train.estimate import bytes_needed
 from spark_rl.train.health import Collapsed, Health, health_sentences
-from spark_rl.train.hub import check_hub_id, push, warn_without_token
+from spark_rl.train.hub import check_hub_id, push
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
 from spark_rl.train.preflight import check_processes, check_prompts
-from spark_rl.train.records import Changes, environment, hub_source, refuse_other_data, resumption, rollout_record
+from spark_rl.train.records import rollout_record
+from spark_rl.train.saver import Saver
 from spark_rl.train.selection import Selection
 from spark_rl.train.self_reward import SelfRewardScorer, Switch
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
-from spark_rl.train.state import load_weights, random_state, save_weights, set_random_state
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
 from spark_rl.train.update import Updater, largest_weight
@@ -56,8 +55,6 @@ from spark_rl.verify import SELF, VerifierHangs, VerifierPool
 
 _PATIENCE = 3
 """Steps without signal before a role is warned about."""
-_FORMAT = 1
-"""Of `trainer.json`: another number whenever what it holds is read in another way."""
 T = TypeVar("T")
 
 
@@ -122,18 +119,10 @@ class Trainer:
         check_processes(config, self.world)
         self._same_data_everywhere()
         set_seed(config.train.seed)
-        self.run_directory = RunDirectory(config.train.output)
         self.display = display or Display(config.train.steps, enabled=self.accelerator.is_main_process)
-        self._changes: Changes = {}
-        """What a resumed run does otherwise; recorded with the first checkpoint that holds it."""
-        if self.accelerator.is_main_process:
-            self._claim(resume, model)
-        self.accelerator.wait_for_everyone()
-        found = self._find_whole() if resume else None
-        self._resumed_at = found or 0
-        if self.accelerator.is_main_process:
-            self._open(found, resume, allow_changes)
-        self.accelerator.wait_for_everyone()
+        self.saver = Saver(config, self.data, self.accelerator, self.display)
+        self.run_directory = self.saver.directory
+        found = self.saver.open(bytes_needed(model, config), resume, allow_changes)
         self.trackers = Trackers(
             config, self.run_directory.root, resume, self.display.warn, enabled=self.accelerator.is_main_process
         )
@@ -358,107 +347,12 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ persistence
 
-    def _claim(self, resume: bool, model: Any) -> None:
-        """Make the run directory this process's own."""
-        self.run_directory.create(resume)
-        self.run_directory.lock(self.display.warn)
-        self.run_directory.check_space(bytes_needed(model, self.config))
-
-    def _find_whole(self) -> int | None:
-        """The step of the newest checkpoint that is whole, None if the run has no checkpoint.
-
-        Raises:
-            ValueError: it has some, and none is whole.
-        """
-        flaws: list[str] = []
-        for step in reversed(self.run_directory.checkpoints()):
-            if (flaw := self._flaw(step)) is None:
-                for each in flaws:
-                    self.display.warn(f"{each}; going on from {self.run_directory.checkpoint(step).name} instead")
-                return step
-            flaws.append(flaw)
-        if flaws:
-            raise ValueError(
-                f"--resume: {'; '.join(flaws)}; no other checkpoint is there to go on from, so put back what is "
-                "damaged from a copy, or begin a new run in another train.output"
-            )
-        return None
-
-    def _flaw(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, of whose files each rank looks at its share."""
-        return self._of_any(self.run_directory.flaw(step, slice(self.rank, None, self.world)))
-
-    def _of_any(self, mine: T | None) -> T | None:
-        """What the first rank has that has something: the same on all of them."""
-        return mine if self.world == 1 else next(filter(None, gather_object([mine])), None)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """`CannotWrite` on all ranks if it is raised on one, so that none waits for it; all leave together."""
-        failed = None
-        try:
-            with self.run_directory.writing():
-                yield
-        except CannotWrite as error:
-            failed = str(error)
-        if failed := self._of_any(failed):
-            raise CannotWrite(failed)
-
-    def _environment(self) -> dict[str, Any]:
-        return environment(self.accelerator, hub_source(self.config.model))
-
-    def _open(self, found: int | None, resume: bool, allow_changes: bool) -> None:
-        """Compare with the checkpoint that was found, and bring the run directory back to it."""
-        directory, machine = self.run_directory, self._environment()
-        saved = directory.root if found is None else directory.checkpoint(found)
-        if resume and (saved / "config.yaml").exists():
-            resumed = resumption(saved, found or 0, self.config, machine, allow_changes)
-            for warning in resumed.warnings:
-                self.display.warn(warning)
-            self._changes = resumed.changes
-            refuse_other_data(read_json(saved / "data.json"), self.data.report)
-        if resume and found is None:
-            self.display.say(f"{directory.root} holds no checkpoint; starting from the beginning")
-        for step in directory.checkpoints():
-            if step > self._resumed_at:
-                self.display.warn(f"the damaged checkpoint is kept as {directory.set_aside(step)} until step {step}")
-        for name in directory.cut_back(self._resumed_at):
-            self.display.warn(f"{directory.root / name} was damaged; the checkpoint's copy is put in its place")
-        directory.clear_partial()
-        directory.write_text("config.yaml", self.config.dump())
-        directory.write_json("environment.json", machine)
-        directory.write_json("data.json", self.data.report)
-        for message in self.data.messages:
-            self.display.warn(message)
-        warn_without_token(self.config, self.display.warn)
-
     def _save(self) -> None:
         """Checkpoint everything, atomically; remove what is no longer kept."""
         started = time.monotonic()
         self.display.stage("saving")
-        directory, is_main, step = self.run_directory, self.accelerator.is_main_process, self.state.step
-        self.health.state.last_checkpoint = step
-        with self._writing():
-            folder = directory.partial_checkpoint(step, clear=is_main)
-        with self._writing():
-            hashes = self._write(folder)
-        with self._writing():
-            if is_main and self._changes:
-                directory.append("resumes.jsonl", {"step": self._resumed_at, "changes": self._changes})
-                self._changes = {}
-            if is_main:
-                directory.complete_checkpoint(step, hashes)
-                directory.prune(self.config.checkpoint.keep, self.state.best_step, self.health.state.good_checkpoint)
-        self.state.wall_seconds += time.monotonic() - started
-
-    def _write(self, folder: Path) -> dict[str, str]:
-        """This rank's files of a checkpoint; the hashes of the large ones."""
-        folder.mkdir(parents=True, exist_ok=True)  # where ranks have disks of their own
-        write_json(folder / f"random-{self.rank}.json", random_state(self.accelerator.device))
-        if not self.accelerator.is_main_process:
-            return {}
-        state = {
-            "format": _FORMAT,
+        self.health.state.last_checkpoint = self.state.step
+        parts = {
             "state": asdict(self.state),
             "updater": self.updater.state_dict(),
             **self.selection.state_dict(),
@@ -466,27 +360,19 @@ class Trainer:
             "health": self.health.state_dict(),
             "held_out": self.held_out.state_dict(),
         }
-        write_json(folder / "trainer.json", state)
-        write_json(folder / "environment.json", self._environment())
-        write_json(folder / "data.json", self.data.report)
-        (folder / "config.yaml").write_text(self.config.dump(), encoding="utf-8")
-        return save_weights(folder, self.model, self.updater.optimizer)
+        kept = (self.state.best_step, self.health.state.good_checkpoint)
+        self.saver.save(self.state.step, parts, self.model, self.updater.optimizer, kept)
+        self.state.wall_seconds += time.monotonic() - started
 
     def _load(self, step: int) -> None:
         """Become what was saved after a step; its checkpoint is whole."""
-        folder = self.run_directory.checkpoint(step)
-        saved = read_json(folder / "trainer.json")
-        if saved["format"] != _FORMAT:
-            raise ValueError(f"{folder} was made by another version of spark-rl; resume with that one")
-        load_weights(folder, self.model, self.updater.optimizer)
-        self.updater.load_state_dict(saved["updater"])
-        self.state = State(**saved["state"])
-        self.selection.load_state_dict(saved, self.data.images)
-        self.switch.load_state_dict(saved["self_reward"])
-        self.health.load_state_dict(saved["health"])
-        self.held_out.load_state_dict(saved["held_out"])
-        if random_states := read_json(folder / f"random-{self.rank}.json"):  # none if there were fewer ranks
-            set_random_state(random_states, self.accelerator.device)
+        parts = self.saver.load(step, self.model, self.updater.optimizer)
+        self.state = State(**parts["state"])
+        self.updater.load_state_dict(parts["updater"])
+        self.selection.load_state_dict(parts, self.data.images)
+        self.switch.load_state_dict(parts["self_reward"])
+        self.health.load_state_dict(parts["health"])
+        self.held_out.load_state_dict(parts["held_out"])
 
     def _finish(self, before: dict[str, Any]) -> dict[str, Any]:
         """Last validation, `final/` and `summary.json`."""
@@ -494,7 +380,7 @@ class Trainer:
         after = self.held_out.measure()
         score, best = score_of(after, self.config.validation.best), self.state.best_score
         if self.config.checkpoint.final == "best" and self.state.best_step and best is not None and score < best:
-            if flaw := self._flaw(self.state.best_step):
+            if flaw := self.saver.flaw(self.state.best_step):
                 self.display.warn(f"{flaw}; final/ holds the last weights instead of the best ones")
             else:
                 seconds = self.state.wall_seconds
