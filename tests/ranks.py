@@ -12,8 +12,8 @@ from torch.distributed import TCPStore
 from warm import PYTHON
 
 
-def train_on_ranks(world: int, *arguments: object, cwd: Path | None = None) -> None:
-    """Raise what a rank says on stderr if one fails; no rank waits longer than three minutes for another."""
+def train_on_ranks(world: int, *arguments: object, cwd: Path | None = None) -> str:
+    """What the ranks say on stderr, raised if one fails; no rank waits longer than three minutes for another."""
     command = [*PYTHON, "-m", "spark_rl.cli", "train", *map(str, arguments)]
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=3))
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{store.port}", "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -29,4 +29,6 @@ def train_on_ranks(world: int, *arguments: object, cwd: Path | None = None) -> N
             for process in running:
                 process.kill()
         errors.seek(0)
-        assert codes == [0] * world, errors.read()[-3000:]
+        said = errors.read()
+        assert codes == [0] * world, said[-3000:]
+        return said

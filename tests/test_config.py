@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from spark_rl.config import Config, config_from, load_config, merge, parse_override
+from spark_rl.config import Config, config_from, load_config, load_inference, merge, parse_override
 from spark_rl.types import Role
 
 
@@ -326,3 +326,54 @@ def test_one_text_is_a_list_of_one():
 def test_the_first_rows_of_a_training_file_can_be_held_out():
     assert "size" in refusal(None, "data.train=a.jsonl", "data.validation=a.jsonl")
     load_config(None, ["data.train=a.jsonl", "data.validation={path: a.jsonl, size: 9}"])
+
+
+@pytest.mark.parametrize("depth", [90, 200, 3000])
+@pytest.mark.parametrize("pair", ["[]", "{}"])
+def test_what_is_nested_deeply_is_one_sentence(tmp_path, depth, pair):
+    """Also what YAML can still read, but no checkpoint could hold."""
+    path, inner = tmp_path / "run.yaml", "1"
+    opening, closing = ("[", "]") if pair == "[]" else ("{a: ", "}")
+    path.write_text(f"model: {{chat_template_kwargs: {{a: {opening * depth}{inner}{closing * depth}}}}}")
+    override = f"model.chat_template_kwargs.a={opening * depth}{inner}{closing * depth}"
+    if depth < 100:
+        assert load_config(path) == load_config(None, [override])
+        load_config(path).dump()
+        return
+    for load, place in ((lambda: load_config(path), path), (lambda: load_config(None, [override]), "override model")):
+        with pytest.raises(ValueError, match="is nested more than 100 levels deep") as caught:
+            load()
+        assert str(caught.value).startswith(str(place)) and len(str(caught.value)) < 300
+
+
+def test_yaml_that_holds_itself_is_one_sentence(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: {chat_template_kwargs: {a: &a [*a]}}")
+    with pytest.raises(ValueError, match="is nested more than 100 levels deep"):
+        load_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("path", ["org/name@v1.0", "name@v1.0"])
+def test_a_revision_may_stand_behind_the_id_of_a_model(path):
+    for config in (load_config(None, [f"model.path={path}"]), load_inference(model={"path": path})):
+        assert (config.model.path, config.model.revision, config.model.name) == (path[:-5], "v1.0", path)
+    again = load_config(None, [f"model.path={path}", "model.revision=v1.0"])
+    assert again == load_config(None, [f"model.path={path[:-5]}", "model.revision=v1.0"])
+    with pytest.raises(ValueError, match=r"names the revision 'v1\.0', and model\.revision is 'v2'; give one"):
+        load_config(None, [f"model.path={path}", "model.revision=v2"])
+
+
+@pytest.mark.parametrize("path", ["./a@b", "runs/x/final", "a/b/c@d", "http://user@host:8000/v1", "/data/a@b"])
+def test_what_is_no_id_keeps_its_path(path):
+    assert load_inference(model={"path": path}).model.path == path
+
+
+def test_a_folder_with_such_a_name_is_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "name@v1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config(None, ["model.path=org/name@v1"]).model.revision is None
+
+
+def test_a_server_has_its_revision():
+    with pytest.raises(ValueError, match=r"model\.revision is 'v1', but http://x has loaded its model already"):
+        load_inference(["model.revision=v1"], model={"path": "http://x"})

@@ -24,7 +24,7 @@ import spark_rl
 
 PACKAGE = Path(spark_rl.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"types", "jsonl", "config", "presets"}),
+    frozenset({"types", "jsonl", "progress", "config", "presets"}),
     frozenset({"verify"}),
     frozenset({"data", "prompts", "embedded", "models", "images"}),
     frozenset({"rollout", "recycle"}),

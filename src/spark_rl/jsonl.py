@@ -10,6 +10,8 @@ from typing import Any
 
 MAX_ROW_BYTES = 4 * 2**20
 """A longer row is no question but a mistake: a missing line break, a wrong file, or a whole file in one field."""
+MAX_DEPTH = 100
+"""Lists and objects inside of each other. Deeper nesting is a mistake, and some libraries give up at 255."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -45,7 +47,10 @@ def decoded(raw: bytes) -> str:
 def parse_json(text: str, *, finite: bool = False) -> Any:
     """`json.loads`, whose many errors become one sentence."""
     try:
-        return json.loads(text, parse_float=_finite, parse_constant=_finite) if finite else json.loads(text)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite) if finite else json.loads(text)
+        if text.count("[") + text.count("{") <= MAX_DEPTH or not is_too_deep(value):
+            return value
+        reason = "nested too deeply"
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at character {error.pos + 1}"
     except RecursionError:
@@ -55,6 +60,22 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
     except ValueError:  # Python's own limit
         reason = "a number has more than 4300 digits"
     raise ValueError(f"not valid JSON ({reason}); write every row as one object on one line")
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and mappings stand inside of each other more than `MAX_DEPTH` deep, or without end (by YAML's
+    anchors)."""
+    open_ones: list[tuple[Any, int]] = [(value, 1)]
+    seen: dict[int, int] = {}
+    while open_ones:
+        each, depth = open_ones.pop()
+        if not isinstance(each, dict | list) or seen.get(id(each), 0) >= depth:
+            continue
+        if depth > MAX_DEPTH:
+            return True
+        seen[id(each)] = depth
+        open_ones += [(inner, depth + 1) for inner in (each.values() if isinstance(each, dict) else each)]
+    return False
 
 
 def _finite(text: str) -> float:

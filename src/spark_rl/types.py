@@ -69,6 +69,10 @@ class Role(StrEnum):
     def is_recycled(self) -> bool:
         return self is not Role.ANSWER
 
+    def right_at(self, of_answers: float) -> float:
+        """The reward from which on a rollout is right: verdicts have the scale of 0 and 1, whatever answers have."""
+        return 1.0 if self.is_judge else of_answers
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -94,6 +94,14 @@ CONFIG = [
     Case("no config", ["train", "nowhere.yaml"], ["nowhere.yaml", "cannot be read", "give the path"]),
     Case("config is a folder", ["train", "model"], ["model", "cannot be read"]),
     train("config is not YAML", words=["run.yaml", "not valid YAML"], spoil=write("run.yaml", "train: [")),
+    train(
+        "config nested 3,000 levels deep",
+        words=["run.yaml: is nested more than 100 levels deep", "not closed"],
+        spoil=write("run.yaml", "train: " + "{a: " * 3000 + "}" * 3000),
+    ),
+    train(
+        "override nested deeply", "train.steps=" + "[" * 3000, words=["override train.steps: is nested more than 100"]
+    ),
     train("config is a list", words=["run.yaml", "must hold a mapping"], spoil=write("run.yaml", "- train")),
     train("config is not UTF-8", words=["run.yaml", "not valid YAML"], spoil=write("run.yaml", b"model: {path: \xe9}")),
     train(
@@ -125,6 +133,19 @@ CONFIG = [
     train("unknown tracker", "train.trackers=[mlflow]", words=["train.trackers", "'tensorboard'", "mlflow"]),
     train("bad Hub id", "train.push_to_hub=my model!", words=["train.push_to_hub", "my model!"]),
     train("override without =", "train.steps", words=["'train.steps'", "section.key=value"]),
+    train(
+        "revision of a folder", "model.revision=v1", words=["model.revision is 'v1'", "local folder", "leave it out"]
+    ),
+    train(
+        "revision of a file",
+        "data.train={path: data.jsonl, revision: v1}",
+        words=["data.jsonl makes no use of 'revision'", "remove it"],
+    ),
+    Case(
+        "revision of a folder, given twice",
+        ["solve", "model", "--question", "1+1?", "model.revision=v1"],
+        ["model.revision is 'v1'", "local folder"],
+    ),
     Case(
         "batch that does not divide",
         [*TRAIN, "rollout.groups_per_step=9", "preset=grpo"],
@@ -141,6 +162,14 @@ DATA = [
     train("pattern without a match", "data.train=no/*.jsonl", words=["no/*.jsonl", "no file matches"]),
     train("empty file", words=["data.jsonl", "holds no rows"], spoil=write("data.jsonl", "")),
     train("malformed row", words=["data.jsonl, row 5", "not valid JSON"], spoil=write("data.jsonl", GOOD + "{\n")),
+    train(
+        "nested row",
+        words=["data.jsonl, row 2", "nested too deeply"],
+        spoil=write(
+            "data.jsonl",
+            json.dumps(Q) + '\n{"prompt": "1+1?", "answer": 2, "metadata": {"a": ' + "[" * 3000 + "]" * 3000 + "}}\n",
+        ),
+    ),
     train("row is no object", words=["data.jsonl, row 5", "JSON object"], spoil=write("data.jsonl", GOOD + "[1]\n")),
     train(
         "wrong type in a row", words=["data.jsonl, row 2", "'prompt' must be text"], spoil=rows(Q, {**Q, "prompt": 3})
@@ -224,6 +253,19 @@ DATA = [
         "data.validation=same.jsonl",
         words=["data.jsonl", "held out"],
         spoil=write("same.jsonl", GOOD),
+    ),
+    train(
+        "row that the chat template refuses",
+        "model.chat_template=no_system.jinja",
+        words=["data.jsonl, row 2", "chat template", "system, user", "no system turn here", "data.bad_rows=skip"],
+        spoil=lambda folder: [
+            rows(Q, {**Q, "prompt": "What is 2+1?", "system": "Be brief."})(folder),
+            write(
+                "no_system.jinja",
+                "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
+                "{{ messages[-1]['content'] }}",
+            )(folder),
+        ],
     ),
     train("unknown role", words=["data.jsonl, row 1", "'role'", "pointwise"], spoil=rows({**Q, "role": "judge"})),
     train(

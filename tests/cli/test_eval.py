@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 from factories import lines, read_rows
@@ -50,6 +51,30 @@ def test_it_writes_results_samples_and_a_report(done):
     assert set(measured) == {"strategies", "by_source", "pointwise", "own", "pairwise", "probes"}
     assert (out / "report.md").read_text().startswith("# Evaluation on `embedded:validation`")
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
+
+
+def test_an_item_that_the_chat_template_refuses_is_named_or_skipped(tmp_path):
+    questions = [{"prompt": f"What is {i}+1?", "answer": i + 1} for i in range(3)]
+    judged = {"question": "What is 1+1?", "response": "no way", "right": False}
+    (tmp_path / "suite.jsonl").write_text(lines([*questions, {**questions[0], "system": "Be brief."}, judged]))
+    own = (Path(resolve_path("embedded")) / "chat_template.jinja").read_text()
+    refusing = (
+        "{% if messages[0]['role'] == 'system' or 'no way' in messages[0]['content'] %}{{ nothing.here }}{% endif %}"
+    )
+    (tmp_path / "refusing.jinja").write_text(refusing + own)
+    arguments = ["eval", "embedded", "--suite", str(tmp_path / "suite.jsonl"), "--strategies", "greedy"]
+    arguments += [f"model.chat_template={tmp_path / 'refusing.jinja'}", "judge.view=reasoning"]
+    arguments += ["engine.max_new_tokens=8", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception).startswith(
+        "suite.jsonl, suite-4: the tokenizer's chat template cannot be rendered for"
+    )
+    assert not (tmp_path / "out" / "samples.jsonl").exists()
+    result = CliRunner().invoke(app, [*arguments, "--skip-bad", "--json"])
+    assert result.exit_code == 0, result.exception
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["skipped"] == {"suite.jsonl (embedded)": 2}
+    assert "suite.jsonl, suite-4: " in result.stderr
 
 
 def test_killed_and_called_again_it_comes_to_the_same(done, tmp_path):

@@ -214,6 +214,7 @@ def test_images_go_with_the_question_into_what_trains(tmp_path: Path) -> None:
         (["recycle.right_att=1"], {}, "unknown key 'recycle.right_att'; did you mean 'right_at'?"),
         (["recycle.right_at=0"], {}, "recycle.wrong_at is 0.05, which is not below recycle.right_at"),
         (["-", "train.seed=1"], {}, "'train.seed=1' is no setting of recycling; give recycle.key=value"),
+        (["verify.cpu_seconds=1"], {}, "'verify.cpu_seconds=1' is about grading, which is not asked for; add --verify"),
         (["--json"], {}, "name a file for them with --out"),
         (["--workers", "0"], {}, "--workers must be at least 1"),
         (["--out", "/dev/full"], {}, "--out /dev/full: cannot be written (No space left on device)"),

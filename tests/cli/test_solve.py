@@ -16,6 +16,7 @@ from warm import PYTHON
 from spark_rl.cli import main
 from spark_rl.cli.model import settings_for, signature
 from spark_rl.infer.strategies import STRATEGIES
+from spark_rl.models.folder import model_folder
 from spark_rl.verify import grade
 
 Command = Callable[..., Any]
@@ -75,6 +76,32 @@ def test_every_strategy(name: str, tmp_path: Path, spark_rl: Command) -> None:
     assert (summary["rows"], summary["graded"], summary["strategy"]) == (3, 3, strategy)
     assert summary["mean_reward"] == pytest.approx(sum(row["reward"] for row in rows) / 3)
     assert done.err.count("\n") == 1
+
+
+@pytest.fixture
+def no_system(tmp_path: Path) -> str:
+    """The setting of a chat template that refuses system turns."""
+    own = (model_folder("embedded") / "chat_template.jinja").read_text()
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (tmp_path / "no_system.jinja").write_text(refusing + own)
+    return f"model.chat_template={tmp_path / 'no_system.jinja'}"
+
+
+def test_a_row_that_the_chat_template_refuses_is_named_before_anything_is_generated(
+    tmp_path: Path, spark_rl: Command, no_system: str
+) -> None:
+    rows = [*MANY[:5], {**MANY[5], "system": "Be brief."}, *MANY[6:]]
+    file, out = written(tmp_path, rows), tmp_path / "out.jsonl"
+    done = spark_rl(*VERB, file, no_system, "--out", out, "--chunk", "2")
+    assert done.code == 2 and not out.exists()
+    assert f"{file}, row 6: the tokenizer's chat template cannot be rendered for the turns system, user" in done.err
+    assert "no system" in done.err and "--skip-bad leaves such rows out" in done.err
+    done = spark_rl(*VERB, file, no_system, "--out", out, "--chunk", "2", "--skip-bad", "--json")
+    assert done.code == 0, done.err
+    assert (json.loads(done.out)["rows"], json.loads(done.out)["bad_rows"]) == (9, 1)
+    assert [row["prompt"] for row in read_rows(out)] == [row["prompt"] for row in MANY if row != MANY[5]]
+    done = spark_rl(*VERB, file, no_system, "--out", out, "--chunk", "2", "--skip-bad", "--json", "--resume")
+    assert (json.loads(done.out)["rows"], json.loads(done.out)["bad_rows"]) == (9, 1)
 
 
 def test_the_gold_is_not_seen_without_check(tmp_path: Path, spark_rl: Command) -> None:
@@ -182,7 +209,11 @@ def test_settings_that_change_no_result_do_not_matter(whole: Path, spark_rl: Com
         (["--strategy", "best-of-1"], ROWS, "with any number of samples from 2 on"),
         ([], [ROWS[0], {"question": "1+1?"}], "rows.jsonl, row 2: has no 'prompt'; add it (--skip-bad leaves"),
         ([], [{"prompt": 3}], "row 1: 'prompt' must be text or a list, not 3"),
-        ([], [{"prompt": [{"role": "assistant", "content": "Hi"}]}], "row 1: 'prompt' must be text, or chat messages"),
+        (
+            [],
+            [{"prompt": [{"role": "assistant", "content": "Hi"}]}],
+            "row 1: 'prompt' ends with a turn of the role 'assi",
+        ),
         ([], [{"prompt": ""}], "row 1: "),
         ([], [ROWS[0] | {"images": ["a.png"]}], "row 1: the image "),
         ([], [ROWS[0] | {"verifier": "mth"}], "row 1: unknown verifier 'mth': did you mean 'math'?"),

@@ -87,6 +87,30 @@ def test_a_reward_function_of_the_current_directory(tmp_path: Path) -> None:
     assert row["detail"] == "AttributeError: module 'rewards' has no attribute 'clarity'"
 
 
+SLOW = "import time\ndef grade(answer, gold, metadata):\n    return time.sleep(9) if 'x' in answer + gold else 1\n"
+
+
+@pytest.mark.parametrize(("settings", "reward"), [([], 0), (["verify.timed_out=mask"], None)])
+def test_an_answer_that_times_out_has_the_reward_0(tmp_path: Path, settings: list[str], reward: float | None) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    rows = lines({"answer": box("x"), "gold": 5}, {"answer": box("4"), "gold": 5}, {"answer": box("4"), "gold": "x"})
+    limit = "verify.wall_seconds=0.3"
+    done = run("-", limit, *settings, "--verifier", "slow:grade", rows=rows, cwd=tmp_path)
+    given = [(row["reward"], row["reason"]) for row in parsed(done.stdout)]
+    assert given == [(reward, "timeout"), (1, "correct"), (None, "timeout")], done.stderr
+
+
+def test_a_function_that_hangs_ends_the_command(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    rows = lines(*({"answer": box(f"x{i}"), "gold": "x"} for i in range(50)))
+    arguments = ["verify.wall_seconds=0.1", "--verifier", "slow:grade", "--workers", 3, "--out", "out.jsonl"]
+    done = run(*arguments, rows=rows, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("spark-rl: the verifier slow:grade ran out of time on 6 of the last 6 answers")
+    assert "verify.max_timeout_rate=1" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_no_rows_are_no_mistake() -> None:
     done = run("-", rows="\n")
     assert (done.returncode, done.stdout) == (0, "")
@@ -120,6 +144,10 @@ GOOD = lines({"answer": box("5"), "gold": 5, "verifier": "numeric"})
         (["--verifier", "maths"], "", "did you mean 'math'?"),
         (["--workers", "0"], "", "--workers must be at least 1"),
         (["--cpu-seconds", "nan"], "", "--cpu-seconds above 0"),
+        (["verify.wall_second=1"], "", "unknown key 'verify.wall_second'; did you mean 'wall_seconds'?"),
+        (["-", "verify.memory_gb=0"], "", "verify.memory_gb: input should be greater than 0, not 0"),
+        (["-", "verify.timed_out=none"], "", "verify.timed_out: input should be 'zero' or 'mask', not 'none'"),
+        (["-", "other.jsonl"], "", "'other.jsonl' is no setting of grading; give verify.key=value"),
         (["--json"], "", "name a file for them with --out"),
         (["--out", "/dev/null/no/x"], GOOD, "--out /dev/null/no/x: cannot be written (Not a directory)"),
         (["--out", "."], GOOD, "--out .: cannot be written (Is a directory)"),

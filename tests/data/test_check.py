@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.check import Checker, question_key, untracked
 from spark_rl.prompts import answer_prompt
-from spark_rl.verify import VerifierPool
+from spark_rl.verify import VerifierHangs, VerifierPool
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,8 @@ def verifiers():
 
 
 def run(verifiers, sources: Sequence, held_out=(), track=untracked, **settings) -> tuple[list, list[str]]:
-    checker = Checker(sources, DataConfig(**settings), "training", held_out, track)
+    right_at = settings.pop("right_at", 1.0)
+    checker = Checker(sources, DataConfig(**settings), "training", held_out, track, right_at=right_at)
     checker.run(verifiers)
     return checker.report(), checker.messages()
 
@@ -106,6 +107,9 @@ GRADERS = """
 def half(answer, gold, metadata):
     return 0.5
 
+def five(answer, gold, metadata):
+    return 5 if answer == gold else -1
+
 def asked(completions, prompts, **columns):
     assert prompts[0][-1]["content"].startswith("What is 1+1?")
     return [1.0]
@@ -124,12 +128,23 @@ def test_a_function_with_partial_credit_is_told_how_to_go_on(graders, tmp_path):
     path = write(tmp_path, GOOD)
     said = refusal(graders, path, verifier="my_graders:half")
     assert said == (
-        f"{path}, row 1: The my_graders:half verifier gives the gold itself 0.5 and not 1; correct one of them, or "
-        "grade no golds before a run: data.check_golds=false (or leave such rows out: data.bad_rows=skip)"
+        f"{path}, row 1: The my_graders:half verifier gives the gold itself 0.5, and right is 1 or more; correct "
+        "the verifier, the gold or right_at, or grade no golds before a run: data.check_golds=false (or leave such "
+        "rows out: data.bad_rows=skip)"
     )
     run(graders, opened(path, verifier="my_graders:half"), check_golds=False)
+    run(graders, opened(path, verifier="my_graders:half"), right_at=0.5)
     wrong = write(tmp_path, {**GOOD, "answer": "}{"})
     assert "check_golds" not in refusal(graders, wrong, verifier="my_graders:half"), "it would not help"
+
+
+def test_a_gold_is_right_on_the_scale_of_its_verifier(graders, tmp_path):
+    """Whatever answers get, verdicts are right at 1; and a rule that gives at most 1 cannot reach 5."""
+    verdict = {"prompt": "Is 1+1 2?", "answer": "Yes", "role": "pointwise"}
+    path = write(tmp_path, GOOD, verdict)
+    assert run(graders, opened(path, verifier="my_graders:five"), right_at=5)[0][0]["skipped"] == {}
+    with pytest.raises(ValueError, match="gives the gold itself 1, and right is 5 or more"):
+        run(graders, opened(path), right_at=5)
 
 
 def test_a_gold_is_graded_with_its_prompt(graders, tmp_path):
@@ -295,3 +310,11 @@ def test_generators_are_told_apart_by_what_makes_them():
     made = [fingerprint(SourceConfig(path=path, **value)) for value in values]
     assert len({*made, fingerprint("reasoning_gym:basic_arithmetic")}) == 5
     assert made[0] == fingerprint(path)
+
+
+def test_a_function_that_hangs_on_every_gold_is_not_waited_for_row_by_row(tmp_path, monkeypatch):
+    (tmp_path / "sleepy.py").write_text("import time\ndef grade(answer, gold, metadata):\n    time.sleep(9)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(tmp_path, *sums(40))
+    with VerifierPool(wall_seconds=0.1) as pool, pytest.raises(VerifierHangs, match="6 of the last 6"):
+        run(pool, opened(path, verifier="sleepy:grade"), bad_rows="skip")

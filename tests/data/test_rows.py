@@ -145,13 +145,25 @@ def test_a_question_becomes_a_task_of_the_answer_role():
         ({"prompt": "What?", "answer": json.loads("NaN")}, "'answer' must be text or a number, not NaN"),
         ({"prompt": "What?", "answer": 1e999}, "'answer' must be text or a number, not Infinity"),
         ({"prompt": 5, "answer": "2"}, "'prompt' must be text or chat messages, not 5"),
-        ({"prompt": ["hi"], "answer": "2"}, "chat messages (role, content)"),
-        ({"prompt": [{"role": "user"}], "answer": "2"}, "chat messages (role, content)"),
+        ({"prompt": ["hi"], "answer": "2"}, "entry 1 of 'prompt' is no chat message with a 'role' and a 'content'"),
+        ({"prompt": [USER, {"content": "2"}], "answer": "2"}, "entry 2 of 'prompt' is no chat message"),
+        ({"prompt": [{"role": "user"}], "answer": "2"}, "turn 1 of 'prompt' (user) has no content; it must be text or"),
+        ({"prompt": [{"role": "user", "content": 5}], "answer": "2"}, "(user) has the content 5; it must be text or a"),
+        (
+            {
+                "prompt": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}, USER],
+                "answer": "2",
+            },
+            "turn 2 of 'prompt' (assistant) calls tools and has no content; tools are not run here, so give it text",
+        ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "text"}]}], "answer": "2"},
             "has a part of a message that is neither",
         ),
-        ({"prompt": [USER, {"role": "assistant", "content": "2"}], "answer": "2"}, "end with a user's turn"),
+        (
+            {"prompt": [USER, {"role": "assistant", "content": "2"}], "answer": "2"},
+            "ends with a turn of the role 'assistant'",
+        ),
         ({"prompt": "What?", "answer": "2", "id": [1]}, "'id' must be text or a number"),
         ({"prompt": "What?", "answer": "2", "verifier": 5}, "'verifier' must be text, not 5"),
         ({"prompt": "What?", "answer": "2", "source": ["a"]}, "'source' must be text"),

@@ -289,3 +289,20 @@ def test_embedded_picture_questions_carry_their_image_and_are_gradable(split):
 def test_no_picture_is_in_two_embedded_sets():
     paths = [{e.images[0].path for e in examples(f"embedded:vision-{split}")} for split in ("train", "validation")]
     assert not paths[0] & paths[1]
+
+
+def test_a_revision_goes_to_the_library_that_asks_the_hub(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*arguments, **keywords):
+        asked.append((arguments, keywords))
+        return datasets.Dataset.from_list([{"prompt": "What is 1+1?", "answer": "2"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    opened({"path": "org/set", "revision": "v1", "subset": "main"}, "org/set")
+    assert asked == [
+        (("org/set",), {"name": "main", "split": "train", "revision": "v1"}),
+        (("org/set",), {"name": None, "split": "train", "revision": None}),
+    ]

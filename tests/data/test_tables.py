@@ -324,3 +324,16 @@ def test_a_column_is_a_name_or_a_dotted_path():
 @given(st.dictionaries(st.text(string.ascii_lowercase + ".", min_size=1), st.integers()))
 def test_every_key_of_a_row_is_found_by_its_own_name(row):
     assert {key: lookup(row, key) for key in row} == row
+
+
+@pytest.mark.parametrize("depth", [90, 200, 3000, 100_000])
+def test_a_row_that_is_nested_deeply_is_bad(tmp_path, depth):
+    """A checkpoint could not hold what is nested some hundreds of levels deep, though JSON can be read."""
+    table = open_tables(
+        write(tmp_path, f'{{"prompt": "?", "metadata": {"[" * depth}{"]" * depth}}}'), split="", subset=None
+    )[0]
+    if depth < 100:
+        assert table[0]["prompt"] == "?"
+    else:
+        with pytest.raises(ValueError, match="nested too deeply"):
+            table[0]

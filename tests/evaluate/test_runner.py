@@ -126,3 +126,13 @@ def test_rows_say_what_breakdowns_need(tmp_path, model, pool):
     known = [row.get("metadata") for row in samples.rows]
     assert known == [{"variant_of": "7"}, {"variant_of": "7"}, {"category": "easy"}, None]
     assert {row["reason"] for row in samples.rows} <= {"correct", "wrong", "unparsed"}
+
+
+def test_answers_on_which_the_verifier_failed_are_no_labels_for_the_judge(tmp_path, model, pool):
+    graded = {"a": (1, "correct"), "b": (0.0, "timeout"), "c": (None, "bad_gold"), "d": (0.0, "error: KeyError")}
+    base = {"model": "model", "part": "own answer", "strategy": "sample", "seed": 0, "text": "2"}
+    samples = Samples(tmp_path / "samples.jsonl")
+    samples.add([{**base, "id": id, "reward": reward, "reason": reason} for id, (reward, reason) in graded.items()])
+    questions = [Example(id, answer_prompt("What is 1+1?"), "What is 1+1?", "2") for id in graded]
+    Runner("model", model, SETTINGS, pool, samples)._own(questions)
+    assert [(row["id"], row["label"]) for row in samples.rows if row["part"] == "own"] == [("a", "right")]

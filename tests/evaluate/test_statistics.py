@@ -84,3 +84,29 @@ def test_the_sign_test_is_mcnemar_exact():
     assert p_value(asked_once([1] * 10), asked_once([0] * 10)) == pytest.approx(2 / 2**10)
     assert p_value(asked_once([1, 0]), asked_once([0, 1])) == 1
     assert p_value(asked_once([1, 1]), asked_once([1, 1])) == 1
+
+
+NUMBERS = st.dictionaries(
+    st.text(max_size=3), st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=4), min_size=2, max_size=20
+)
+
+
+@given(NUMBERS, NUMBERS)
+def test_any_finite_numbers_have_intervals(ours, theirs):
+    difference = paired_difference(ours, theirs)
+    for interval in (mean_interval(ours), *([difference] if difference.n > 1 else [])):
+        assert interval.low <= interval.value <= interval.high
+    p = p_value(ours, theirs)
+    assert p is None or 0 < p <= 1
+
+
+def test_95_percent_of_the_intervals_of_rewards_hold_the_truth():
+    rng, held = random.Random(0), 0
+    for _ in range(1000):
+        interval = mean_interval(asked_once([rng.choice([2, -1, 5]) for _ in range(60)]))
+        held += interval.low <= 2 <= interval.high
+    assert 0.92 <= held / 1000 <= 0.98
+
+
+def test_one_number_says_nothing_of_its_error():
+    assert mean_interval({"a": [5.0]}) == Interval(5.0, None, None, 1)

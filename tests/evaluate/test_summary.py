@@ -10,9 +10,13 @@ from spark_rl.evaluate.report import markdown
 from spark_rl.evaluate.summary import summarise
 
 
+def graded(reward, reason=None):
+    return {"reward": reward, "reason": reason or {None: None, 1: "correct", 0: "wrong"}[reward]}
+
+
 def step(kind, answer=None, reward=None, verdict=None, reason=None):
     judged = {"verdict": verdict, "probability": None}
-    return {"kind": kind, "text": "", "answer": answer, "reward": reward, "reason": reason, **judged}
+    return {"kind": kind, "text": "", "answer": answer, **graded(reward, reason), **judged}
 
 
 def answered(
@@ -20,7 +24,7 @@ def answered(
 ):
     return {
         **{"model": model, "part": "answer", "strategy": strategy, "seed": seed, "id": id, "source": "sums"},
-        **{"group": group or id, "reward": reward, "reason": reason, "steps": list(steps)},
+        **{"group": group or id, **graded(reward, reason), "steps": list(steps)},
         **{"prompt_tokens": prompt, "generated_tokens": generated},
     }
 
@@ -134,7 +138,7 @@ def test_variants_of_one_problem_are_worth_no_more_than_it():
 
     def asked(variants):
         ours = [answered(f"{i}/{v}", int(i < 8), group=str(i)) for i in range(10) for v in range(variants)]
-        return ours + [{**row, "model": "baseline", "reward": int(int(row["group"]) < 3)} for row in ours]
+        return ours + [{**row, "model": "baseline", **graded(int(int(row["group"]) < 3))} for row in ours]
 
     once, often = asked(1), asked(10)
     assert measured(often)["strategies"]["greedy"]["accuracy"] == measured(once)["strategies"]["greedy"]["accuracy"]
@@ -201,3 +205,27 @@ def test_the_page_says_only_what_was_measured():
     assert "| greedy | 100.0 % (20.7 to 100.0) | 15 | 5 |" in page
     for absent in ("Reflection", "judges one", "probe", "baseline"):
         assert absent not in page
+
+
+def test_rewards_on_a_scale_of_their_own_give_shares_and_means():
+    rewards = {"correct": 5.0, "wrong": -1.0, "unparsed": 0.0}
+    ours, theirs = ["correct", "correct", "wrong", "correct"], ["wrong", "unparsed", "wrong", "correct"]
+    rows = [
+        answered(str(i), rewards[reason], model=model, reason=reason)
+        for model, reasons in (("model", ours), ("baseline", theirs))
+        for i, reason in enumerate(reasons)
+    ]
+    results = summarise(rows)
+    greedy = results["models_measured"]["model"]["strategies"]["greedy"]
+    assert greedy["accuracy"]["value"] == 0.75 and greedy["accuracy"]["high"] <= 1
+    assert greedy["reward"]["value"] == greedy["mean_reward_over_sources"] == 3.5
+    difference = results["comparison"]["differences"]["greedy"]
+    assert difference["value"] == 0.5 and difference["reward"]["value"] == 2.75
+    page = markdown({"suite": "s", "models": {}, **results})
+    assert "| greedy | 75.0 % (30.1 to 95.4) | 3.500 (0.560 to 6.440) | 15 | 5 |  |" in page
+    assert "| greedy | +2.750 (" in page and "469" not in page
+
+
+def test_mean_rewards_that_are_accuracies_are_not_shown():
+    page = markdown({"suite": "s", "models": {}, **summarise([answered("1", 1), answered("2", 0)])})
+    assert "mean reward" not in page

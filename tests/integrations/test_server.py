@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from json import dumps
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import BAD, encoded, noise, png
 from infer.scripted import Script, ScriptedEngine, says, scripted
 from vision import picture, save_vision_model
@@ -184,11 +192,111 @@ def test_a_malformed_body_is_told_its_field(served, path, body, words):
     assert "\n" not in reply.json()["detail"]
 
 
-def test_deep_nesting_and_bytes_that_are_no_text_are_refused(served):
-    for body in (b"[" * 19_000, b'{"question": "\xff", "response": ""}'):
-        reply = served.client.post("/score", content=body, headers={"Content-Type": "application/json"})
-        assert reply.status_code in (400, 422)
-    assert served.client.post("/score", json=ONE).status_code == 200
+@pytest.mark.parametrize("path", ["/score", "/compare", "/get_reward"])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[" * 19_000, "not valid JSON (nested too deeply)"),
+        (b'{"a":' * 3000 + b"1" + b"}" * 3000, "not valid JSON (nested too deeply)"),
+        (b'{"question": "\xff", "response": ""}', "not valid JSON (byte 15 is not UTF-8)"),
+        ('{"question": "q"}'.encode("utf-16"), "not valid JSON (byte 1 is not UTF-8)"),
+        (b'\xef\xbb\xbf{"question": "q"}', "not valid JSON"),
+        (b'{"question": ' + b"9" * 5000 + b"}", "not valid JSON (a number has more than 4300 digits)"),
+        (b'{"\\ud800": "q"}', ""),
+        (b'{"question": NaN, "query": Infinity}', ""),
+        (b'{"question": 1e999, "query": -1e999, "a": 1' + b"0" * 400 + b"}", ""),
+        (b"null", "must be a JSON object"),
+        (b"", "must be a JSON object"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_body_that_cannot_be_parsed_is_told_so(served, path, body, words):
+    reply = served.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 422, reply.text
+    assert words in reply.json()["detail"] and "\n" not in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ";", None])
+def test_another_content_type_is_told_the_right_one(served, kind):
+    headers = {"Content-Type": kind} if kind else {}
+    reply = served.client.post("/score", content=b'{"question": "q", "response": "r"}', headers=headers)
+    assert reply.status_code == 422 and "Content-Type: application/json" in reply.json()["detail"]
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """What may be sent to any route: nearly what it takes, spoilt somewhere; or bytes."""
+    text = st.text(st.characters(), max_size=5) | st.sampled_from(
+        ["\\ud800", "\ud800", "<image>", IMAGE, "data:", "\0"]
+    )
+    json = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | text,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+        max_leaves=5,
+    )
+    part = st.fixed_dictionaries({}, optional={"type": st.sampled_from(["text", "image", "image_url"]) | text}) | json
+    keys = ["question", "response", "a", "b", "images", "image", "items", "query", "prompts", "labels"]
+    value = json | st.lists(part | st.fixed_dictionaries({}, optional={k: text for k in keys[:6]}), max_size=3)
+    good = st.fixed_dictionaries(dict.fromkeys(["question", "response"], text), optional={"images": value, "x": json})
+    good |= st.fixed_dictionaries(dict.fromkeys(["question", "a", "b"], text), optional={"image": text})
+    good |= st.fixed_dictionaries({"query": st.just(["", "a"]), "prompts": st.lists(st.just(""))}, optional={"x": json})
+    body = draw(
+        good | st.lists(good).map(lambda items: {"items": items}) | st.dictionaries(st.sampled_from(keys), value)
+    )
+    raw = dumps(body).encode() if draw(st.booleans()) else repr(body).encode(errors="surrogatepass")
+    if draw(st.integers(0, 3)) == 0:
+        at = draw(st.integers(0, len(raw)))
+        spoilt = draw(st.binary(max_size=4) | st.sampled_from([b"[", b'{"a":', b"9", b"\xed\xa0\x80", b"\\ud800"]))
+        raw = raw[:at] + spoilt * draw(st.sampled_from([1, 1, 400, 2500])) + raw[at:]
+    return raw
+
+
+@pytest.fixture(scope="module")
+def ask_app() -> Iterator[Callable[[dict[str, Any], bytes], list[Any]]]:
+    """Asks the app itself, past uvicorn, which would refuse some requests of its own: the messages of its answer."""
+    model, _ = scripted(believe)
+    app = create_app(Judge(model), ServeConfig(max_items=8, max_chars=1000, max_body_bytes=20_000))
+
+    async def ask(scope: dict[str, Any], body: bytes) -> list[Any]:
+        sent: list[Any] = []
+        messages = iter([{"type": "http.request", "body": body[:100], "more_body": True}])
+        last = iter([{"type": "http.request", "body": body[100:]}])
+
+        async def receive() -> Any:
+            return next(messages, None) or next(last, None) or await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+        return sent
+
+    with asyncio.Runner() as runner:
+        lifespan = app.router.lifespan_context(app)
+        runner.run(lifespan.__aenter__())
+        yield lambda scope, body: runner.run(ask(scope, body))
+        runner.run(lifespan.__aexit__(None, None, None))
+
+
+_TYPES = st.sampled_from(["application/json", "application/json; charset=utf-16", "application/x+json", "text/plain"])
+
+
+@settings(max_examples=20_000 if os.environ.get("SPARK_RL_SOAK") else 150)
+@given(
+    path=st.sampled_from(
+        [*["/score", "/compare", "/get_reward"] * 4, "/health", "/metrics", "/docs", "/score/", "/\xff"]
+    ),
+    method=st.sampled_from(["POST"] * 12 + ["GET", "PUT", "OPTIONS", "HEAD"]),
+    body=bodies(),
+    kind=st.just("application/json") | _TYPES | st.binary(max_size=6),
+)
+def test_no_request_gives_a_500(ask_app, path, method, body, kind):
+    value = kind if isinstance(kind, bytes) else kind.encode()
+    headers = [(b"content-type", value), (b"content-length", value if len(value) < 4 else b"%d" % len(body))]
+    scope = {"type": "http", "method": method, "path": path, "raw_path": b"/", "query_string": b"", "root_path": ""}
+    scope |= {"headers": headers, "http_version": "1.1", "scheme": "http", "server": ("x", 1), "client": ("x", 2)}
+    start, *rest = ask_app(scope, body)
+    assert start["status"] < 500, (path, method, body, rest)
 
 
 def test_sizes_are_limited(served):
@@ -342,6 +450,83 @@ def test_stopping_finishes_the_batch_under_way_and_turns_away_what_waits():
         first[0].join(60)
         assert first[1][0].json()["probability"] == 0.75
         assert not served.batcher.ready
+
+
+HALF = b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+
+
+@contextmanager
+def half_sent(url: httpx.URL, count: int = 1) -> Iterator[list[socket.socket]]:
+    """Connections that have sent half of a request."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(socket.create_connection((url.host, url.port), 10)) for _ in range(count)]
+        for connection in opened:
+            connection.sendall(HALF)
+        yield opened
+
+
+def reply_on(connection: socket.socket) -> bytes:
+    """All that is answered until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def test_a_body_that_comes_too_slowly_is_not_waited_for():
+    with running(body_seconds=0.3) as served, half_sent(served.client.base_url) as (slow,):
+        for _ in range(3):
+            time.sleep(0.05)
+            slow.sendall(b" ")
+        reply = reply_on(slow)
+        assert reply.startswith(b"HTTP/1.1 408") and b"serve.body_seconds" in reply
+        assert served.client.post("/score", json=ONE).status_code == 200
+
+
+def test_a_client_that_leaves_within_its_body_is_counted_as_that():
+    with running() as served:
+        with half_sent(served.client.base_url):
+            pass
+        wait_for(lambda: served.metric('requests_total{route="/score",status="499"}') == 1)
+        assert served.batcher.num_waiting == 0
+
+
+STUCK = """
+import os, sys, threading
+from infer.scripted import scripted
+from spark_rl.config.inference import ServeConfig
+from spark_rl.infer import Judge
+from spark_rl.integrations.server import bind, create_app, serve
+
+def stuck(prompt, number, request):
+    print("judging", flush=True)
+    threading.Event().wait()
+
+listener = bind("127.0.0.1", 0)
+listener.listen(9)
+print(listener.getsockname()[1], flush=True)
+serve(create_app(Judge(scripted(stuck)[0]), ServeConfig()), listener, 1)
+sys.exit("the batch was waited for")
+"""
+
+
+def test_a_process_that_is_told_to_stop_waits_for_no_body_and_for_a_batch_only_so_long():
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command, pipe = [sys.executable, "-c", STUCK], subprocess.PIPE
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        url, replies = httpx.URL(f"http://127.0.0.1:{process.stdout.readline().strip()}"), []
+        judged = threading.Thread(target=lambda: replies.append(httpx.post(url.join("/score"), json=ONE, timeout=20)))
+        judged.start()
+        assert process.stdout.readline() == "judging\n"
+        with half_sent(url, 5) as connections:
+            httpx.get(url.join("/health"))
+            process.send_signal(signal.SIGTERM)
+            assert all(reply_on(connection).startswith(b"HTTP/1.1 503") for connection in connections)
+            assert process.poll() is None, "a batch is under way"
+        judged.join(20)
+        assert replies[0].status_code == 503 and "stopping" in replies[0].json()["detail"]
+        assert process.wait(20) == 0
+        (said,) = process.stderr.read().splitlines()
+        assert "timeout graceful shutdown exceeded" in said
 
 
 def test_the_queue_of_a_closed_batcher_takes_nothing():

@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -42,7 +43,7 @@ def test_a_hub_that_answers_is_asked_by_what_loads(tmp_path, monkeypatch):
     handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         url = f"http://127.0.0.1:{server.server_port}/config.json"
-        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: url)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_, **__: url)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         check_hub("me/other")
         server.shutdown()
@@ -73,3 +74,15 @@ def test_only_models_without_eyes_are_surely_text_only(tmp_path):
         assert not is_text({**settings, "architectures": names}), kind
         seeing += any(word in str(settings) for word in ("vision", "image"))
     assert seeing > 50
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_and_named(tmp_path, value):
+    """One of them makes every log-probability NaN: all rollouts would be noise, and every update left out."""
+    folder = shutil.copytree(resolve_path("embedded"), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for load in (load_model, load_for_inference):
+        with pytest.raises(ValueError, match=r"model\.path: .*not finite .*in model\.layers\.1\.mlp\.up_proj\.weight"):
+            load(ModelConfig(path=str(folder)))

@@ -451,6 +451,19 @@ def test_an_answer_whose_reward_was_taken_for_its_length_is_no_wrong_answer():
     assert "endless" in shown, "what gave no answer is wrong in any case"
 
 
+@pytest.mark.parametrize("reason", ["timeout", "crash", "error: RecursionError"])
+def test_an_answer_on_which_the_verifier_failed_is_no_label(reason):
+    """It trains with the reward 0 (`verify.timed_out: zero`), but nobody has said that it is wrong."""
+    group = question_group(4, [5, 6])
+    group.rollouts.append(make_rollout(box("9^9^9"), 0.0, "late", reason=reason))
+    made = recycle([group], RecycleConfig(items_per_group=9), seed=0, step=0)
+    assert "late" not in {response.id for task in tasks_of(made) for response in task.shown}
+    assert made.counts["ungraded"] == 1
+    alone = question_group(4, [5, 5])
+    alone.rollouts.append(make_rollout(box("9^9^9"), 0.0, "late", reason=reason))
+    assert recycle([alone], DEFAULT, seed=0, step=0).bundles == []
+
+
 # ------------------------------------------------------------------------------------------------ views
 
 

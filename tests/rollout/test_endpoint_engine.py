@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import random
 import re
 import socket
 import time
@@ -99,6 +100,77 @@ def test_samples_are_asked_for_one_by_one_where_n_is_not_known(way):
     assert [[c.text for c in of] for of in replies] == [[said("x")] * 3] * 4
     single = [body["seed"] for body in state.bodies if body.get("n", 1) == 1]
     assert sorted(single) == sorted([10, 11, 12] * 4)
+
+
+def drawn(body, words=6):
+    """A reply that depends on the prompt and the seed."""
+    rng = random.Random(f"{body['messages'][-1]['content']} {body.get('seed')}")
+    return " ".join(str(rng.randrange(100)) for _ in range(words))
+
+
+def sampling(copies, text=drawn, logprob=None):
+    """An answering server that samples: `copies` of one reply, or each sample with a seed of its own."""
+
+    def answer(body):
+        made = completion({**body, "logprobs": logprob is not None})
+        for choice in made["choices"]:
+            seed = body["seed"] + (0 if copies else choice["index"])
+            choice["message"]["content"] = text({**body, "seed": seed})
+            for token in choice["logprobs"]["content"] if logprob is not None else ():
+                token["logprob"] = logprob
+        return 200, made, {}
+
+    return answer
+
+
+def texts(replies):
+    return [[each.text for each in of] for of in replies]
+
+
+def num_singles(state):
+    return sum(body.get("n", 1) == 1 for body in state.bodies)
+
+
+@pytest.mark.parametrize("logprob", [None, -2.0])
+def test_a_server_that_copies_a_sample_is_asked_for_each_with_a_seed_of_its_own(logprob, caplog):
+    requests = [ask(f"question {i}", n=8, temperature=1.0, seed=100 * i) for i in range(6)]
+    with serving(answer=sampling(copies=True, logprob=logprob)) as (address, state):
+        engine = EndpointEngine(address, EngineConfig(concurrency=4))
+        replies = texts(engine.generate(requests))
+        asked = len(state.bodies)
+        assert texts(engine.generate(requests)) == replies
+        assert len(state.bodies) - asked == num_singles(state) / 2 == 6 * 8, "it is known by then"
+    for i, of in enumerate(replies):
+        assert of == [drawn({"messages": [{"content": f"question {i}"}], "seed": 100 * i + k}) for k in range(8)]
+    assert [record.getMessage().partition(" gives")[2][:39] for record in caplog.records] == [
+        " all samples of a request the same repl"
+    ]
+
+
+def test_a_server_that_samples_is_never_asked_twice(caplog):
+    requests = [ask(f"question {i}", n=4, temperature=1.0, seed=10 * i) for i in range(20)]
+    with serving(answer=sampling(copies=False)) as (address, state):
+        replies = EndpointEngine(address, EngineConfig()).generate(requests)
+        assert len(state.bodies) == 20 and not caplog.records
+    assert all(len(set(of)) > 1 for of in texts(replies))
+
+
+@pytest.mark.parametrize(("logprob", "doubted"), [(None, True), (-2.0, True), (-0.01, False)])
+def test_replies_that_are_the_same_with_any_seed_are_taken_as_they_are(logprob, doubted, caplog, monkeypatch):
+    """A verdict of a model that is sure: asked for again only where its probability is not told, or does not fit."""
+    monkeypatch.setattr(endpoint_engine, "_DOUBTS", 3)
+    requests = [ask(f"question {i}", n=4, temperature=1.0, seed=10 * i) for i in range(5)]
+    answer = sampling(copies=False, text=lambda body: r"It is \boxed{Yes}.", logprob=logprob)
+    with serving(answer=answer) as (address, state):
+        replies = EndpointEngine(address, EngineConfig(concurrency=1)).generate(requests)
+        assert num_singles(state) == (4 * 3 if doubted else 0), "in vain it is asked so often"
+    assert texts(replies) == [[r"It is \boxed{Yes}."] * 4] * len(requests) and not caplog.records
+
+
+def test_greedy_samples_are_the_same():
+    with serving(answer=lambda body: (200, completion({**body, "logprobs": False}), {})) as (address, state):
+        EndpointEngine(address, EngineConfig()).generate([ask(n=4, temperature=0.0)])
+        assert len(state.bodies) == 1
 
 
 def test_a_busy_server_is_given_the_time_it_asks_for():

@@ -5,7 +5,7 @@ from factories import make_example, make_group, make_rollout
 
 from spark_rl.data import question_task
 from spark_rl.rollout.scoring import RuleScorer
-from spark_rl.types import Group
+from spark_rl.types import Group, Role
 from spark_rl.verify import VerifierPool, box
 
 
@@ -78,7 +78,46 @@ def test_rollouts_cut_at_their_limit(pool, truncated, cut_right, cut_empty):
     assert grades(group) == [(1.0, "5", "correct"), (0.0, "6", "wrong"), cut_right, cut_empty]
 
 
+@pytest.mark.parametrize(("timed_out", "reward"), [("zero", 0.0), ("mask", None)])
+def test_answers_that_make_the_verifier_time_out(tmp_path, monkeypatch, timed_out, reward):
+    grader = "import time\ndef grade(answer, gold, metadata):\n    return time.sleep(9) if answer == 'x' else 1\n"
+    (tmp_path / "slow_on_x.py").write_text(grader)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    group = ungraded(make_example(4, verifier="slow_on_x:grade"), box("5"), box("x"))
+    group.rollouts.append(make_rollout(f"{box('x')} and", None, "cut", finish_reason="length"))
+    with VerifierPool(wall_seconds=0.2, timed_out=timed_out) as pool:
+        RuleScorer(pool, "grade").score([group])
+    assert grades(group) == [(1.0, "5", "correct"), (reward, "x", "timeout"), (reward, "x", "timeout")]
+
+
 def test_no_groups_need_no_grading(pool):
     before = pool.counts.total()
     RuleScorer(pool).score([])
     assert pool.counts.total() == before
+
+
+SCALE = """
+def stars(answer, gold, metadata):
+    return {"good": 5, "fair": 2}.get(answer, -1)
+"""
+
+
+def test_a_scale_of_its_own_says_what_is_right_and_what_no_answer_gets(tmp_path, monkeypatch):
+    """On a scale with negative rewards no answer must not be better than a wrong one, and verdicts keep theirs."""
+    (tmp_path / "star_graders.py").write_text(SCALE)
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = [box("good"), box("fair"), box("bad"), "nothing"]
+    group = ungraded(make_example(4, answer="good", verifier="star_graders:stars"), *texts)
+    group.rollouts.append(make_rollout(f"{box('good')} and", None, "cut", finish_reason="length"))
+    judge = ungraded(make_example(7), box("Yes"), box("No"), "nothing")
+    judge.task = replace(judge.task, role=Role.POINTWISE, label="Yes", verifier="choice")
+    with VerifierPool() as own:
+        RuleScorer(own, "zero", right_at=5, wrong_at=-1).score([group, judge])
+    assert grades(group) == [
+        (5.0, "good", "correct"),
+        (2.0, "fair", "partial"),
+        (-1.0, "bad", "wrong"),
+        (-1.0, None, "unparsed"),
+        (-1.0, "good", "truncated"),
+    ]
+    assert grades(judge) == [(1.0, "Yes", "correct"), (0.0, "No", "wrong"), (0.0, None, "unparsed")]

@@ -49,6 +49,14 @@ def test_the_metadata_is_what_the_hub_wants() -> None:
     assert {"spark-rl", "llm-as-a-judge", "reward-model"} <= set(found.tags or [])
 
 
+def test_the_revision_of_a_base_of_the_hub_is_named() -> None:
+    hub = {"path": "org/base-1B", "revision": "v1", "commit": "a" * 40}
+    config = config_from({"model": {"path": "org/base-1B@v1"}})
+    made = card(config, environment={"python": "3", "packages": {}, "model": hub})
+    assert f"Trained from `org/base-1B` (revision `v1`, commit `{'a' * 40}`) by" in made.text
+    assert made.data.base_model == "org/base-1B"
+
+
 def test_a_local_base_and_a_run_without_judges_claim_nothing() -> None:
     made = card(make_config())
     assert made.data.base_model is None and made.data.datasets is None

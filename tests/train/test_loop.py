@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from warm import PYTHON, kill
 
 from spark_rl.config import Config, load_config
 from spark_rl.models.folder import resolve_path
+from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.train.loop import Trainer
 from spark_rl.types import Role
 
@@ -187,29 +189,39 @@ PICTURES = (
     "data.validation=[embedded:vision-validation]",
     *HELD_OUT[1:],
 )
-NUM_KILLS = 5 if os.environ.get("SPARK_RL_SOAK") else 2
+NUM_KILLS = 50 if os.environ.get("SPARK_RL_SOAK") else 2
+STEPS_A_LIFE = 3
+"""Steps that a process makes, on average, before it is killed."""
 
 
 @pytest.mark.parametrize("settings", [HELD_OUT, PICTURES], ids=["text", "pictures"])
 def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path, settings: tuple[str, ...]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = STEPS_A_LIFE * NUM_KILLS
+    settings = (*settings, f"train.steps={steps}")
     subprocess.run([*PYTHON, "-c", ""], check=True)  # from here on they are warm
     started = time.monotonic()
-    subprocess.run(train_command(whole, *settings), check=True, capture_output=True)
-    duration = time.monotonic() - started
+    with subprocess.Popen(train_command(whole, *settings), stderr=subprocess.DEVNULL) as process:
+        while not (whole / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        first = time.monotonic() - started
+    assert process.returncode == 0
+    life = first + 2 * STEPS_A_LIFE * (time.monotonic() - started - first) / steps
 
     rng = random.Random(int.from_bytes(os.urandom(4), "big"))
-    moments = [rng.uniform(0.2, 1.0) * duration for _ in range(NUM_KILLS)]
+    moments = [rng.uniform(0.2, 1.0) * life for _ in range(NUM_KILLS)]
+    directory = RunDirectory(killed)
     for moment in moments:
         process = subprocess.Popen(train_command(killed, *settings, "--resume"), stderr=subprocess.DEVNULL)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
             kill(process)
+        assert not any(map(directory.flaw, directory.checkpoints())), moments
     # the last one is an interpreter of its own, whose sets and dicts have another order
     command = [sys.executable, *train_command(killed, *settings, "--resume")[len(PYTHON) :]]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, (moments, done.stderr)
+    assert done.returncode == 0 and "damaged" not in done.stderr, (moments, done.stderr)
     assert_same_run(whole, killed)
     one, other = (json.loads((run / "summary.json").read_text()) for run in (whole, killed))
     assert one["before"] == other["before"] and one["after"] == other["after"], moments
@@ -229,7 +241,43 @@ def test_sigterm_finishes_the_step_saves_and_leaves(tmp_path: Path) -> None:
     assert (run / "checkpoints" / f"step-{step:06d}" / "trainer.json").exists()
 
 
+def test_a_verifier_that_hangs_on_most_answers_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it asks is gone once the golds are graded."""
+    grader = f"    time.sleep(9 * os.path.exists({str(tmp_path / 'gone')!r}))\n    return 1.0\n"
+    (tmp_path / "sleepy.py").write_text(f"import os, time\ndef grade(answer, gold, metadata):\n{grader}")
+    rows = "".join(json.dumps({"prompt": f"What is {i}+1?", "answer": i + 1}) + "\n" for i in range(12))
+    (tmp_path / "sums.jsonl").write_text(rows)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = [f"data.train={tmp_path / 'sums.jsonl'}", "data.verifier=sleepy:grade", "verify.wall_seconds=0.1"]
+    trainer = Trainer(small(tmp_path / "run", *settings))
+    (tmp_path / "gone").touch()
+    assert trainer.run() is None
+    said = capsys.readouterr().err
+    assert "stopped in step 0: the verifier sleepy:grade ran out of time on " in said and "--resume" in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     Trainer(small(tmp_path / "run", "train.steps=1")).run()
     with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.001 and is 0\.5"):
         Trainer(small(tmp_path / "run", "train.steps=1", "train.learning_rate=0.5"), resume=True)
+
+
+@pytest.mark.skipif(not os.environ.get("SPARK_RL_SOAK"), reason="an allocator may live on what it has for seconds")
+def test_a_run_that_gets_no_more_memory_says_so(tmp_path: Path) -> None:
+    """As under `ulimit -v`, from some moment on."""
+    run = tmp_path / "run"
+    command = train_command(run, "train.steps=500", "checkpoint.every=1")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "checkpoints" / "step-000001").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        used = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (used // 2, used // 2))
+        _, errors = process.communicate(timeout=60)
+    last = errors.strip().splitlines()[-1]
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert "there is not enough memory" in last and "--dry-run" in last and "--resume" in last
+    assert not any(map(RunDirectory(run).flaw, RunDirectory(run).checkpoints()))

@@ -81,3 +81,12 @@ def test_one_step_with_signal_is_enough_and_absent_steps_do_not_count() -> None:
 def test_a_role_without_prompts_is_explained() -> None:
     (warning,) = warnings([step(0.5, zero_variance_rate=0.5)] * 3, {**SLOTS, Role.PAIRWISE: 2})
     assert warning.startswith("pairwise: no prompts")
+
+
+def test_accuracy_is_a_share_whatever_the_rewards_are() -> None:
+    task = replace(question_task(make_example()), role=Role.POINTWISE, label="Yes", verifier="choice")
+    groups = [reward_group([5, 2, -1, None]), make_group(task, [r"\boxed{Yes}", r"\boxed{No}"])]
+    metrics = role_metrics(groups, right_at=3)
+    assert metrics["answer/accuracy"] == pytest.approx(1 / 3) and metrics["answer/reward"] == 2
+    assert metrics["answer/zero_variance_rate"] == 0
+    assert metrics["pointwise/accuracy"] == metrics["pointwise/reward"] == 0.5

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from factories import make_config, make_example
 
-from spark_rl.config import Config
-from spark_rl.data import question_task
+from spark_rl.config import Config, ModelConfig, load_config
+from spark_rl.data import load_data, question_task
 from spark_rl.data.sources import Source
 from spark_rl.models.folder import check_folder, model_folder
+from spark_rl.models.load import load_tokenizer
+from spark_rl.prompts import ChatRenderer
 from spark_rl.train import preflight
-from spark_rl.train.preflight import check_lengths, check_model, check_processes
+from spark_rl.train.preflight import check_lengths, check_model, check_processes, check_prompts
 from spark_rl.types import Task
 
 BASE = model_folder("embedded")
@@ -300,16 +302,98 @@ def test_it_stops_at_the_first_question_that_fits() -> None:
 def test_the_count_is_a_lower_bound_of_the_rendered_prompt() -> None:
     from tokenizers import Tokenizer
 
-    from spark_rl.config import ModelConfig
-    from spark_rl.data import load_data
-    from spark_rl.models.load import load_tokenizer
-    from spark_rl.prompts import ChatRenderer
     from spark_rl.train.preflight import _at_least
 
     renderer = ChatRenderer(load_tokenizer(ModelConfig()))
     bare = Tokenizer.from_file(str(BASE / "tokenizer.json"))
     tasks, _ = load_data(make_config()).train.draw(50)
     assert all(0 < _at_least(bare, task) <= len(renderer.encode(task.messages)) for task in tasks)
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
+)
+
+
+def renderer_of(tmp_path: Path, template: str) -> ChatRenderer:
+    """The embedded tokenizer with this before its own template."""
+    (tmp_path / "template.jinja").write_text(template + (BASE / "chat_template.jinja").read_text())
+    tokenizer = load_tokenizer(ModelConfig(chat_template=tmp_path / "template.jinja"))
+    return ChatRenderer(tokenizer)
+
+
+def questions(path: Path, *systems: int, count: int = 40, start: int = 0) -> str:
+    """A file of questions, some of them (counted from 1) with a system turn."""
+    rows = [
+        {
+            "prompt": f"What is {start + i}+1?",
+            "answer": start + i + 1,
+            **({"system": "Be brief."} if i in systems else {}),
+        }
+        for i in range(1, count + 1)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_row_that_the_template_refuses_is_named_before_the_first_step(tmp_path: Path) -> None:
+    renderer, train = renderer_of(tmp_path, NO_SYSTEM), questions(tmp_path / "train.jsonl", 17)
+    config = make_config(data={"train": [train]})
+    said = refusal(lambda: check_prompts(config, load_data(config), renderer))
+    assert said.startswith(
+        f"{train}, row 17: the tokenizer's chat template cannot be rendered for the turns system, user"
+    )
+    assert "no system" in said and said.endswith("(or leave such rows out: data.bad_rows=skip)")
+
+
+def test_rows_that_the_template_refuses_are_skipped_in_every_part_and_counted(tmp_path: Path) -> None:
+    renderer = renderer_of(tmp_path, NO_SYSTEM)
+    parts = {
+        "train": questions(tmp_path / "train.jsonl", 1, 2, 17),
+        "validation": questions(tmp_path / "validation.jsonl", 3, count=5, start=100),
+        "monitor": questions(tmp_path / "monitor.jsonl", 1, count=2, start=200),
+    }
+    config = make_config(data={"bad_rows": "skip", **{part: [path] for part, path in parts.items()}})
+    data = load_data(config)
+    before = data.report
+    check_prompts(config, data, renderer)
+    assert {part: reports[0]["skipped"] for part, reports in data.report.items()} == {
+        "train": {"bad_prompt": 3},
+        "validation": {"bad_prompt": 1},
+        "monitor": {"bad_prompt": 1},
+    }
+    assert all(data.report[part] != before[part] for part in parts), "a resumed run must see that the same are left out"
+    assert data.messages[-1].startswith(
+        f"3 of the 40 rows of {parts['train']} are left out of training (bad prompt); the first one is "
+        f"{parts['train']}, row 1: "
+    )
+    assert (len(data.validation), len(data.monitor), data.train.num_rows) == (4, 1, 37)
+    drawn, _ = data.train.draw(2 * 37)
+    for task in [*drawn, *data.validation, *data.monitor]:
+        renderer.encode(task.messages)
+    assert len({task.id for task in drawn}) == 37
+
+
+def test_a_source_that_the_template_refuses_as_a_whole_is_named(tmp_path: Path) -> None:
+    train = questions(tmp_path / "train.jsonl", 1, 2, count=2)
+    config = make_config(data={"train": [train], "bad_rows": "skip"})
+    said = refusal(lambda: check_prompts(config, load_data(config), renderer_of(tmp_path, NO_SYSTEM)))
+    assert said.startswith(f"{train}: no row is usable; the first one: {train}, row 1: ")
+
+
+@pytest.mark.parametrize(("preset", "refused"), [("spark", True), ("grpo", False)])
+def test_a_template_that_refuses_recycled_prompts_is_refused_where_there_are_such(
+    tmp_path: Path, preset: str, refused: bool
+) -> None:
+    template = "{% if 'A response to it' in messages[0]['content'] %}{{ raise_exception('no judging') }}{% endif %}"
+    renderer = renderer_of(tmp_path, template)
+    train = questions(tmp_path / "train.jsonl")
+    config = load_config(None, [f"preset={preset}", f"data.train={train}"])
+    if refused:
+        said = refusal(lambda: check_prompts(config, load_data(config), renderer))
+        assert said.startswith("prompts of the role pointwise (one turn of the user): ") and "no judging" in said
+    else:
+        check_prompts(config, load_data(config), renderer)
 
 
 def test_it_takes_a_moment_and_no_heavy_library() -> None:

@@ -98,3 +98,14 @@ def test_items_of_one_question_are_one_piece_of_evidence():
     before, after = {"pairwise_accuracy": 0.5}, {"pairwise_accuracy": 0.62}
     (sentence,) = change_sentences(before, {**after, "n_pairwise": 200}, pairs * 2)
     assert "on 200 items, no change beyond chance" in sentence
+
+
+@pytest.mark.parametrize(("after", "words"), [(3.0, "better"), (-1.0, "worse"), (1.1, "no change beyond chance")])
+def test_mean_rewards_are_told_where_they_are_no_accuracies(after, words):
+    items = [question_task(make_example(i)) for i in range(100)]
+    rates = {"answer_accuracy": 0.5, "n_answer": 100, "answer_reward_std": 2.0}
+    accuracy, reward = change_sentences({**rates, "answer_reward": 1.0}, {**rates, "answer_reward": after}, items)
+    assert accuracy.startswith("answer accuracy: 50.0% to 50.0% on 100 items, no change")
+    assert reward == f"answer mean reward: 1 to {after:g} on 100 items, {words} (noise 0.57)"
+    plain = {**rates, "answer_reward": 0.5}
+    assert len(change_sentences(plain, plain, items)) == 1

@@ -79,8 +79,9 @@ def test_a_role_that_only_waits_and_metrics_that_are_missing_leave_cells_empty()
 
 def test_the_line_of_a_step_says_what_its_numbers_are() -> None:
     metrics = {"time/step": 2.04, "answer/accuracy": 0.444, "answer/groups": 8.0, "pairwise/accuracy": 0.5}
-    metrics["pairwise/groups"] = 2.0
-    assert step_line(6, 12, metrics) == "step 6/12  accuracy (groups): answer 44% (8), pairwise 50% (2)  2.0 s"
+    metrics |= {"pairwise/groups": 2.0, "answer/reward": -1.25, "pairwise/reward": 0.5}
+    said = "step 6/12  accuracy (groups): answer 44% (8, reward -1.25), pairwise 50% (2)  2.0 s"
+    assert step_line(6, 12, metrics) == said
     assert step_line(6, 12, {"time/step": 2.0}) == "step 6/12  accuracy (groups): none  2.0 s"
 
 

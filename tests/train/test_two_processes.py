@@ -31,7 +31,12 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
             command += ["-m", "spark_rl.cli", "train", str(config), *settings, f"train.output={run}"]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-3000:]
-        train_on_ranks(world, config, *settings, f"train.output={run}", "--resume")
+        once = load_file(run / "final" / "model.safetensors")
+        (run / "checkpoints" / "step-000003" / f"random-{world - 1}.json").write_text("{}")
+        said = train_on_ranks(world, config, *settings, f"train.output={run}", "--resume")
+        assert f"is damaged (random-{world - 1}.json" in said and "resumed after step 2" in said
+        again = load_file(run / "final" / "model.safetensors")  # the last step is made again
+        assert all(torch.equal(again[name], once[name]) for name in once)
         finals.append((load_file(run / "final" / "model.safetensors"), read_rows(run / "metrics.jsonl")))
     (one, one_metrics), (two, two_metrics) = finals
     for name in one:

@@ -6,14 +6,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from factories import make_group
+import pytest
+from factories import make_group, reward_group
 from image_files import png
 
 from spark_rl.config import Config, load_config
 from spark_rl.data import load_data
 from spark_rl.images import reference
 from spark_rl.train.checkpoint import RunDirectory
-from spark_rl.train.validation import HeldOut
+from spark_rl.train.validation import HeldOut, validation_metrics
 from spark_rl.types import IMAGE, Group, Role, Task
 from spark_rl.verify import box
 
@@ -76,3 +77,15 @@ def test_long_questions_and_items_are_left_out_and_said(tmp_path: Path) -> None:
     directory.create(resume=False)
     items.begin(directory, is_main=True)
     assert items.monitored == [] and {task.role for task in items.items} == {Role.ANSWER}, "judge prompts are longer"
+
+
+def test_held_out_accuracy_is_a_share_whatever_the_rewards_are() -> None:
+    groups = [reward_group([reward]) for reward in (5.0, 2.0, -1.0, -1.0)]
+    metrics, by_source = validation_metrics(groups, {"t"}, right_at=2)
+    assert metrics == {
+        "answer_accuracy": 0.5,
+        "n_answer": 4,
+        "answer_reward": 1.25,
+        "answer_reward_std": pytest.approx(2.487, abs=1e-3),
+    }
+    assert by_source == {Role.ANSWER: {"successor": 0.5}}

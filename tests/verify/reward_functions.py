@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 
 from spark_rl.verify import extract_answer
 
@@ -59,3 +60,10 @@ def gives_two(completions, **kwargs):
 
 def wants_token_ids(completion_ids, **kwargs):
     return [float(len(ids)) for ids in completion_ids]
+
+
+def slow_without_a_box(completions, **kwargs):
+    answer = extract_answer(completions[0][0]["content"])
+    if answer is None:
+        time.sleep(3600)
+    return [float(answer == "5")]

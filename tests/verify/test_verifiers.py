@@ -8,7 +8,7 @@ from clock import steps_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark_rl.verify import Verdict, check_gold, grade, resolve
+from spark_rl.verify import Verdict, check_gold, gold_problem, grade, resolve
 
 
 def reward(verifier, answer, gold, **metadata):
@@ -29,7 +29,8 @@ MATH = [  # answer, gold, right
     ("{2,1}", r"\{1,2\}", True),
     (r"1 \text{ and } 2", "2, 1", True),
     ("50%", r"50\%", True),
-    ("0.5", r"50\%", True),
+    ("50", r"50\%", True),
+    ("0.5", r"50\%", False),
     ("-7", "−7", True),
     (r"\$5", "5", True),
     ("$5$", "5", True),
@@ -238,7 +239,7 @@ def test_math_agrees_with_math_verify(answer, gold, right):
     """Where we rewrite nothing, the grade is that of the library with its own defaults on the boxed text."""
     from math_verify import parse, verify
 
-    if "**" not in answer and gold not in ("pi/2", "sin(x)", "New York"):
+    if "**" not in answer and gold not in ("pi/2", "sin(x)", "New York", r"50\%"):
         assert verify(parse(rf"$\boxed{{{gold}}}$"), parse(rf"$\boxed{{{answer}}}$")) is right
 
 
@@ -446,3 +447,41 @@ def test_importing_the_package_loads_nothing_heavy():
     code = f"import sys, spark_rl.verify; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("reward", "right_at", "reason"),
+    [
+        (5.0, 1.0, "correct"),
+        (5.0, 5.0, "correct"),
+        (2.0, 5.0, "partial"),
+        (-1.0, 5.0, "wrong"),
+        (0.5, 0.5, "correct"),
+        (-0.5, -1.0, "correct"),
+        (-2.0, -1.0, "wrong"),
+    ],
+)
+def test_right_begins_where_a_scale_says_so(reward, right_at, reason):
+    assert Verdict(reward, "5", "partial").at(right_at).reason == reason
+
+
+def test_what_no_verifier_has_graded_is_right_on_no_scale():
+    assert Verdict(0.0, None, "unparsed").at(-1.0).reason == "unparsed"
+    assert Verdict(None, "5", "timeout").at(-1.0).reason == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("reward", "verifier", "right_at", "complaint"),
+    [
+        (2.0, "words:stars", 1.0, None),
+        (5.0, "words:stars", 5.0, None),
+        (0.5, "words:stars", 0.5, None),
+        (0.5, "words:stars", 1.0, "gives the gold itself 0.5, and right is 1 or more"),
+        (-1.0, "words:stars", 2.0, "gives the gold itself -1, and right is 2 or more"),
+        (1.0, "math", 2.0, "The math verifier gives the gold itself 1, and right is 2 or more"),
+        (-1.0, "trl:words:stars", 1.0, None),
+    ],
+)
+def test_a_gold_must_be_right_on_its_scale(reward, verifier, right_at, complaint):
+    problem = gold_problem(Verdict(reward, "5", "correct" if reward >= 1 else "partial"), verifier, right_at)
+    assert problem is None if complaint is None else complaint in problem

@@ -19,6 +19,7 @@ from spark_rl.cli.serve import serve
 from spark_rl.cli.solve import solve
 from spark_rl.cli.train import train
 from spark_rl.cli.verify import verify
+from spark_rl.verify import VerifierHangs
 
 app = typer.Typer(
     name="spark-rl",
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, (ValueError, VerifierHangs)) else f"{type(error).__name__}: "
         _say(f"{kind}{' '.join(str(error).split())}")
         sys.exit(2 if isinstance(error, ValueError) else 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spark_rl.cli.rows import Output, counted, progress, say
+from spark_rl.cli.rows import Output, counted, say
 from spark_rl.jsonl import MAX_ROW_BYTES
+from spark_rl.progress import Shown
 
 if TYPE_CHECKING:
     from spark_rl.cli.image_folder import ImageFolder
@@ -72,8 +74,9 @@ def convert(
     with (
         ImageFolder(images or out.with_name(f"{out.stem}_images"), out.parent) as folder,
         Output(out, None, option="") as output,
-        progress("convert", visible=True, total=total) as advance,
+        Shown() as shown,
     ):
+        tell, seen = shown.stage("convert", total, "rows"), itertools.count(1)
         for table in tables:
             name = own_name(table.name, names)  # training refuses ids that two files of one name would share
             for index in range(len(table)):
@@ -82,7 +85,7 @@ def convert(
                     num_rows += 1
                 except Unusable as problem:
                     left_out.add(problem, table.where(index))
-                advance()
+                tell(next(seen), total)
         if not num_rows:
             raise ValueError(f"{source}: no row could be converted as {format}: {left_out}")
         folder.publish()

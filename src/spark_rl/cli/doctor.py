@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from spark_rl import __version__
+from spark_rl.progress import Shown
 
 Status = Literal["ok", "warning", "missing", "broken"]
 """`missing` is optional and not there; `broken` keeps training from working."""
@@ -88,7 +89,7 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     yield from _guarded("machine", "devices", reinstall, _devices)
     yield from _guarded("settings", "precision", reinstall, _settings)
     yield from _guarded("settings", "Hub token", "pip install -U huggingface-hub", _hub_token)
-    yield from _guarded("works", "verifier", "pip install --force-reinstall math-verify", _verifier)
+    yield from _guarded("works", "verifier", "pip install --force-reinstall sympy pint", _verifier)
     if not quick:
         yield from _guarded("works", "model", reinstall, _model)
 
@@ -111,7 +112,9 @@ def _print(console: Console, finding: Finding) -> None:
 def _guarded(section: str, name: str, fix: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """The findings of a check; if it raises, that is the finding."""
     try:
-        return list(check())
+        with Shown() as shown:
+            shown.stage(f"looking at {name}")
+            return list(check())
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), "")
         return [Finding(section, name, "broken", f"{type(error).__name__}: {line}", fix)]
@@ -236,7 +239,7 @@ def _verifier() -> Iterator[Finding]:
     if verdict.reward == 1:
         yield Finding("works", "verifier", "ok", what)
     else:
-        fix = "pip install --force-reinstall math-verify"
+        fix = "pip install --force-reinstall sympy pint"
         yield Finding("works", "verifier", "broken", f"{what}, wrongly ({verdict.reason})", fix)
 
 

@@ -6,17 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from spark_rl.cli.model import deciding, folder_of, open_model
-from spark_rl.cli.rows import say
+from spark_rl.cli.rows import RIGHT_AT, check_right_at, say
+from spark_rl.progress import Shown
 
 if TYPE_CHECKING:
     from spark_rl.config import Inference
@@ -35,6 +32,7 @@ def evaluate(
     verifier: Annotated[
         str, typer.Option(help="Of rows of a JSONL that name none; the only function that rows may name.")
     ] = "math",
+    right_at: Annotated[float, typer.Option(help=RIGHT_AT)] = 1.0,
     out: Annotated[Path, typer.Option(help="Folder for results.json, samples.jsonl and report.md.")] = Path("eval"),
     baseline: Annotated[str | None, typer.Option(help="A second model, to compare with on the same items.")] = None,
     strategies: Annotated[str, typer.Option(help="Separated by commas; all takes every one.")] = "greedy,reflect",
@@ -63,20 +61,27 @@ def evaluate(
         spark-rl eval Qwen/Qwen2.5-7B-Instruct --suite paper-text --local gsm8k=data/gsm8k
 
         spark-rl eval http://127.0.0.1:8000/v1 --suite held_out.jsonl engine.max_new_tokens=2048
+
+        spark-rl eval runs/mine/final --suite held_out.jsonl --verifier trl:rewards:stars --right-at 4
     """
     from spark_rl.config import load_inference
     from spark_rl.evaluate.suites import blinded, open_suite
     from spark_rl.infer.strategies import parse_strategy
     from spark_rl.verify import VerifierPool
 
+    check_right_at(right_at)
     names = (ALL if strategies == "all" else strategies).split(",")
     for name in names:
         parse_strategy(name)
     models = {"model": model, **({"baseline": baseline} if baseline else {})}
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
     weights = {label: _weights(folder_of(each)) for label, each in settings.items()}
-    with VerifierPool(settings["model"].verify.workers, settings["model"].verify.cpu_seconds) as pool:
-        opened = open_suite(suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier)
+    with VerifierPool.of(settings["model"].verify) as pool:
+        with Shown() as shown:
+            shown.stage(f"opening {suite}")
+            opened = open_suite(
+                suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier, right_at=right_at
+            )
         if blind and not opened.has_images:
             raise ValueError(f"--blind: {suite} has no images; leave it out")
         if opened.has_images:
@@ -87,6 +92,7 @@ def evaluate(
             "weights": weights,
             "suite": opened.name,
             "verifier": verifier,
+            "right_at": right_at,
             "items": _digest(opened),
             "limit": limit,
             "local": local or [],
@@ -97,27 +103,44 @@ def evaluate(
         from spark_rl.evaluate.runner import Runner, Samples
         from spark_rl.evaluate.summary import summarise
 
+        skipped = dict(opened.skipped)
         samples, started = Samples(out / "samples.jsonl"), time.monotonic()
-        with _progress() as show:
+        with Shown() as shown:
             for label, each in settings.items():
+                shown.stage(f"loading {models[label]}")
                 chat = open_model(each)
+                chat.told = shown.part
                 _claim(out, described)
-                runner = Runner(label, chat, each, pool, samples, partial(show, models[label]))
-                runner.run(opened, names, seeds)
+                runner = Runner(label, chat, each, pool, samples, _told(shown, models[label]), right_at)
+                renderable = runner.renderable(opened, skip_bad)
+                skipped |= renderable.skipped
+                runner.run(renderable, names, seeds)
                 del runner, chat  # there may be room for one model only
                 if not each.is_remote:
                     from accelerate.utils import release_memory
 
                     release_memory()
-    skipped = {source: len(reasons) for source, reasons in opened.skipped.items()}
-    results = {**described, "skipped": skipped, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
+    counts = {source: len(reasons) for source, reasons in skipped.items()}
+    results = {**described, "skipped": counts, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
     page = markdown(results)
     _write(out / "results.json", json.dumps(results, indent=1) + "\n")
     _write(out / "report.md", page)
     print(json.dumps(results) if as_json else page)
-    for source, reasons in opened.skipped.items():
+    for source, reasons in skipped.items():
         say(f"rows of {source} that are left out: {len(reasons):,}; the first one: {reasons[0]}")
     say(f"{len(samples.rows):,} items in {out / 'samples.jsonl'}")
+
+
+def _told(shown: Shown, model: str) -> Callable[[str, int, int], None]:
+    """What a runner tells of its parts, of which each is a stage."""
+    reports: dict[str, Callable[[float, float | None], None]] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in reports:
+            reports[what] = shown.stage(f"{model}: {what}", total, "items")
+        reports[what](done, total)
+
+    return show
 
 
 def _check_they_take_images(suite: str, settings: Iterable[Inference]) -> None:
@@ -172,7 +195,7 @@ def _check_free(out: Path, described: dict[str, Any]) -> None:
     """
     known = out / "evaluation.json"
     if known.exists():
-        before = dict(_named(json.loads(known.read_text(encoding="utf-8"))))
+        before = dict(_named(_read(known)))
         now = dict(_named(described))
         if different := [name for name in before | now if before.get(name) != now.get(name)]:
             raise ValueError(
@@ -181,6 +204,14 @@ def _check_free(out: Path, described: dict[str, Any]) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: is no empty folder and holds no evaluation; name another")
+
+
+def _read(known: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(known.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{known}: cannot be read ({error}); remove that folder, or name another with --out") from None
+    return described if isinstance(described, dict) else {}
 
 
 def _named(described: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -210,17 +241,3 @@ def _write(path: Path, text: str) -> None:
     partial_file = path.with_name(path.name + ".partial")
     partial_file.write_text(text, encoding="utf-8")
     partial_file.replace(path)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, str, int, int], None]]:
-    """One bar on standard error, if that is a terminal: of the part that is under way."""
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(model: str, what: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{model}: {what}", completed=done, total=total)
-
-        yield show

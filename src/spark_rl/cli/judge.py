@@ -13,7 +13,7 @@ import typer
 
 from spark_rl.cli.model import open_model, settings_for, signature
 from spark_rl.cli.rows import Input, Row, check_pictures, check_summary, file_and_settings, take
-from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, sum_up, through
+from spark_rl.cli.stream import NO_ROOM, Carrier, Item, Journal, Tell, sum_up, through
 from spark_rl.types import Image
 
 if TYPE_CHECKING:
@@ -96,14 +96,18 @@ def judge(
 
     journal = Journal(out, source, added=_ADDED, by=signature(config, "judge"), resume=resume, count=count)
 
-    def prepare() -> Callable[[Sequence[Shown], Tell], list[Row | None]]:
+    def prepare() -> Carrier[Shown]:
         judges.append(load())
+
+        def check(item: Shown) -> None:
+            for ask in judges[0].asks(item.question, *item.responses, images=item.images):
+                judges[0].model.check(ask.messages, ask.images)
 
         def carry(items: Sequence[Shown], tell: Tell) -> list[Row | None]:
             judgements = _judge_all(judges[0], items, tell)
             return [None if judgement.no_room else judgement.columns() for judgement in judgements]
 
-        return carry
+        return Carrier(judges[0].model, check, carry)
 
     folder = source.path.parent if source.path else Path()
     through("judge", journal, lambda row, number: Item(number, row, _shown(row, folder)), prepare, chunk)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spark_rl.config import Inference, load_inference
+from spark_rl.config import Inference, ModelConfig, load_inference
 
 if TYPE_CHECKING:
     from spark_rl.infer import ChatModel
 
 _PACE = {
     "engine": {"max_batch_tokens", "concurrency", "timeout_seconds", "retries", "api_key_env"},
-    "verify": {"workers"},
+    "verify": {"workers", "max_timeout_rate"},
     "serve": True,
 }
 """Settings that change no result."""
@@ -32,7 +32,7 @@ def settings_for(model: str, overrides: Sequence[str], seed: int, max_new_tokens
     engine = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     values = {"model": {"path": model}, "engine": engine, "seed": seed}
     settings = load_inference(overrides, **values)
-    if settings.model.path != model:
+    if settings.model.path != ModelConfig(path=model).path:
         raise ValueError(f"the model is given twice, {model} and model.path={settings.model.path}; give one")
     return settings
 
@@ -63,7 +63,7 @@ def folder_of(settings: Inference) -> Path | None:
         return None
     folder = check_folder(settings.model)
     if folder is None:
-        check_hub(settings.model.path)
+        check_hub(settings.model.path, settings.model.revision)
     return folder
 
 
@@ -75,7 +75,7 @@ def deciding(settings: Inference) -> dict[str, Any]:
 def signature(settings: Inference, *words: str) -> str:
     """What makes a row, as one line: the model, these words, and a digest of all settings that change results."""
     digest = hashlib.sha256(json.dumps(deciding(settings), sort_keys=True).encode()).hexdigest()[:8]
-    return " ".join([settings.model.path, *words, digest])
+    return " ".join([settings.model.name, *words, digest])
 
 
 def quiet_libraries() -> None:

@@ -19,12 +19,13 @@ from spark_rl.cli.rows import (
     check_summary,
     counted,
     file_and_settings,
-    progress,
     say,
     take,
     take_verifier,
+    verify_settings,
 )
 from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
+from spark_rl.progress import Shown
 from spark_rl.recycle import recycle as recycle_groups
 from spark_rl.types import Group, Role, Rollout, Task
 from spark_rl.verify import Check, VerifierPool, extract_answer
@@ -41,7 +42,9 @@ _OF_A_RUN = ("rollouts", "template", "depth", "made_at_step", "parents", "questi
 
 def recycle(
     file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="recycle.key=value, on top of the preset.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="recycle.key=value, on top of the preset; verify.key=value.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="spark or paper: what is made of a question's rollouts.")] = "spark",
     seed: Annotated[int, typer.Option(help="Of all draws: templates, views, which response is shown.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
@@ -77,7 +80,11 @@ def recycle(
     file, settings = file_and_settings(file, overrides)
     from spark_rl.data.rows import RowReader
 
-    config = _settings(preset, settings)
+    grading = [setting for setting in settings if setting.startswith("verify.")]
+    config = _settings(preset, [setting for setting in settings if setting not in grading])
+    if grading and not verify:
+        raise ValueError(f"{grading[0]!r} is about grading, which is not asked for; add --verify or leave it out")
+    limits = verify_settings(grading, workers=workers)
     source = Input(file, skip_bad)
     name = source.path.stem if source.path else "stdin"
     folder = source.path.parent if source.path else Path()
@@ -94,10 +101,10 @@ def recycle(
 
     with (
         Output(out, source) as output,
-        VerifierPool(workers) if verify else nullcontext() as pool,
-        progress("recycle", visible=out is not None) as advance,
+        VerifierPool.of(limits) if verify else nullcontext() as pool,
+        Shown(bar=out is not None) as shown,
     ):
-        groups = (group for group in source.read(parse) if group)
+        groups = (group for group in shown.track(source.read(parse), "recycle", source.num_lines()) if group)
         for step in itertools.count(1):
             if not (chunk := list(itertools.islice(groups, GROUPS_PER_STEP))):
                 break
@@ -110,7 +117,6 @@ def recycle(
                 counts["made"] += 1
             for group in chunk:
                 counts.update(rows=1, rollouts=len(group.rollouts))
-                advance()
     _report(Counter({"bad_rows": source.num_bad}) + counts, as_json)
 
 

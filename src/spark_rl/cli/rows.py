@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -13,8 +14,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
+from spark_rl.config import VerifyConfig, load_inference
 from spark_rl.jsonl import MAX_ROW_BYTES, read_row
 from spark_rl.verify import check_trusted, resolve
 
@@ -41,6 +42,20 @@ def take(row: Row, key: str, *kinds: type, default: Any = None) -> Any:
     return value
 
 
+RIGHT_AT = "Reward from which on an answer is right: on another scale than 0 to 1."
+"""What the option `--right-at` says."""
+
+
+def check_right_at(right_at: float) -> None:
+    """Refuse what no reward can reach, or every one.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
+    if not math.isfinite(right_at):
+        raise ValueError(f"--right-at {right_at}: must be a number, the reward from which on an answer is right")
+
+
 def take_verifier(row: Row, default: str) -> str:
     """The verifier of a row.
 
@@ -59,6 +74,21 @@ def file_and_settings(file: str | None, settings: Sequence[str] | None) -> tuple
     if file and re.match(r"[\w.]+=", file):
         return None, [file, *given]
     return file, given
+
+
+def verify_settings(overrides: Sequence[str], **values: Any) -> VerifyConfig:
+    """How a verb that runs no model has answers graded: these values, then the overrides.
+
+    Raises:
+        ValueError: as `load_inference`, or an override is of another section.
+    """
+    for override in overrides:
+        if not override.startswith("verify."):
+            raise ValueError(
+                f"{override!r} is no setting of grading; give verify.key=value, or, where it is a second file, pipe "
+                "both: cat A B | spark-rl verify"
+            )
+    return load_inference(overrides, verify=values).verify
 
 
 def check_pictures(question: str | None, images: Sequence[str] | None, file: str | None) -> None:
@@ -86,6 +116,19 @@ class Input:
         self.name = str(self.path or "standard input")
         self.skip_bad = skip_bad
         self.num_bad = 0
+
+    def num_lines(self) -> int | None:
+        """The lines of a regular file, which are rows but for blank ones; None for a stream."""
+        if self.path is None or not self.path.is_file():
+            return None
+        count, end = 0, b"\n"
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                while block := file.read(2**20):
+                    count, end = count + block.count(b"\n"), block[-1:]
+        except OSError:
+            return None  # reading says it better
+        return count + (end != b"\n")
 
     def read(self, parse: Callable[[Row, int], T]) -> Iterator[T]:
         """What `parse` makes of each row and its number; blank lines are no rows, but count.
@@ -212,20 +255,6 @@ class Output:
             raise ValueError(
                 f"{self.name}: cannot be written ({error.strerror}); make room, or name another file"
             ) from None
-
-
-@contextmanager
-def progress(what: str, visible: bool, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A count of rows on standard error, if that is a terminal; call what it gives after each row (or so many)."""
-    console = Console(stderr=True)
-    rows = "{task.completed:,.0f} rows" if total is None else "{task.completed:,.0f} of {task.total:,.0f} rows"
-    columns = ("{task.description}", BarColumn(20), rows, TimeElapsedColumn())
-    hidden = not (visible and console.is_terminal)
-    with Progress(
-        *columns, console=console, disable=hidden, transient=True, redirect_stdout=False, redirect_stderr=False
-    ) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count=1: bar.advance(task, count)
 
 
 def counted(count: int, noun: str) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from spark_rl.cli.model import open_model, settings_for
 from spark_rl.cli.rows import say
+from spark_rl.progress import Shown
 
 
 def serve(
@@ -53,7 +54,9 @@ def serve(
     listener = bind(host, port, public=token is not None)
     from spark_rl.infer import Judge
 
-    judge = Judge(open_model(config), config.judge, seed=config.seed)
+    with Shown() as shown:
+        shown.stage(f"loading {model}")
+        judge = Judge(open_model(config), config.judge, seed=config.seed)
     listener.listen(2048)  # who connects from now on waits for the app instead of being refused
     say(f"serving {model} at http://{host}:{listener.getsockname()[1]}; Ctrl-C stops")
-    serve_app(create_app(judge, config.serve, token=token), listener)
+    serve_app(create_app(judge, config.serve, token=token), listener, config.serve.stop_seconds)

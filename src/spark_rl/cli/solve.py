@@ -14,17 +14,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spark_rl.cli.model import open_model, settings_for, signature
-from spark_rl.cli.rows import Input, Row, check_pictures, check_summary, file_and_settings, say, take, take_verifier
-from spark_rl.cli.stream import NO_ROOM, Item, Journal, Tell, sum_up, through
+from spark_rl.cli.rows import (
+    RIGHT_AT,
+    Input,
+    Row,
+    check_pictures,
+    check_right_at,
+    check_summary,
+    file_and_settings,
+    say,
+    take,
+    take_verifier,
+)
+from spark_rl.cli.stream import NO_ROOM, Carrier, Item, Journal, Tell, sum_up, through
 from spark_rl.config import DataConfig, Inference, SourceConfig
 from spark_rl.types import Example
-from spark_rl.verify import Check, VerifierPool
+from spark_rl.verify import Check, Verdict, VerifierPool
 
 if TYPE_CHECKING:
     from spark_rl.infer import Solution, Solver
 
 _READ = ("prompt", "id", "question", "system", "metadata", "source", "images", "image")
-_ADDED = ("answer", "text", "tokens", "prompt_tokens", "generated_tokens", "steps", "reward")
+_MEANS = {"accuracy": "right", "mean_reward": "reward"}
+"""Figures of --check, and what they are the means of."""
+_ADDED = ("answer", "text", "tokens", "prompt_tokens", "generated_tokens", "steps", "reward", "reason")
 
 
 def solve(
@@ -51,6 +64,7 @@ def solve(
     verifier: Annotated[
         str, typer.Option(help="Of rows that name none; the only function that rows may name.")
     ] = "math",
+    right_at: Annotated[float, typer.Option(help=RIGHT_AT)] = 1.0,
     max_new_tokens: Annotated[int | None, typer.Option(help="Length limit of a reply.")] = None,
     seed: Annotated[int, typer.Option(help="Of all sampling.")] = 0,
     chunk: Annotated[int, typer.Option(help="Rows solved together; what a kill costs at most.")] = 256,
@@ -62,7 +76,8 @@ def solve(
     A row is {"prompt": text or chat messages} and gains "answer" (null: none came
     of it), the "text" that was chosen, "tokens" (read and written, by all roles)
     and its parts "prompt_tokens" and "generated_tokens". A gold "answer" that it
-    had goes to "gold", and is seen by --check alone, which adds a "reward".
+    had goes to "gold", and is seen by --check alone, which adds a "reward"
+    and its "reason"; right is a reward of --right-at or more.
     A vision-language model is shown the "images" of a row, paths from the file's
     folder. solve.max_tokens is a budget a question. Rows stream in constant memory.
 
@@ -78,6 +93,7 @@ def solve(
 
         spark-rl solve http://localhost:8000 --strategy tournament@16 solve.max_tokens=20000 < questions.jsonl
     """
+    check_right_at(right_at)
     file, settings = file_and_settings(file, overrides)
     check_pictures(question, image, file)
     config = settings_for(model, settings, seed, max_new_tokens)
@@ -102,37 +118,45 @@ def solve(
 
     if image and question is None:
         raise ValueError("--image belongs to --question; in rows, images are in the column 'images'")
-    pool = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
+    pool = VerifierPool.of(config.verify)
     if question is not None:
         if file or out or resume or check:
             raise ValueError("--question solves one; leave out the file, --out, --resume and --check")
         with pool:
             return _one(
                 read({"prompt": question} | ({"images": image} if image else {}), 1),
-                lambda: _solver(config, pool),
+                lambda: _solver(config, pool, right_at),
                 strategy,
                 trace,
                 as_json,
             )
     check_summary(as_json, out)
     source = Input(file, skip_bad)
-    by = signature(config, strategy, *["--trace"] * trace, *["--check"] * check)
+    by = signature(
+        config, strategy, *["--trace"] * trace, *["--check"] * check, *[f"--right-at {right_at:g}"] * (right_at != 1)
+    )
     counts, start = Counter[str](), time.monotonic()
     journal = Journal(out, source, added=_ADDED, by=by, resume=resume, count=partial(_count, counts))
     with pool:
 
-        def prepare() -> Callable[[Sequence[Example], Tell], list[Row | None]]:
-            solver = _solver(config, pool)
+        def prepare() -> Carrier[Example]:
+            solver = _solver(config, pool, right_at)
+
+            def check_prompt(example: Example) -> None:
+                solver.model.check(example.prompt, example.images)
 
             def carry(examples: Sequence[Example], tell: Tell) -> list[Row | None]:
                 solutions = solver.solve(examples, strategy, tell)
                 rows = [_columns(each, trace) for each in solutions]
                 if check:
-                    rewards = _grade(pool, examples, solutions)
-                    rows = [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
+                    verdicts = _grade(pool, examples, solutions)
+                    rows = [
+                        row | {"reward": verdict.reward, "reason": verdict.at(right_at).reason}
+                        for row, verdict in zip(rows, verdicts, strict=True)
+                    ]
                 return [None if each.no_room else row for each, row in zip(solutions, rows, strict=True)]
 
-            return carry
+            return Carrier(solver.model, check_prompt, carry)
 
         through("solve", journal, read, prepare, chunk)
     summary = {
@@ -144,16 +168,18 @@ def solve(
     }
     if as_json:
         print(json.dumps(summary))
-    reward = "" if summary.get("mean_reward") is None else f"; mean reward {summary['mean_reward']:.3f}"
-    sum_up(summary, f"{summary['answered']:,} answered{reward}")
+    graded = ""
+    if summary.get("accuracy") is not None:
+        graded = f"; accuracy {summary['accuracy']:.1%}, mean reward {summary['mean_reward']:.3f}"
+    sum_up(summary, f"{summary['answered']:,} answered{graded}")
 
 
-def _solver(config: Inference, pool: VerifierPool) -> Solver:
+def _solver(config: Inference, pool: VerifierPool, right_at: float) -> Solver:
     from spark_rl.infer import Judge, Solver
 
     model = open_model(config)
     judge = Judge(model, config.judge, seed=config.seed)
-    return Solver(model, pool, config.solve, judge=judge, seed=config.seed)
+    return Solver(model, pool, config.solve, judge=judge, seed=config.seed, right_at=right_at)
 
 
 def _columns(solution: Solution, trace: bool) -> Row:
@@ -167,12 +193,12 @@ def _columns(solution: Solution, trace: bool) -> Row:
     return columns | ({"steps": [asdict(step) for step in solution.steps]} if trace else {})
 
 
-def _grade(pool: VerifierPool, examples: Sequence[Example], solutions: Sequence[Solution]) -> list[float | None]:
+def _grade(pool: VerifierPool, examples: Sequence[Example], solutions: Sequence[Solution]) -> list[Verdict]:
     checks = [
         Check(solution.text, example.answer, example.verifier, example.metadata, example.prompt)
         for example, solution in zip(examples, solutions, strict=True)
     ]
-    return [verdict.reward for verdict in pool.stream(checks)]
+    return list(pool.stream(checks))
 
 
 def _one(item: Item[Example], load: Callable[[], Solver], strategy: str, trace: bool, as_json: bool) -> None:
@@ -199,10 +225,12 @@ def _count(counts: Counter[str], row: Row) -> None:
         generated_tokens=row["generated_tokens"],
     )
     if row.get("reward") is not None:
-        counts.update(graded=1, reward=row["reward"])
+        counts.update(graded=1, reward=row["reward"], right=row["reason"] == "correct")
 
 
 def _summary(counts: Counter[str], check: bool) -> dict[str, Any]:
     totals = {key: counts[key] for key in ("rows", "answered", "prompt_tokens", "generated_tokens")}
-    mean = counts["reward"] / counts["graded"] if counts["graded"] else None
-    return totals | ({"graded": counts["graded"], "mean_reward": mean} if check else {})
+    if not check:
+        return totals
+    means = {key: counts[name] / counts["graded"] if counts["graded"] else None for key, name in _MEANS.items()}
+    return totals | {"graded": counts["graded"], **means}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from spark_rl.cli.rows import Input, Output, Row, counted, progress, say
+from spark_rl.cli.rows import Input, Output, Row, counted, say
+from spark_rl.jsonl import decoded, parse_json
+from spark_rl.progress import Report, Shown
+
+if TYPE_CHECKING:
+    from spark_rl.infer import ChatModel
 
 T = TypeVar("T")
 NO_ROOM = "leaves no room for a reply in the model's context; shorten it"
@@ -26,6 +31,17 @@ class Item(Generic[T]):
     row: Row
     """As it is written again."""
     value: T
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier(Generic[T]):
+    """A model, as rows go through it."""
+
+    model: ChatModel
+    check: Callable[[T], None]
+    """Raises ValueError where the model's chat template makes no prompt of an item; the reason alone."""
+    carry: Callable[[Sequence[T], Tell], Sequence[Row | None]]
+    """Makes the columns to add, of the items of a chunk. None: the item does not fit the model's context."""
 
 
 class Journal(Output):
@@ -111,7 +127,7 @@ class Journal(Output):
         with self._named(), self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    row = json.loads(line)
+                    row = parse_json(decoded(line))
                 except ValueError:
                     row = None
                 is_half = not line.endswith(b"\n")
@@ -146,18 +162,18 @@ def through(
     what: str,
     journal: Journal,
     read: Callable[[Row, int], Item[T]],
-    prepare: Callable[[], Callable[[Sequence[T], Tell], Sequence[Row | None]]],
+    prepare: Callable[[], Carrier[T]],
     chunk: int,
 ) -> None:
     """Carry the rows of the journal's source through a model, in order, `chunk` at a time.
 
     Args:
         what: the verb, for the display of progress.
-        prepare: loads the model, when something is found to do; gives what makes the columns to add, of the items of a
-            chunk. None: the item does not fit the model's context.
+        prepare: loads the model, when something is found to do.
 
     Raises:
-        ValueError: there are no rows, or (unless they are skipped) a row is bad or does not fit.
+        ValueError: there are no rows, or (unless they are skipped) a row is bad, its prompt cannot be rendered, or it
+            does not fit.
     """
     if chunk < 1:
         raise ValueError("--chunk must be at least 1")
@@ -165,15 +181,27 @@ def through(
     total = _checked(source, read)
     with journal:
         items = journal.rest(source.read(read))
-        todo = list(itertools.islice(items, chunk))
-        if not todo and not journal.num_done and not source.num_bad:
-            raise ValueError(f"{source.name}: has no rows; give at least one")
-        carry = prepare() if todo else None
-        with progress(what, journal.path is not None, total) as advance:
-            advance(journal.num_done)
-            while todo and carry:
-                _carry(todo, carry, journal, advance)
-                todo = list(itertools.islice(items, chunk))
+        if (first := next(items, None)) is None:
+            if not journal.num_done and not source.num_bad:
+                raise ValueError(f"{source.name}: has no rows; give at least one")
+            return
+        with Shown(bar=journal.path is not None) as shown:
+            shown.stage("loading the model")
+            carrier = prepare()
+            carrier.model.told = shown.part
+            shown.stage("rendering the prompts")
+            _checked(source, lambda row, number: carrier.check(read(row, number).value))
+            good = _renderable(itertools.chain([first], items), carrier, source)
+            report, done = shown.stage(what, total, "rows"), journal.num_done
+            report(done, total)
+            while todo := list(itertools.islice(good, chunk)):
+                _carry(todo, carrier, journal, partial(_tell, report, done, total))
+                done += len(todo)
+                report(done, total)
+
+
+def _tell(report: Report, before: int, total: int | None, ended: int, of_chunk: int) -> None:
+    report(before + ended, total)
 
 
 def sum_up(summary: Mapping[str, Any], came: str) -> None:
@@ -184,20 +212,23 @@ def sum_up(summary: Mapping[str, Any], came: str) -> None:
     say(f"{counted(summary['rows'], 'row')}{before}{bad}: {came}; {tokens}; {summary['seconds']:,.1f} s")
 
 
+def _renderable(items: Iterable[Item[T]], carrier: Carrier[T], source: Input) -> Iterator[Item[T]]:
+    for item in items:
+        try:
+            carrier.check(item.value)
+        except ValueError as error:
+            source.refuse(item.number, str(error))
+        else:
+            yield item
+
+
 def _carry(
     todo: Sequence[Item[T]],
-    carry: Callable[[Sequence[T], Tell], Sequence[Row | None]],
+    carrier: Carrier[T],
     journal: Journal,
-    advance: Callable[[int], None],
+    tell: Tell,
 ) -> None:
-    shown = 0
-
-    def tell(ended: int, _: int) -> None:
-        nonlocal shown
-        advance(ended - shown)
-        shown = ended
-
-    made, rows = carry([item.value for item in todo], tell), list[Row]()
+    made, rows = carrier.carry([item.value for item in todo], tell), list[Row]()
     try:
         for item, columns in zip(todo, made, strict=True):
             if columns is None:
@@ -209,9 +240,10 @@ def _carry(
 
 
 def _checked(source: Input, read: Callable[[Row, int], Any]) -> int | None:
-    """The number of rows of a file, all of which are looked at before anything is loaded; None for a stream."""
+    """The number of rows of a file, all of which are looked at before anything is done; None for a stream."""
     if source.path is None or not source.path.is_file():
         return None
+    num_bad = source.num_bad
     total = sum(1 for _ in source.read(read))
-    source.num_bad = 0
+    source.num_bad = num_bad
     return total

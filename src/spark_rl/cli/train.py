@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 
 from spark_rl.cli.model import quiet_libraries
+from spark_rl.cli.rows import say
 from spark_rl.config import Config, load_config
+from spark_rl.progress import Shown
 
 if TYPE_CHECKING:
     from spark_rl.data import Data
@@ -46,16 +48,32 @@ def train(
     if dry_run:
         from spark_rl.train.dry_run import describe, figures
 
-        shown = json.dumps(figures(settings, data)) if as_json else describe(settings, data)
+        with Shown() as shown:
+            shown.stage("measuring prompts")
+            figured = json.dumps(figures(settings, data)) if as_json else describe(settings, data)
+        for note in data.messages:  # a run says them itself
+            say(note)
         if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
-            print(shown)
+            print(figured)
         return
+    from accelerate.utils.memory import should_reduce_batch_size
+
     from spark_rl.train.loop import Trainer
     from spark_rl.train.telemetry import summary_table
 
     quiet_libraries()
-    trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
-    summary = trainer.run()
+    try:
+        with Shown(bar=False) as shown:  # it warns, through a display of its own
+            shown.stage("loading the model, rendering the prompts")
+            trainer = Trainer(settings, data=data, resume=resume, allow_changes=allow_changes)
+        summary = trainer.run()
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        raise MemoryError(
+            f"there is not enough memory ({' '.join(str(error).split())}); --dry-run says what a step takes and what "
+            "to lower, and a run that has a checkpoint goes on with --resume --allow-changes"
+        ) from error
     if summary is None:
         raise typer.Exit(1)
     if not trainer.accelerator.is_main_process:
@@ -75,9 +93,6 @@ def train(
 
 def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     """Everything that can be wrong and needs no torch, which takes seconds to load: output, model folder, data."""
-    from rich.markup import escape
-    from rich.progress import Progress
-
     from spark_rl.data import load_data
     from spark_rl.train.checkpoint import RunDirectory
     from spark_rl.train.hub import check_hub_id
@@ -86,15 +101,14 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     check_hub_id(settings)
     check_processes(settings, int(os.environ.get("WORLD_SIZE", "1")))
     if not dry_run:
-        RunDirectory(settings.train.output).check(resume)
+        directory = RunDirectory(settings.train.output)
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes may have the run already
+            directory.refuse_if_at_work()
+        directory.check(resume)
     check_model(settings)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        data = load_data(settings, lambda rows, name, total: progress.track(rows, total, description=escape(name)))
+    with Shown() as shown:
+        data = load_data(settings, shown.track)
     check_lengths(settings, data.train.sources)
-    notes = data.messages if dry_run else []  # a run says them itself
     if settings.preset is None and settings.roles.answer.share == 1:
-        notes = ["no preset is named, so nothing is recycled; `preset: spark` would", *notes]
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        say("no preset is named, so nothing is recycled; `preset: spark` would")
     return data

@@ -11,15 +11,31 @@ from typing import Annotated
 
 import typer
 
-from spark_rl.cli.rows import Input, Output, Row, check_summary, counted, progress, say, take, take_verifier
+from spark_rl.cli.rows import (
+    RIGHT_AT,
+    Input,
+    Output,
+    Row,
+    check_right_at,
+    check_summary,
+    counted,
+    file_and_settings,
+    say,
+    take,
+    take_verifier,
+    verify_settings,
+)
+from spark_rl.progress import Shown
 from spark_rl.verify import Check, VerifierPool, resolve
 
 
 def verify(
     file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="verify.key=value: limits of time and memory.")] = None,
     verifier: Annotated[
         str, typer.Option(help="Of rows that name none; the only function that rows may name.")
     ] = "math",
+    right_at: Annotated[float, typer.Option(help=RIGHT_AT)] = 1.0,
     out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
     workers: Annotated[int, typer.Option(help="Processes for verifiers that need one.")] = 1,
     cpu_seconds: Annotated[float, typer.Option(help="CPU time that one answer may cost.")] = 5.0,
@@ -33,6 +49,9 @@ def verify(
     not gradable), "extracted" (the last \boxed{}), "reason", and "detail" where
     there is one. Rows stream in constant memory.
 
+    An answer on which the verifier runs out of time although it grades the gold
+    gets 0 and the reason timeout (null with verify.timed_out=mask).
+
     Verifiers: math, numeric, choice, exact, reasoning_gym; a function of yours,
     (answer, gold, metadata) -> float, as module:function; a reward function in
     TRL's signature, which reads the whole response, as trl:module:function.
@@ -41,13 +60,18 @@ def verify(
 
         spark-rl verify responses.jsonl --out graded.jsonl --workers 4
 
+        spark-rl verify rows.jsonl verify.wall_seconds=10 --verifier mine:grade
+
         zcat rows.jsonl.gz | spark-rl verify --verifier numeric | grep wrong
 
         spark-rl verify rows.jsonl --verifier trl:rewards:brevity | head
     """
     check_summary(as_json, out)
+    check_right_at(right_at)
     if workers < 1 or not cpu_seconds > 0:
         raise ValueError("--workers must be at least 1, and --cpu-seconds above 0")
+    file, given = file_and_settings(file, overrides)
+    settings = verify_settings(given, workers=workers, cpu_seconds=cpu_seconds)
     resolve(verifier)
     source = Input(file, skip_bad)
 
@@ -60,17 +84,18 @@ def verify(
     total, num_graded, start = 0.0, 0, time.monotonic()
     with (
         Output(out, source) as output,
-        VerifierPool(workers, cpu_seconds) as pool,
-        progress("verify", visible=out is not None) as advance,
+        VerifierPool.of(settings) as pool,
+        Shown(bar=out is not None) as shown,
     ):
         pairs, ahead = itertools.tee(source.read(parse))
-        for (row, _), verdict in zip(pairs, pool.stream(check for _, check in ahead), strict=True):
+        verdicts = zip(pairs, pool.stream(check for _, check in ahead), strict=True)
+        for (row, _), verdict in shown.track(verdicts, "verify", source.num_lines()):
+            verdict = verdict.at(right_at)
             grade = {"reward": verdict.reward, "extracted": verdict.extracted, "reason": verdict.reason}
             output.write(row | grade | ({"detail": verdict.detail} if verdict.detail else {}))
             reasons[verdict.reason] += 1
             if verdict.reward is not None:
                 total, num_graded = total + verdict.reward, num_graded + 1
-            advance()
     rate = reasons.total() / (time.monotonic() - start)
     mean = total / num_graded if num_graded else None
     if as_json:
@@ -78,5 +103,5 @@ def verify(
         print(json.dumps(summary | {"mean_reward": mean, "rows_per_second": round(rate, 1)}))
     bad = f", and {counted(source.num_bad, 'bad one')} left out" if source.num_bad else ""
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "nothing graded"
-    shown = "none" if mean is None else f"{mean:.3f}"
-    say(f"{counted(reasons.total(), 'row')}{bad}: {counts}; mean reward {shown}; {rate:,.0f} rows/s")
+    of_all = "none" if mean is None else f"{mean:.3f}"
+    say(f"{counted(reasons.total(), 'row')}{bad}: {counts}; mean reward {of_all}; {rate:,.0f} rows/s")

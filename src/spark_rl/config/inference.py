@@ -88,6 +88,10 @@ class ServeConfig(Section):
     """Characters of one text: a question without its images, a response, a prompt with its response."""
     max_body_bytes: Positive = 8 * 2**20
     """Bytes of one request's body, its images included, refused before it is parsed."""
+    body_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds within which a body must be there; then its request is answered 408."""
+    stop_seconds: Positive = 30
+    """Seconds that a server which is to stop gives the batch under way; then its requests are answered 503."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Seconds after which a request is answered 504; its items that still wait are not judged."""
     unparsed_reward: float = 0.0
@@ -143,5 +147,14 @@ class Inference(Section):
             raise ValueError(
                 f"model.chat_template is {self.model.chat_template}, but {self.model.path} renders prompts with its "
                 "own; start that server with the template (vLLM, SGLang: --chat-template), and leave it out here"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _server_has_its_revision(self) -> Self:
+        if self.is_remote and self.model.revision is not None:
+            raise ValueError(
+                f"model.revision is {self.model.revision!r}, but {self.model.path} has loaded its model already; start "
+                "that server with the revision, and leave it out here"
             )
         return self

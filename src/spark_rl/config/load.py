@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from spark_rl.config.inference import Inference
 from spark_rl.config.schema import Config, Section
+from spark_rl.jsonl import MAX_DEPTH, is_too_deep
 
 S = TypeVar("S", bound=Section)
 
@@ -44,9 +45,11 @@ def parse_override(text: str) -> dict[str, Any]:
     if not found or not path.strip():
         raise ValueError(f"override {text!r} is not of the form section.key=value")
     try:
-        nested: Any = yaml.safe_load(value)
+        nested: Any = _parsed(value, yaml.SafeLoader)
     except yaml.YAMLError:
         raise ValueError(f"override {text!r}: {value!r} is not valid YAML; quote it") from None
+    except _TooDeep as error:
+        raise ValueError(f"override {path.strip()}: {error}") from None
     for key in reversed(path.strip().split(".")):
         nested = {key: nested}
     return dict(nested)
@@ -102,9 +105,32 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _TooDeep(Exception):
+    """Of YAML."""
+
+
+def _parsed(text: str, loader: type[yaml.SafeLoader]) -> Any:
+    """What YAML says.
+
+    Raises:
+        yaml.YAMLError: it is none.
+        _TooDeep: it is nested so deeply that it cannot be read, or what comes after would fail.
+    """
+    try:
+        values = yaml.load(text, loader)
+    except RecursionError:
+        values = None
+    else:
+        if not is_too_deep(values):
+            return values
+    raise _TooDeep(f"is nested more than {MAX_DEPTH} levels deep; look for brackets that are not closed")
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = _parsed(path.read_text(encoding="utf-8"), _Loader)
+    except _TooDeep as error:
+        raise ValueError(f"{path}: {error}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ keys replace them, and `section.key=value` arguments of the command line replace
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Sources whose path ends so are files, not data sets of the Hub."""
+
+
+_WITH_REVISION = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>[^\s@]+)")
+"""A model of the Hub as transformers' own commands take it."""
 
 
 def _listed(value: Any) -> Any:
@@ -40,7 +45,10 @@ class ModelConfig(Section):
 
     path: str = "embedded"
     """A local folder or a Hub id of a causal LM or a vision-language model; `embedded` and
-    `embedded-vision` are the tiny bases that ship with the package."""
+    `embedded-vision` are the tiny bases that ship with the package. `org/name@revision` names a revision, too."""
+    revision: str | None = None
+    """Of a model of the Hub: a branch, a tag or a commit; null is its newest state. Weights, tokenizer, processor and
+    code are all of it."""
     chat_template: Path | None = None
     """A Jinja file, for base models whose tokenizer has no chat template. Not for a server, which renders prompts with
     its own."""
@@ -60,6 +68,25 @@ class ModelConfig(Section):
     """Do not train a vision-language model's vision tower and what projects its features (paper: trained)."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_revision(cls, values: Any) -> Any:
+        path = values.get("path") if isinstance(values, dict) else None
+        named = _WITH_REVISION.fullmatch(path) if isinstance(path, str) else None
+        if named is None or Path(named.string).exists():
+            return values
+        if values.get("revision") not in (None, named["revision"]):
+            raise ValueError(
+                f"model.path names the revision {named['revision']!r}, and model.revision is {values['revision']!r}; "
+                "give one"
+            )
+        return {**values, **named.groupdict()}
+
+    @property
+    def name(self) -> str:
+        """The path, with the revision if there is one."""
+        return f"{self.path}@{self.revision}" if self.revision else self.path
 
 
 Columns = dict[
@@ -81,6 +108,8 @@ class SourceConfig(Section):
     """Split of a Hub data set; null is `train` for training and `test` for held-out questions."""
     subset: str | None = None
     """Subset (configuration) of a Hub data set, for example `main` of `openai/gsm8k`."""
+    revision: str | None = None
+    """Revision of a Hub data set: a branch, a tag or a commit; null is its newest state."""
     size: Positive | None = None
     """Only so many rows, from the first; for `reasoning_gym` how many are generated (null: 2000, held out 500). The
     first rows of a training file can so be held out of it: training leaves out what is held out."""
@@ -138,8 +167,9 @@ class DataConfig(Section):
     """Fetch images that are given as http(s) addresses, at most 64 MiB and 20 seconds each; otherwise they are
     refused."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What happens when a row is malformed, an image of it cannot be read, its id is taken, or its gold cannot be read:
-    the run is refused before its first step, or the row is skipped and counted."""
+    """What happens when a row is malformed, an image of it cannot be read, its id is taken, its gold cannot be read, or
+    the chat template makes no prompt of it: the run is refused before its first step, or the row is skipped and
+    counted."""
     check_golds: bool = True
     """Have the verifier grade every gold against itself before the first step. Costs about a millisecond a row."""
     max_prompt_tokens: Positive = 4096
@@ -224,10 +254,12 @@ class RecycleConfig(Section):
     """`cobatched`: every step mixes all roles. `alternating`: a step of questions only, and a step of recycled prompts
     only whenever enough are waiting (the paper's code); a step's rollouts become no more than the roles' shares."""
     right_at: float = 1.0
-    """A reward of at least this makes a response right."""
+    """A reward of at least this makes a response right: for labels, and wherever a run counts an accuracy. Any finite
+    reward trains; this says where on a verifier's scale right begins. Verdicts are right at 1."""
     wrong_at: float = 0.05
     """A reward of at most this makes it wrong; what lies between trains the policy but never becomes a label. Not 0:
-    many scorers of reasoning-gym give a wrong answer 0.01 or 0.05 for its form, some 0.2 or 0.5."""
+    many scorers of reasoning-gym give a wrong answer 0.01 or 0.05 for its form, some 0.2 or 0.5. Where it is below 0, a
+    response without an answer gets it, not 0."""
     both_orders: bool = True
     """Make every pair in both orders, so that a position can not predict the label (paper: one random order)."""
     balanced: bool = True
@@ -311,7 +343,8 @@ class LossConfig(Section):
     """Weight of the k3 estimate of the KL divergence to the starting model (paper: 0.001). At 0 no reference model is
     held, and groups without signal are dropped before the forward pass."""
     truncated: Literal["grade", "zero", "mask"] = "grade"
-    """Rollouts cut at their length limit: graded like any other, rewarded 0, or left out of the loss."""
+    """Rollouts cut at their length limit: graded like any other, rewarded 0 (or `recycle.wrong_at`, if that is below),
+    or left out of the loss."""
     count_dropped: bool = True
     """Whether tokens of groups without signal count in the loss denominators (they do when nothing is dropped)."""
 
@@ -362,6 +395,29 @@ class TrainConfig(Section):
     """Whether that repository is made private."""
 
 
+class HealthConfig(Section):
+    """What alarms a run that it destroys its model, said at once and at the end. A loss, weights or log-probabilities
+    that are not finite, or a largest weight a thousand times that of the start, end a run in any case. Checkpoints made
+    during an alarm never push out the last good one."""
+
+    stop_after: Count = 10
+    """Steps in a row with an alarm after which the run stops, saving nothing more; 0 only warns."""
+    max_truncated: Probability = 0.8
+    """At least this share of the answers is cut at its length limit, 0.5 more than in the run's best step, and they get
+    no more reward than in its first."""
+    min_parsed: Probability = 0.2
+    """At most this share of the responses holds an answer, 0.5 less than in the run's best step, and they get no more
+    reward than in its first."""
+    max_same: Probability = 0.8
+    """At least this share of a step's answers, to whatever question, is the same one, 0.3 more than of its golds and
+    than in the run's best step."""
+    min_entropy: Annotated[float, Field(ge=0)] = 0.001
+    """The sampled tokens of answers have a mean negative log-probability below this, nats, and below a tenth of that in
+    the run's best step, while less than nine of ten answers are right."""
+    max_weight_growth: Annotated[float, Field(gt=1)] = 10.0
+    """The largest weight is this multiple of the largest at the start (of 1, if that was less)."""
+
+
 class ValidationConfig(Section):
     """Greedy evaluation on held-out items, before, during and after training."""
 
@@ -370,9 +426,15 @@ class ValidationConfig(Section):
     items: Positive = 500
     """Items of each role, at most."""
     best: Literal[
-        "answer_accuracy", "pointwise_balanced_accuracy", "pairwise_accuracy", "reflection_accuracy", "mean"
+        "answer_accuracy",
+        "answer_reward",
+        "pointwise_balanced_accuracy",
+        "pairwise_accuracy",
+        "reflection_accuracy",
+        "mean",
     ] = "mean"
-    """The metric that decides which checkpoint is the best; `mean` is the mean of all that could be measured."""
+    """The metric that decides which checkpoint is the best; `mean` is the mean of all accuracies that could be
+    measured, `answer_reward` the mean reward of answers, which says more where rewards are not 0 and 1."""
 
 
 class CheckpointConfig(Section):
@@ -393,6 +455,17 @@ class VerifyConfig(Section):
     """Processes for verifiers that need one."""
     cpu_seconds: Annotated[float, Field(gt=0)] = 5.0
     """CPU time that one answer may cost before its worker is killed."""
+    wall_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Time that one answer may take before its worker is killed; for verifiers that wait for something."""
+    memory_gb: Annotated[float, Field(gt=0)] = 4.0
+    """Memory that a worker may take (its address space, in GiB)."""
+    timed_out: Literal["zero", "mask"] = "zero"
+    """An answer on which the verifier runs out of time although it grades the gold: rewarded 0, or left out of the
+    loss (reward null). The same of one on which a verifier of the package fails in another way. Neither is ever shown
+    to a judge as wrong."""
+    max_timeout_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A run stops where a function of yours ran out of time on more than this share of its last 32 answers (and on 6 at
+    least); 1 never stops."""
 
 
 class Config(Section):
@@ -409,6 +482,7 @@ class Config(Section):
     verify: VerifyConfig = VerifyConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    health: HealthConfig = HealthConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 

@@ -89,6 +89,7 @@ class Checker:
         part: what the sources are for (`training`, ...), for messages.
         held_out: keys of the questions that must not be among them.
         refuse_self: what to do about a row whose verifier is the model itself; None if such may be among them.
+        right_at: the reward from which on an answer is right: a gold must be, by its own verifier.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class Checker:
         held_out: Collection[int],
         track: Track[Any],
         refuse_self: str | None = None,
+        right_at: float = 1.0,
     ) -> None:
         self.sources, self.config, self.part, self.held_out, self.track = sources, config, part, held_out, track
-        self.refuse_self = refuse_self
+        self.refuse_self, self.right_at = refuse_self, right_at
         self.has_rule = any(source.generator for source in sources)
         """Whether some row is verified by a rule."""
         self.first_reasons: dict[Source, dict[str, str]] = defaultdict(dict)
@@ -122,15 +124,45 @@ class Checker:
         self._read_all()
         if self.config.check_golds:
             self._grade_golds(verifiers)
-        for source in self.sources:
-            if len(source.left_out) == source.num_rows:
-                first = next(iter(self.first_reasons[source].values()))
-                raise ValueError(f"{source.path}: no row is usable; the first one: {first}")
+        self._require_usable()
         if self.sources and not self.has_rule:
             raise ValueError(
                 f"data.train: every row has the verifier {SELF!r}, but the judge is trained on questions that a "
                 "rule verifies; add some"
             )
+
+    def check_prompts(self, check: Callable[[Task], None]) -> set[str]:
+        """Leave out, or refuse, the rows of which `check` raises ValueError; it knows the model that they are put to.
+
+        Returns the ids of the tasks that are left out.
+
+        Raises:
+            ValueError: as `run`.
+        """
+        left_out = set()
+        for source, index in self._rows("rendering"):
+            task = source.task(index)
+            try:
+                check(task)
+            except ValueError as error:
+                self._leave_out(source, index, "bad_prompt", str(error))
+                left_out.add(task.id)
+        self._require_usable()
+        return left_out
+
+    def _rows(self, what: str) -> Iterator[tuple[Source, int]]:
+        """The rows that are asked, all that are stored and some that are generated, tracked as this is done to them."""
+        for source in self.sources:
+            rows = range(min(source.num_rows, _SAMPLE) if source.generator else source.num_rows)
+            for index in self.track(rows, f"{what} {source.path}", len(rows)):
+                if index not in source.left_out:
+                    yield source, index
+
+    def _require_usable(self) -> None:
+        for source in self.sources:
+            if len(source.left_out) == source.num_rows:
+                first = next(iter(self.first_reasons[source].values()))
+                raise ValueError(f"{source.path}: no row is usable; the first one: {first}")
 
     def report(self) -> list[dict[str, Any]]:
         """On each source as it stands: `source`, `rows`, `skipped` (reason to count), `fingerprint`.
@@ -168,6 +200,7 @@ class Checker:
             f"the first one is {self.first_reasons[s][kind]}"
             for s in self.sources
             for kind, count in Counter(s.left_out.values()).items()
+            if kind in self.first_reasons[s]
         ]
 
     def _read_all(self) -> None:
@@ -222,24 +255,20 @@ class Checker:
                 first[id] = source.where(index)
 
     def _grade_golds(self, verifiers: VerifierPool) -> None:
-        asked: deque[tuple[Source, int, str]] = deque()
+        asked: deque[tuple[Source, int, Task]] = deque()
 
         def checks() -> Iterator[Check]:
-            for source in self.sources:
-                rows = range(min(source.num_rows, _SAMPLE) if source.generator else source.num_rows)
-                for index in self.track(rows, f"checking the golds of {source.path}", len(rows)):
-                    if index in source.left_out:
-                        continue
-                    task = source.task(index)
-                    gold, verifier = task.example.answer, task.example.verifier
-                    if gold:
-                        asked.append((source, index, verifier))
-                        yield Check(box(gold), gold, verifier, task.example.metadata, task.messages)
+            for source, index in self._rows("checking the golds of"):
+                task = source.task(index)
+                gold, verifier = task.example.answer, task.example.verifier
+                if gold:
+                    asked.append((source, index, task))
+                    yield Check(box(gold), gold, verifier, task.example.metadata, task.messages)
 
         for verdict in verifiers.stream(checks()):
-            source, index, verifier = asked.popleft()
-            if problem := gold_problem(verdict, verifier):
-                if ":" in verifier and verdict.reason in ("wrong", "partial"):  # it may be right never to give 1
+            source, index, task = asked.popleft()
+            if problem := gold_problem(verdict, task.verifier, task.role.right_at(self.right_at)):
+                if ":" in task.verifier and verdict.is_graded:  # it may be right never to give so much
                     problem = f"{problem.removesuffix('.')}, or grade no golds before a run: data.check_golds=false"
                 self._leave_out(source, index, "bad_gold", problem)
 

@@ -10,6 +10,7 @@ from spark_rl.config import Config
 from spark_rl.data.check import Checker, Track, question_key, refuse_unknown_columns, untracked
 from spark_rl.data.questions import Questions
 from spark_rl.data.sources import Source, open_sources
+from spark_rl.prompts import ChatRenderer
 from spark_rl.types import Image, Task
 from spark_rl.verify import VerifierPool
 
@@ -24,14 +25,51 @@ class Data:
     train: Questions
     validation: list[Task]
     monitor: list[Task]
-    report: dict[str, list[dict[str, Any]]]
-    """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`."""
-    messages: list[str]
-    """Sentences on rows that were left out, and on images that were not found."""
-    images: dict[str, Image]
-    """All images, by the hash of their content, about 400 bytes of memory each."""
-    with_images: str | None
-    """The place of a row with images, of any part; None if no question has some."""
+    training: Checker
+    held_out: Checker
+    """Of the sources of `validation` and of `monitor`."""
+    num_validation: int
+    """How many of these are of `validation`."""
+
+    @property
+    def report(self) -> dict[str, list[dict[str, Any]]]:
+        """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`."""
+        held_out, n = self.held_out.report(), self.num_validation
+        return {"train": self.training.report(), "validation": held_out[:n], "monitor": held_out[n:]}
+
+    @property
+    def messages(self) -> list[str]:
+        """Sentences on rows that were left out, and on images that were not found."""
+        return [*self.held_out.messages(), *self.training.messages()]
+
+    @property
+    def images(self) -> dict[str, Image]:
+        """All images, by the hash of their content, about 400 bytes of memory each."""
+        return self.held_out.images | self.training.images
+
+    @property
+    def with_images(self) -> str | None:
+        """The place of a row with images, of any part; None if no question has some."""
+        return self.training.first_with_images() or self.held_out.first_with_images()
+
+    def check_prompts(self, renderer: ChatRenderer) -> None:
+        """Render every prompt of the data as the model will see it, and leave out, or refuse, what cannot be rendered.
+
+        Raises:
+            ValueError: a row cannot, and such are refused, or a source has no others; or one has images, which the
+                model does not take. The sentence names the row.
+        """
+        if renderer.images is None:
+            self.refuse_images()
+
+        def check(task: Task) -> None:
+            renderer.check(task.messages, task.example.images)
+
+        left_out = self.held_out.check_prompts(check)
+        self.validation = [task for task in self.validation if task.id not in left_out]
+        self.monitor = [task for task in self.monitor if task.id not in left_out]
+        self.training.check_prompts(check)
+        self.train = Questions(self.train.sources, self.train.seed, self.train.held_out)
 
     def refuse_images(self) -> None:
         """Refuse questions that the model cannot see, for a model that takes no images.
@@ -56,15 +94,13 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     validation = open_sources(config.data.validation, config.data, names, held_out=True)
     monitor = open_sources(config.data.monitor, config.data, names, held_out=True)
     train = open_sources(config.data.train, config.data, set())
-    messages: list[str] = []
-    with VerifierPool(config.verify.workers, config.verify.cpu_seconds) as verifiers:
+    with VerifierPool.of(config.verify) as verifiers:
 
         def checked(
             sources: Sequence[Source], part: str, held_out: Collection[int] = (), refuse_self: str | None = None
         ) -> Checker:
-            checker = Checker(sources, config.data, part, held_out, track, refuse_self)
+            checker = Checker(sources, config.data, part, held_out, track, refuse_self, config.recycle.right_at)
             checker.run(verifiers)
-            messages.extend(checker.messages())
             return checker
 
         checker = checked([*validation, *monitor], "the held-out questions", refuse_self=_HELD_OUT_UNVERIFIED)
@@ -73,12 +109,7 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
         refuse_self = None if config.self_reward.enabled else _SELF_REWARD_OFF
         training = checked(train, "training", held_out, refuse_self)
     refuse_unknown_columns([*train, *validation, *monitor])
-    reports = checker.report()  # with repeated questions, which are found last
-    report = {"train": training.report()}
-    report |= {"validation": reports[: len(validation)], "monitor": reports[len(validation) :]}
-    questions = Questions(train, config.train.seed, held_out)
-    with_images = training.first_with_images() or checker.first_with_images()
-    return Data(questions, *tasks, report, messages, checker.images | training.images, with_images)
+    return Data(Questions(train, config.train.seed, held_out), *tasks, training, checker, len(validation))
 
 
 def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:

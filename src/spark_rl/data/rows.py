@@ -221,17 +221,38 @@ def _prompt(
             return answer_prompt(text, system), text, images
         asked = f"{text}\n\nEnd with {box(verdict(role, True))} or {box(verdict(role, False))}."
         return (*_opening(system), {"role": "user", "content": asked}), text, images
-    well_formed = isinstance(prompt, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str | list)
-        for m in prompt
-    )
-    if not well_formed or prompt[-1]["role"] != "user":
-        raise ValueError("'prompt' must be text, or chat messages (role, content) that end with a user's turn")
+    _check_turns(prompt)
     messages, images = placed(prompt, column)
     turns = [m for m in messages if m["role"] != "system"]
     question = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
     has_system = len(turns) < len(messages)
     return (*_opening(None if has_system else system), *messages), question, images
+
+
+def _check_turns(prompt: Any) -> None:
+    """See that a prompt is chat messages that can be asked; the first that cannot is named by its number, from 1.
+
+    Raises:
+        ValueError: it is not; the reason alone.
+    """
+    if not isinstance(prompt, list):
+        raise ValueError("'prompt' must be text, or chat messages (role, content) that end with a user's turn")
+    for number, turn in enumerate(prompt, start=1):
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise ValueError(
+                f"entry {number} of 'prompt' is no chat message with a 'role' and a 'content'; make it one"
+            )
+        content, named = turn.get("content"), f"turn {number} of 'prompt' ({turn['role']})"
+        if content is None and turn.get("tool_calls"):
+            raise ValueError(f"{named} calls tools and has no content; tools are not run here, so give it text")
+        if not isinstance(content, str | list):
+            found = "has no content" if content is None else f"has the content {json.dumps(content, default=str)[:40]}"
+            raise ValueError(f"{named} {found}; it must be text or a list of parts")
+    if prompt[-1]["role"] != "user":
+        raise ValueError(
+            f"'prompt' ends with a turn of the role {prompt[-1]['role']!r}, and must end with a user's turn; remove "
+            "what follows the last one"
+        )
 
 
 def _opening(system: str | None) -> list[Message]:

@@ -42,8 +42,8 @@ class Source:
     reader: RowReader | None = None
     """What reads rows of a file or data set, and knows their columns."""
     left_out: dict[int, str] = field(default_factory=dict)
-    """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`, `held_out`
-    or `repeated`."""
+    """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`,
+    `bad_prompt`, `held_out` or `repeated`."""
 
     def task(self, index: int) -> Task:
         """The task of a row that was good before.
@@ -80,7 +80,7 @@ def open_sources(
             parts = [_generated(each, task, own_name(task, names), config, held_out) for task in name.split("+")]
         else:
             split = each.split or ("test" if held_out else "train")
-            tables = open_tables(each.path, split=split, subset=each.subset)
+            tables = open_tables(each.path, split=split, subset=each.subset, revision=each.revision)
             parts = _stored(each, tables, [own_name(table.name, names) for table in tables], config)
         num_rows = sum(part.num_rows for part in parts)
         for part in parts:
@@ -96,7 +96,7 @@ def _refuse_unread(source: SourceConfig, kind: str) -> None:
         reads |= {"options"}
     elif kind != "embedded":
         reads |= {"columns", "answer_pattern", "verifier"}
-        reads |= set() if names_files(source.path) else {"split", "subset"}
+        reads |= set() if names_files(source.path) else {"split", "subset", "revision"}
     if unread := [key for key in SourceConfig.model_fields if key not in reads and getattr(source, key)]:
         raise ValueError(f"data: {source.path} makes no use of {unread[0]!r}; remove it")
 

@@ -171,15 +171,15 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def open_tables(path: str, *, split: str, subset: str | None) -> list[Table]:
-    """The tables of a path, a pattern or a Hub id.
+def open_tables(path: str, *, split: str, subset: str | None, revision: str | None = None) -> list[Table]:
+    """The tables of a path, a pattern or a Hub id, to which the other arguments belong.
 
     Raises:
         ValueError: nothing can be read there; the sentence names it.
     """
     if names_files(path):
         return [_open_file(Path(file)) for file in _matches(path)]
-    return [_open_hub(path, split=split, subset=subset)]
+    return [_open_hub(path, split=split, subset=subset, revision=revision)]
 
 
 def names_files(path: str) -> bool:
@@ -223,9 +223,9 @@ def _open_array(path: Path) -> Table:
     return ListTable(rows, path.stem, str(path), path.parent)
 
 
-def _open_hub(name: str, *, split: str, subset: str | None) -> Table:
-    remedy = "check the name, the split, the subset and the network"
-    rows = _load_dataset(name, remedy, name, name=subset, split=split)
+def _open_hub(name: str, *, split: str, subset: str | None, revision: str | None) -> Table:
+    remedy = f"check the name, the split, the subset{', the revision' * bool(revision)} and the network"
+    rows = _load_dataset(name, remedy, name, name=subset, split=split, revision=revision)
     return ArrowTable(rows, name.split("/")[-1], f"{name} ({split})")
 
 

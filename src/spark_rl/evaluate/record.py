@@ -18,7 +18,7 @@ from spark_rl.evaluate.suites import EMBEDDED, embedded_examples
 from spark_rl.infer import Ask, ChatModel, Plan, run
 from spark_rl.infer.plan import Reply
 from spark_rl.types import Example
-from spark_rl.verify import Check, VerifierPool
+from spark_rl.verify import Check, VerifierPool, failed
 
 VERSION = 1
 SAMPLES = 8
@@ -43,7 +43,7 @@ def record(models: list[str], part: str) -> list[dict[str, object]]:
                 texts = [reply.text for reply in done.value if reply.finish_reason == "stop"]
                 checks = [Check(text, example.answer, example.verifier) for text in texts]
                 for text, verdict in zip(texts, pool.verify(checks), strict=True):
-                    if verdict.extracted is not None:
+                    if verdict.extracted is not None and verdict.reward is not None and not failed(verdict.reason):
                         (right if verdict.reward == 1 else wrong).setdefault(example.id, []).append(text)
     rng = random.Random(f"judged-{part}-{VERSION}")
     both = [example for example in examples if example.id in right and example.id in wrong]

@@ -34,15 +34,21 @@ def _comparison(comparison: Result) -> Iterator[str]:
     rows = [[name, _points(each), _p(each["p_value"])] for name, each in comparison["differences"].items()]
     if rows:
         yield from _table(["strategy", "difference, same questions", "p"], rows)
+    rewards = {name: each["reward"] for name, each in comparison["differences"].items() if _is_other(each)}
+    if rows := [[name, _reward(each, "+"), _p(each["p_value"])] for name, each in rewards.items()]:
+        yield from _table(["strategy", "difference of mean rewards", "p"], rows)
 
 
 def _strategies(strategies: Result) -> Iterator[str]:
     rows = []
+    shows_reward = any(each["reward"]["value"] != each["accuracy"]["value"] for each in strategies.values())
     for name, each in strategies.items():
         equal = each.get("majority_at_equal_tokens")
         versus = f"{_points(equal['difference'])} to majority@{equal['k']}" if equal else ""
-        rows.append([name, _rate(each["accuracy"]), f"{each['tokens']:.0f}", f"{each['generated_tokens']:.0f}", versus])
-    yield from _table(["strategy", "accuracy", "tokens", "of them written", "against the vote at equal tokens"], rows)
+        figures = [_rate(each["accuracy"])] + [_reward(each["reward"])] * shows_reward
+        rows.append([name, *figures, f"{each['tokens']:.0f}", f"{each['generated_tokens']:.0f}", versus])
+    head = ["strategy", "accuracy"] + ["mean reward"] * shows_reward
+    yield from _table([*head, "tokens", "of them written", "against the vote at equal tokens"], rows)
     for name, each in strategies.items():
         if each["ungraded"]:
             yield from [f"Answers of {name} that could not be graded, and are left out: {each['ungraded']}.", ""]
@@ -117,10 +123,16 @@ def _best_of(best_of: Result) -> Iterator[str]:
 
 
 def _sources(measured: Result) -> Iterator[str]:
-    rows = [[source, str(each["n"]), _rate(each)] for source, each in measured["by_source"].items()]
+    by_source = measured["by_source"]
+    shows_reward = any(map(_is_other, by_source.values()))
+    rows = [
+        [source, str(each["n"]), _rate(each)] + [_reward(each["reward"])] * shows_reward
+        for source, each in by_source.items()
+    ]
     if greedy := measured["strategies"].get("greedy"):
-        rows.append(["mean over the sources of the suite", "", _share(greedy["mean_over_sources"])])
-    yield from _table(["source (greedy)", "n", "accuracy"], rows)
+        mean = [_share(greedy["mean_over_sources"])] + [_number(greedy["mean_reward_over_sources"])] * shows_reward
+        rows.append(["mean over the sources of the suite", "", *mean])
+    yield from _table(["source (greedy)", "n", "accuracy"] + ["mean reward"] * shows_reward, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -134,6 +146,18 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def _rate(interval: Result) -> str:
     value, low, high = (interval[key] for key in ("value", "low", "high"))
     return "" if value is None else f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _is_other(each: Result) -> bool:
+    """Whether the mean reward beside a share of right ones is not that share once more."""
+    return bool(each["reward"]["value"] != each["value"])
+
+
+def _reward(interval: Result, sign: str = "") -> str:
+    value, low, high = (interval[key] for key in ("value", "low", "high"))
+    if value is None or low is None:
+        return "" if value is None else f"{value:{sign}.3f}"
+    return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def _points(interval: Result) -> str:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from spark_rl.config import Inference
 from spark_rl.data.row_images import written_question
+from spark_rl.evaluate.probes import Probe
 from spark_rl.evaluate.published_rows import BestOfItem, PairItem
 from spark_rl.evaluate.suites import PointItem, Suite
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.judge import Judge
+from spark_rl.infer.plan import Ask
 from spark_rl.infer.solver import Solution, Solver
 from spark_rl.infer.strategies import Step
 from spark_rl.jsonl import decoded, parse_json
 from spark_rl.types import Example
-from spark_rl.verify import Check, Verdict, VerifierPool
+from spark_rl.verify import Check, Verdict, VerifierPool, failed
 
 CHUNK = 128
 """Items that are asked together and written down together."""
@@ -32,6 +34,8 @@ T = TypeVar("T")
 KEYS = ("model", "part", "strategy", "seed", "id")
 SEEDLESS = ("greedy", "reflect")
 """Strategies that sample nothing while the judge does not."""
+_PARTS = ("questions", "further", "points", "pairs", "best_of", "probes")
+_AnyItem = Example | PointItem | PairItem | BestOfItem | Probe
 _OF_THE_GOLD = ("accepted", "entry")
 """Metadata that holds the gold, which a row has already."""
 
@@ -78,6 +82,7 @@ class Runner:
     Args:
         label: the model's name in the rows, `model` or `baseline`.
         progress: told (what is being done, items done, items in all).
+        right_at: the reward from which on an answer is right.
     """
 
     def __init__(
@@ -88,10 +93,45 @@ class Runner:
         pool: VerifierPool,
         samples: Samples,
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+        right_at: float = 1.0,
     ) -> None:
         self.label, self.model, self.settings, self.pool = label, model, settings, pool
-        self.samples, self.progress = samples, progress
+        self.samples, self.progress, self.right_at = samples, progress, right_at
         self.judge = Judge(model, settings.judge, seed=settings.seed)
+
+    def renderable(self, suite: Suite, skip_bad: bool = False) -> Suite:
+        """The suite without the items of which the model's chat template makes no prompt.
+
+        Raises:
+            ValueError: there is such an item, and it is not to be skipped; the sentence names it.
+        """
+        reasons: list[str] = []
+
+        def is_good(item: _AnyItem) -> bool:
+            try:
+                for ask in self._asks(item):
+                    self.model.check(ask.messages, ask.images)
+            except ValueError as error:
+                sentence = f"{suite.name}, {item.id}: {error}"
+                if not skip_bad:
+                    raise ValueError(f"{sentence} (--skip-bad leaves such rows out)") from None
+                reasons.append(sentence)
+                return False
+            return True
+
+        parts: dict[str, Any] = {name: list(filter(is_good, getattr(suite, name))) for name in _PARTS}
+        skipped = {f"{suite.name} ({self.model.name})": reasons} if reasons else {}
+        return replace(suite, skipped=suite.skipped | skipped, **parts)
+
+    def _asks(self, item: _AnyItem) -> Iterator[Ask]:
+        """What an item is asked with at first."""
+        if isinstance(item, Example):
+            yield Ask(item.prompt, images=item.images)
+        elif isinstance(item, PairItem):
+            yield from self.judge.asks(item.question, item.right, item.wrong, images=item.images)
+        else:
+            for response in item.responses if isinstance(item, BestOfItem) else [item.response]:
+                yield from self.judge.asks(item.question, response, images=item.images)
 
     def run(self, suite: Suite, strategies: Sequence[str], seeds: int) -> None:
         """Everything that is not known yet."""
@@ -114,8 +154,9 @@ class Runner:
         """The judge on the model's own answers: a sampled one to each question, if the verifier said what it is."""
         self._solve("own answer", questions, "sample", 0)
         rows = {row["id"]: row for row in self.samples.rows if row["part"] == "own answer" and self._is_mine(row)}
-        own = [(q, rows[q.id]) for q in questions if q.id in rows and rows[q.id]["reward"] is not None]
-        self._points("own", [PointItem(q.id, q.question, row["text"], row["reward"] == 1, q.images) for q, row in own])
+        own = [(q, rows[q.id]) for q in questions if q.id in rows and _is_label(rows[q.id])]
+        items = [PointItem(q.id, q.question, row["text"], row["reason"] == "correct", q.images) for q, row in own]
+        self._points("own", items)
 
     def _is_mine(self, row: Row) -> bool:
         return bool(row["model"] == self.label)
@@ -123,7 +164,12 @@ class Runner:
     def _solve(self, part: str, examples: Sequence[Example], strategy: str, seed: int) -> None:
         base = {"model": self.label, "part": part, "strategy": strategy, "seed": seed}
         solver = Solver(
-            self.model, self.pool, self.settings.solve, judge=self.judge, seed=self.settings.seed + 1_000_003 * seed
+            self.model,
+            self.pool,
+            self.settings.solve,
+            judge=self.judge,
+            seed=self.settings.seed + 1_000_003 * seed,
+            right_at=self.right_at,
         )
         for chunk in self._open(f"{part}, {strategy}, seed {seed}", examples, base):
             solutions = solver.solve(chunk, strategy)
@@ -136,7 +182,7 @@ class Runner:
             checks = [
                 Check(step.text, example.answer, example.verifier, example.metadata, example.prompt) for step in answers
             ]
-            verdicts = self.pool.verify(checks)
+            verdicts = [verdict.at(self.right_at) for verdict in self.pool.verify(checks)]
             graded = {id(step): _grade(verdict) for step, verdict in zip(answers, verdicts, strict=True)}
             metadata = {key: value for key, value in example.metadata.items() if key not in _OF_THE_GOLD}
             yield {
@@ -224,6 +270,11 @@ class Runner:
             yield chunk
             done += len(chunk)
             self.progress(what, done, len(items))
+
+
+def _is_label(row: Row) -> bool:
+    """Whether the verifier has said what an answer is: where it failed it has not, whatever the reward."""
+    return row["reward"] is not None and not failed(row["reason"])
 
 
 def _grade(verdict: Verdict | None) -> Row:

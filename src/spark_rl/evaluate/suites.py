@@ -101,6 +101,7 @@ def open_suite(
     *,
     skip_bad: bool = False,
     verifier: str = "math",
+    right_at: float = 1.0,
 ) -> Suite:
     """The suite of that name, each part cut to its first `limit` items, of published sets each set.
 
@@ -108,6 +109,7 @@ def open_suite(
         local: copies of published sets, by name; the others come from the Hub.
         skip_bad: leave out rows that are wrong, or whose images cannot be read, and count them in `skipped`.
         verifier: of rows of a file that name none; the only function that these may name.
+        right_at: the reward from which on an answer to such rows is right.
 
     Raises:
         ValueError: there is none, it has no usable row, or (unless they are skipped) a row is wrong; the sentence names
@@ -116,14 +118,15 @@ def open_suite(
     published = in_suite(name) or ([PUBLISHED[name]] if name in PUBLISHED else [])
     if unused := set(local or {}) - {each.name for each in published}:
         raise ValueError(f"--local {min(unused)}: {name} holds no such set; {_known_sets(published)}")
-    if verifier != "math" and (published or name in EMBEDDED):
-        raise ValueError(f"--verifier {verifier}: {name} says itself how its answers are graded; leave it out")
+    for option, is_set in ((f"--verifier {verifier}", verifier != "math"), (f"--right-at {right_at:g}", right_at != 1)):
+        if is_set and (published or name in EMBEDDED):
+            raise ValueError(f"{option}: {name} says itself how its answers are graded; leave it out")
     if published:
         return _published(name, published, limit, local or {}, skip_bad)
     if name in EMBEDDED:
         return _embedded(name, limit)
     if name.endswith(".jsonl") or Path(name).is_file():
-        return _file(Path(name), pool, limit, skip_bad, verifier)
+        return _file(Path(name), pool, limit, skip_bad, verifier, right_at)
     near = get_close_matches(name, [*EMBEDDED, *COLLECTIONS, *PUBLISHED], 1)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"
     known = ", ".join((*EMBEDDED, *COLLECTIONS))
@@ -182,7 +185,7 @@ def embedded_examples(path: str) -> list[Example]:
     return [source.task(i).example for i in range(source.num_rows)]
 
 
-def _file(path: Path, pool: VerifierPool, limit: int | None, skip_bad: bool, verifier: str) -> Suite:
+def _file(path: Path, pool: VerifierPool, limit: int | None, skip_bad: bool, verifier: str, right_at: float) -> Suite:
     suite = Suite(path.name, [])
     parts: dict[type, list[Any]] = {Example: suite.questions, PointItem: suite.points, PairItem: suite.pairs}
     reader = RowReader(SourceConfig(path=path.stem), DataConfig(verifier=verifier), path.stem, path.parent)
@@ -195,7 +198,7 @@ def _file(path: Path, pool: VerifierPool, limit: int | None, skip_bad: bool, ver
         if not line.strip():
             continue
         try:
-            item = _item(read_row(line), number, reader, pool)
+            item = _item(read_row(line), number, reader, pool, right_at)
             if (first := known.setdefault((type(item), item.id), number)) != number:
                 raise ValueError(f"the id {item.id!r} was given before, in row {first}; give each row its own")
         except ValueError as error:
@@ -212,7 +215,9 @@ def _file(path: Path, pool: VerifierPool, limit: int | None, skip_bad: bool, ver
     return replace(suite, questions=suite.questions[:limit], points=suite.points[:limit], pairs=suite.pairs[:limit])
 
 
-def _item(row: Any, number: int, reader: RowReader, pool: VerifierPool) -> Example | PointItem | PairItem:
+def _item(
+    row: Any, number: int, reader: RowReader, pool: VerifierPool, right_at: float
+) -> Example | PointItem | PairItem:
     """What a row asks.
 
     Raises:
@@ -231,7 +236,7 @@ def _item(row: Any, number: int, reader: RowReader, pool: VerifierPool) -> Examp
         _check_question(row, reader)
     example = reader.task(row, number - 1).example
     check = Check(box(example.answer), example.answer, example.verifier, example.metadata, example.prompt)
-    if problem := gold_problem(pool.verify([check])[0], example.verifier):
+    if problem := gold_problem(pool.verify([check])[0], example.verifier, right_at):
         raise ValueError(f"'answer': {problem}")
     return example
 

@@ -17,12 +17,11 @@ from spark_rl.evaluate.judging import (
     verifier_gain,
 )
 from spark_rl.evaluate.reward_bench import reward_bench_2, scored
-from spark_rl.evaluate.statistics import mean_interval, p_value, paired_difference
+from spark_rl.evaluate.statistics import Values, mean_interval, p_value, paired_difference
+from spark_rl.verify import failed
 
 Row = Mapping[str, Any]
 Result = dict[str, Any]
-_FAILURES = ("timeout", "crash", "error")
-"""How the reason begins where a verifier failed on an answer."""
 
 
 def summarise(rows: Sequence[Row]) -> Result:
@@ -35,14 +34,20 @@ def summarise(rows: Sequence[Row]) -> Result:
 
 
 def _counted(row: Row) -> Row:
-    """With the rewards that figures count, of its steps as well: an answer on which the verifier failed is wrong, or a
-    model would gain by answers that nobody can check. None stays what cannot be graded whatever the answer is."""
-    counted = {**row, "reward": 0.0} if _failed(row) else row
-    return {**counted, "steps": [_counted(step) for step in row["steps"]]} if "steps" in row else counted
+    """With the rewards that figures count, of its steps as well, and with `right`, 1 or 0 as the runner has told by the
+    reward from which on an answer is right.
+
+    An answer on which the verifier failed is wrong, or a model would gain by answers that nobody can check. None stays
+    what cannot be graded whatever the answer is.
+    """
+    if "steps" in row:
+        row = {**row, "steps": [_counted(step) for step in row["steps"]]}
+    reward = 0.0 if _failed(row) else row.get("reward")
+    return {**row, "reward": reward, "right": None if reward is None else float(row["reason"] == "correct")}
 
 
 def _failed(row: Row) -> bool:
-    return (row.get("reason") or "").startswith(_FAILURES)
+    return failed(row.get("reason") or "")
 
 
 def _model(rows: Sequence[Row]) -> Result:
@@ -70,8 +75,10 @@ def _model(rows: Sequence[Row]) -> Result:
 
 def _strategy(rows: Sequence[Row], by_strategy: Mapping[str, Sequence[Row]]) -> Result:
     result: Result = {
-        "accuracy": asdict(mean_interval(_rewards(rows))),
-        "mean_over_sources": _mean_over_sources(rows),
+        "accuracy": asdict(mean_interval(_by_question(rows))),
+        "reward": asdict(mean_interval(_by_question(rows, "reward"))),
+        "mean_over_sources": _mean_over_sources(rows, "right"),
+        "mean_reward_over_sources": _mean_over_sources(rows, "reward"),
         "seeds": len({row["seed"] for row in rows}),
         "ungraded": sum(row["reward"] is None for row in rows),
         "verifier_failed": sum(map(_failed, rows)),
@@ -82,22 +89,22 @@ def _strategy(rows: Sequence[Row], by_strategy: Mapping[str, Sequence[Row]]) -> 
     if rows[0]["strategy"] == "reflect":
         result |= _reflection(rows)
     if (votes := _majority_at(result["tokens"], by_strategy)) and not rows[0]["strategy"].startswith("majority"):
-        k, tokens, rewards = votes
+        k, tokens, right = votes
         result["majority_at_equal_tokens"] = {
             "k": k,
             "tokens": tokens,
-            "accuracy": asdict(mean_interval(rewards)),
-            "difference": asdict(paired_difference(_rewards(rows), rewards)),
+            "accuracy": asdict(mean_interval(right)),
+            "difference": asdict(paired_difference(_by_question(rows), right)),
         }
     return result
 
 
 def _reflection(rows: Sequence[Row]) -> Result:
     """What the judge and the revisions did to the first answers."""
-    firsts = [{"group": row["group"], "reward": row["steps"][0]["reward"]} for row in rows]
-    pairs = [(first["reward"], row["reward"]) for first, row in zip(firsts, rows, strict=True)]
+    firsts = [{"group": row["group"], "right": row["steps"][0]["right"]} for row in rows]
+    pairs = [(first["right"], row["right"]) for first, row in zip(firsts, rows, strict=True)]
     judged = [
-        (row["steps"][0]["reward"], row["steps"][1]["verdict"])
+        (row["steps"][0]["right"], row["steps"][1]["verdict"])
         for row in rows
         if len(row["steps"]) > 1 and row["steps"][1]["kind"] == "judge"
     ]
@@ -115,7 +122,7 @@ def _reflection(rows: Sequence[Row]) -> Result:
         "judge_precision": precision,
         "solver_accuracy": solver,
         "predicted_gain": None if precision is None or solver is None else verifier_gain(precision, solver),
-        "measured_gain": asdict(paired_difference(_rewards(rows), _rewards(firsts))),
+        "measured_gain": asdict(paired_difference(_by_question(rows), _by_question(firsts))),
     }
 
 
@@ -123,7 +130,7 @@ def _majority_at(
     tokens: float, by_strategy: Mapping[str, Sequence[Row]]
 ) -> tuple[int, float, dict[str, list[float]]] | None:
     """The vote of as many samples as cost at least `tokens` a question, of the largest `majority@k` that was run:
-    (samples, tokens, rewards by question). None if that is more than there are."""
+    (samples, tokens, whether it is right by question). None if that is more than there are."""
     runs = {int(name.partition("@")[2]): rows for name, rows in by_strategy.items() if name.startswith("majority@")}
     if not runs:
         return None
@@ -134,15 +141,15 @@ def _majority_at(
     k = next((k for k in range(1, largest + 1) if prompt + k * a_sample >= tokens - 1e-9), None)
     if k is None:
         return None
-    rewards: dict[str, list[float]] = defaultdict(list)
+    right: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if (reward := _vote(row["steps"][:k])) is not None:
-            rewards[row["group"]].append(reward)
-    return k, prompt + k * a_sample, dict(rewards)
+        if (is_right := _vote(row["steps"][:k])) is not None:
+            right[row["group"]].append(is_right)
+    return k, prompt + k * a_sample, dict(right)
 
 
 def _vote(steps: Sequence[Row]) -> float | None:
-    """The reward of the answer that most of these samples give, the earliest of equals; None if it was not graded.
+    """Whether the answer that most of these samples give is right, the earliest of equals; None if it was not graded.
 
     Right answers are one answer however they are spelled; wrong ones are told apart by their spelling, in favour of the
     vote.
@@ -150,24 +157,33 @@ def _vote(steps: Sequence[Row]) -> float | None:
     camps: dict[str | float, list[Row]] = defaultdict(list)
     for step in steps:
         if step["answer"] is not None:
-            camps[1.0 if step["reward"] == 1 else step["answer"]].append(step)
+            camps[1.0 if step["right"] else step["answer"]].append(step)
     if not camps:
         return 0.0
-    reward: float | None = max(camps.values(), key=len)[0]["reward"]
-    return reward
+    is_right: float | None = max(camps.values(), key=len)[0]["right"]
+    return is_right
 
 
-def _mean_over_sources(rows: Sequence[Row]) -> float | None:
+def _mean_over_sources(rows: Sequence[Row], what: str) -> float | None:
     """As averages over published sets are printed: each set counts the same, however large."""
-    values = [each["value"] for each in _by_source(rows).values() if each["value"] is not None]
+    means = [mean_interval(_by_question(of, what)).value for of in _sources(rows).values()]
+    values = [value for value in means if value is not None]
     return fmean(values) if values else None
 
 
 def _by_source(rows: Sequence[Row]) -> Result:
+    """The accuracy on each source, and beside it the mean reward: some published sets are scored by partial credit."""
+    return {
+        source: {**asdict(mean_interval(_by_question(of))), "reward": asdict(mean_interval(_by_question(of, "reward")))}
+        for source, of in _sources(rows).items()
+    }
+
+
+def _sources(rows: Sequence[Row]) -> dict[str, list[Row]]:
     sources: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         sources[row["source"]].append(row)
-    return {source: asdict(mean_interval(_rewards(of))) for source, of in sources.items()}
+    return sources
 
 
 def _pairs(rows: Sequence[Row]) -> Result:
@@ -206,11 +222,11 @@ def _comparison(rows: Sequence[Row]) -> Result:
     differences = {}
     for model, strategy in answers:
         if model == "model" and ("baseline", strategy) in answers:
-            ours, theirs = _rewards(answers[model, strategy]), _rewards(answers["baseline", strategy])
-            difference = asdict(paired_difference(ours, theirs))
-            differences[strategy] = {**difference, "p_value": p_value(ours, theirs)}
+            both = answers[model, strategy], answers["baseline", strategy]
+            differences[strategy] = _difference(*map(_by_question, both))
+            differences[strategy]["reward"] = _difference(*(_by_question(rows, "reward") for rows in both))
     cells = {
-        f"{model}, {name}": asdict(mean_interval(_rewards(answers[model, strategy])))
+        f"{model}, {name}": asdict(mean_interval(_by_question(answers[model, strategy])))
         for model in ("baseline", "model")
         for strategy, name in (("greedy", "without reflection"), ("reflect", "with reflection"))
         if (model, strategy) in answers
@@ -218,13 +234,18 @@ def _comparison(rows: Sequence[Row]) -> Result:
     return {"differences": differences, "cells": cells}
 
 
-def _rewards(rows: Iterable[Row]) -> dict[str, list[float]]:
-    """By question, of which variants are one; what could not be graded is left out."""
-    rewards: dict[str, list[float]] = defaultdict(list)
+def _difference(ours: Values, theirs: Values) -> Result:
+    return {**asdict(paired_difference(ours, theirs)), "p_value": p_value(ours, theirs)}
+
+
+def _by_question(rows: Iterable[Row], what: str = "right") -> dict[str, list[float]]:
+    """By question, of which variants are one, whether it is `right` or its `reward`; what could not be graded is left
+    out."""
+    values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if row["reward"] is not None:
-            rewards[row["group"]].append(float(row["reward"]))
-    return dict(rewards)
+        if row[what] is not None:
+            values[row["group"]].append(float(row[what]))
+    return dict(values)
 
 
 def _point(row: Row) -> PointwiseJudgement:

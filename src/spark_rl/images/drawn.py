@@ -44,7 +44,7 @@ def draw(path: str) -> PIL.Image.Image:
         description = json.loads(path.removeprefix(PREFIX))
         width, height = description["size"]
         marks = [(str(name), values) for name, *values in description["marks"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError(
             f'the drawing {_short(path)} is not described as {{"size": [width, height], "marks": [...]}}'
         ) from None

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from spark_rl.config import Inference
-from spark_rl.models.folder import check_folder, context_length, resolve_path
+from spark_rl.models.folder import check_folder, context_length, source
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.engine import Completion, Engine, Request
+from spark_rl.types import Image, Message
 from spark_rl.verify.extract import ANSWER_TAG
 
 
@@ -36,6 +37,8 @@ class ChatModel:
     ) -> None:
         self.engine, self.name, self.renderer, self.context = engine, name, renderer, context
         self.max_new_tokens, self.stop = max_new_tokens, tuple(stop)
+        self.told: Callable[[float, int], None] | None = None
+        """Told (replies that have come, all) of the call under way, where `generate` is given nothing to tell."""
 
     @classmethod
     def open(cls, settings: Inference) -> ChatModel:
@@ -44,7 +47,7 @@ class ChatModel:
         Raises:
             ValueError: it cannot be loaded, or there is no server at the address.
         """
-        engine, kind, path = settings.engine, settings.engine_kind, settings.model.path
+        engine, kind, path = settings.engine, settings.engine_kind, settings.model.name
         if kind == "endpoint":
             from spark_rl.rollout.endpoint_engine import EndpointEngine
 
@@ -68,13 +71,8 @@ class ChatModel:
         images = load_image_processor(settings.model, tokenizer)
         renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images)
         if kind == "vllm":
-            vllm = VLLMEngine(
-                resolve_path(path),
-                settings.model.dtype,
-                renderer=renderer,
-                images=images,
-                trust_remote_code=settings.model.trust_remote_code,
-            )
+            folder_or_id, options = source(settings.model)
+            vllm = VLLMEngine(folder_or_id, settings.model.dtype, renderer=renderer, images=images, **options)
             local: Engine = vllm
             context = vllm.context
         else:
@@ -98,7 +96,7 @@ class ChatModel:
         return self.renderer is None or self.renderer.images is not None
 
     def generate(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+        self, requests: Sequence[Request], progress: Callable[[float, int], None] | None = None
     ) -> list[list[Completion]]:
         """The engine's replies to requests that hold messages, each cut at what its prompt leaves of the context.
 
@@ -106,7 +104,9 @@ class ChatModel:
         """
         rendered = list(map(self._render, requests))
         fitting = [i for i, request in enumerate(rendered) if request is not None]
-        answered = self.engine.generate([r for r in rendered if r is not None], progress) if fitting else []
+        answered = (
+            self.engine.generate([r for r in rendered if r is not None], progress or self.told) if fitting else []
+        )
         replies = [[Completion([], [], "", "no_room") for _ in range(request.n)] for request in requests]
         opening = self.renderer.opening if self.renderer else ""
         for i, completions in zip(fitting, answered, strict=True):
@@ -117,6 +117,15 @@ class ChatModel:
                 completion.num_prompt_tokens = completion.num_prompt_tokens or len(request.prompt_ids)
             replies[i] = completions
         return replies
+
+    def check(self, messages: Sequence[Message], images: Sequence[Image] = ()) -> None:
+        """See that a prompt can be made of messages; of what a server renders, nothing is known.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if self.renderer is not None:
+            self.renderer.check(messages, images)
 
     def tokens(self, reply: Completion) -> list[str]:
         """The text of each token of a reply; empty where the engine tells neither ids nor texts."""

@@ -150,6 +150,13 @@ class Judge:
 
         return self._carry_out([begin(*item) for item in items], progress)
 
+    def asks(self, question: str, *responses: str, images: Images = ()) -> list[Ask]:
+        """The prompts by which one response is judged, or two are compared."""
+        if len(responses) == 1:
+            return list(next(self.pointwise(question, responses[0], images)))
+        a, b = responses
+        return list(next(self.pairwise(question, a, b, images)))
+
     def _carry_out(
         self, plans: Sequence[tuple[str, Callable[[Spent], Plan[T]]]], progress: Callable[[int, int], None] | None
     ) -> list[T]:

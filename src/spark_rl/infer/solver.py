@@ -45,6 +45,7 @@ class Solver:
 
     Args:
         pool: says whether two answers are equal, by the verifier of the question.
+        right_at: the reward from which on that verifier takes them for equal.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Solver:
         *,
         judge: Judge | None = None,
         seed: int = 0,
+        right_at: float = 1.0,
     ) -> None:
         self.model, self.pool, self.settings, self.seed = model, pool, settings or SolveConfig(), seed
+        self.right_at = right_at
         self.judge = judge or Judge(model, seed=seed)
 
     def solve(
@@ -92,4 +95,5 @@ class Solver:
         verifier, metadata = equality(example.verifier, example.metadata)
         both_ways = ((answer, other), (other, answer))  # "A. 12" is right where "A" is the gold, not the reverse
         checks = [Check(box(one), gold, verifier, metadata, example.prompt) for one, gold in both_ways]
-        return any(verdict.reward == 1 for verdict in self.pool.verify(checks))
+        right_at = self.right_at if verifier == example.verifier else 1.0
+        return any(verdict.at(right_at).reason == "correct" for verdict in self.pool.verify(checks))

@@ -135,6 +135,11 @@ class Batcher:
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(Stopped())
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether the batch under way, of a batcher that is closed, is finished within so long."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def _drop_cancelled(self) -> None:
         self._queue = deque(entry for entry in self._queue if not entry.future.cancelled())
 

@@ -66,8 +66,7 @@ class StrategyLM(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The response that the strategy chooses for each request."""
         texts: list[str] = []
-        verify = self.inference.verify
-        with VerifierPool(verify.workers, verify.cpu_seconds) as pool:
+        with VerifierPool.of(self.inference.verify) as pool:
             solver = Solver(self.chat, pool, self.inference.solve, seed=self.inference.seed)
             for start in tqdm(range(0, len(requests), CHUNK), disable=disable_tqdm, desc=self.strategy):
                 chunk = requests[start : start + CHUNK]

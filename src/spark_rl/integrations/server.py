@@ -8,8 +8,8 @@
     GET  /health      {"ready", "model", "queue"}; needs no token
     GET  /metrics     for Prometheus
 
-Errors are `{"detail": one sentence}`: 401 token, 413 too large, 422 malformed, 500 the judge failed, 503 busy or
-stopping (Retry-After), 504 too slow. Needs the extra `serve`.
+Errors are `{"detail": one sentence}`: 401 token, 408 body too slow, 413 too large, 422 malformed, 500 the judge failed,
+503 busy or stopping (Retry-After), 504 judged too slowly. Needs the extra `serve`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from spark_rl.data.row_images import from_parts, listed, placed_in_question
 from spark_rl.images import ImageError, held
 from spark_rl.infer import Judge
 from spark_rl.integrations.batching import Batcher, Busy, Item, Judgement, JudgingFailed, Pair, Single, Stopped
+from spark_rl.integrations.bodies import STOPPING, BoundedBody, JsonRoute, too_large
 from spark_rl.integrations.metrics import CONTENT_TYPE, Metrics
 from spark_rl.integrations.turns import question_of, response_of
 
@@ -179,7 +180,7 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
         token: what `Authorization: Bearer` must hold, or the password of `Basic`, for clients that can only be given
             an address (`http://:TOKEN@host:8100/get_reward`); None asks for none.
     """
-    settings, metrics = settings or ServeConfig(), Metrics()
+    settings, metrics, stopping = settings or ServeConfig(), Metrics(), asyncio.Event()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -189,7 +190,9 @@ def create_app(judge: Judge, settings: ServeConfig | None = None, *, token: str 
         app.state.batcher.close()
 
     app = FastAPI(title="spark-rl serve", version=__version__, lifespan=lifespan)
-    app.add_middleware(_Guard, settings=settings, metrics=metrics, token=token)
+    app.state.stopping = stopping
+    app.router.route_class = JsonRoute
+    app.add_middleware(_Guard, settings=settings, metrics=metrics, token=token, stopping=stopping)
     _explain_errors(app)
 
     async def judged(request: Request, items: Sequence[ScoreItem | CompareItem]) -> list[Judgement]:
@@ -322,30 +325,30 @@ async def _disconnected(request: Request) -> None:
 class _Guard:
     """Around the app: refuses by token and size before a body is read, and counts every answer."""
 
-    def __init__(self, app: ASGIApp, settings: ServeConfig, metrics: Metrics, token: str | None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServeConfig, metrics: Metrics, token: str | None, stopping: asyncio.Event
+    ) -> None:
         self._app, self._settings, self._metrics, self._token = app, settings, metrics, token
+        self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status, num_bytes = time.monotonic(), 500, 0
-
-        async def bounded() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._settings.max_body_bytes:
-                raise HTTPException(413, self._too_large())
-            return message
+        start, status, has_begun = time.monotonic(), 500, False
 
         async def noted(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
+            nonlocal status, has_begun
+            status, has_begun = message.get("status", status), True
             await send(message)
 
         try:
-            await (self._refusal(scope) or self._app)(scope, bounded, noted)
+            body = BoundedBody(receive, self._settings, self._stopping)
+            await (self._refusal(scope) or self._app)(scope, body, noted)
+        except asyncio.CancelledError:  # uvicorn's doing, when its time for stopping is over
+            if not self._stopping.is_set() or has_begun:
+                raise
+            await JSONResponse({"detail": STOPPING}, 503, {"Retry-After": "5"})(scope, receive, noted)
         finally:
             route = scope["path"] if scope["path"] in _ROUTES else "other"
             self._metrics.request(route, status, time.monotonic() - start)
@@ -357,13 +360,10 @@ class _Guard:
             if not hmac.compare_digest(os.fsencode(given), os.fsencode(self._token)):
                 detail = "the token is missing or wrong; send it as 'Authorization: Bearer TOKEN'"
                 return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
-        if int(headers.get(b"content-length", b"0")) > self._settings.max_body_bytes:
-            return JSONResponse({"detail": self._too_large()}, 413)
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and (len(length) > 18 or int(length) > self._settings.max_body_bytes):
+            return JSONResponse({"detail": too_large(self._settings)}, 413)
         return None
-
-    def _too_large(self) -> str:
-        limit = f"{self._settings.max_body_bytes:,} bytes (serve.max_body_bytes)"
-        return f"the body has more than {limit}; send less at once"
 
 
 def _token(authorization: str) -> str:
@@ -389,14 +389,17 @@ def _explain_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
     answer(Busy, 503, lambda _: "too much is waiting to be judged; send it again later", Retry_After="1")
-    answer(Stopped, 503, lambda _: "the server is stopping; send it again when it is back", Retry_After="5")
+    answer(Stopped, 503, lambda _: STOPPING, Retry_After="5")
     answer(JudgingFailed, 500, lambda error: f"the judge failed ({error}); the server's log says more")
     answer(RequestValidationError, 422, _malformed)
 
 
 def _malformed(error: RequestValidationError) -> str:
-    """The first thing wrong with a body, by the name of its field."""
-    first = error.errors()[0]
+    """The first thing wrong with a body, by the name of its field, which may be no text that can be sent."""
+    return _what_is_wrong(error.errors()[0]).encode(errors="backslashreplace").decode()
+
+
+def _what_is_wrong(first: dict[str, Any]) -> str:
     if first["type"] == "json_invalid":
         return f"the body is not valid JSON ({first['ctx']['error']} at character {first['loc'][-1]})"
     field = ".".join(str(part) for part in first["loc"] if part not in ("body", "one", "many"))
@@ -436,17 +439,22 @@ def bind(host: str, port: int, *, public: bool = False) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Answer requests until Ctrl-C or SIGTERM: then a batch under way is finished, and what waits answered 503."""
-    server = Server(uvicorn.Config(app, log_level="warning", access_log=False))
+def serve(app: FastAPI, listener: socket.socket, stop_seconds: int) -> None:
+    """Answer requests until Ctrl-C or SIGTERM: then what waits is answered 503, and a batch under way finished if that
+    takes no longer than `stop_seconds`."""
+    server = Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=stop_seconds))
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it is done
         signal.signal(number, signal.SIG_IGN)
     server.run([listener])
+    if not app.state.batcher.ends_within(1):  # its thread would die somewhere in the model's code, and maybe abort
+        os._exit(0)
 
 
 class Server(uvicorn.Server):
     """Tells what waits that it is stopping before it waits for what is under way."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.batcher.close()  # type: ignore[union-attr]
+        state = self.config.app.state  # type: ignore[union-attr]
+        state.batcher.close()
+        state.stopping.set()
         await super().shutdown(sockets)

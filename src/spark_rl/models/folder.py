@@ -40,6 +40,7 @@ def check_folder(config: ModelConfig) -> Path | None:
     """
     _check_template_file(config.chat_template)
     folder = model_folder(config.path)
+    _refuse_revision(config, folder)
     if folder is None or (folder / "adapter_config.json").exists():
         return folder
     if not (folder / "config.json").is_file():
@@ -85,8 +86,27 @@ def model_folder(path: str) -> Path | None:
     )
 
 
+def source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """What transformers' loaders are given: the folder or id, and what of it is to be loaded how.
+
+    Raises:
+        ValueError: as `model_folder`, or a folder is to have a revision.
+    """
+    _refuse_revision(config, model_folder(config.path))
+    revision = {"revision": config.revision} if config.revision else {}
+    return resolve_path(config.path), {"trust_remote_code": config.trust_remote_code, **revision}
+
+
+def _refuse_revision(config: ModelConfig, folder: Path | None) -> None:
+    if folder is not None and config.revision is not None:
+        raise ValueError(
+            f"model.revision is {config.revision!r}, but {config.path} is a local folder, which has none; leave it "
+            "out, or name a model of the Hub"
+        )
+
+
 @cache
-def check_hub(id: str) -> None:
+def check_hub(id: str, revision: str | None = None) -> None:
     """See whether the Hub can be asked for a model that was not downloaded before: a mistyped folder may look like an
     id, and without a network transformers would try for a minute.
 
@@ -96,16 +116,18 @@ def check_hub(id: str) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    if any(isinstance(try_to_load_from_cache(id, name), str) for name in ("config.json", "adapter_config.json")):
+    names = ("config.json", "adapter_config.json")
+    if any(isinstance(try_to_load_from_cache(id, name, revision=revision), str) for name in names):
         return
     try:
-        get_hf_file_metadata(hf_hub_url(id, "config.json"))
+        get_hf_file_metadata(hf_hub_url(id, "config.json", revision=revision))
     except HfHubHTTPError:
         return  # it answers; loading says better what is missing
     except Exception as error:  # of any kind: network, proxy, offline mode
         reason = " ".join(str(error).split()) or type(error).__name__
+        at = f" at the revision {revision!r}" if revision else ""
         raise ValueError(
-            f"model.path: there is no folder {id}, and the Hub cannot be asked for it ({reason}); give an existing "
+            f"model.path: there is no folder {id}, and the Hub cannot be asked for it{at} ({reason}); give an existing "
             "folder, or connect to the network"
         ) from None
 
@@ -203,7 +225,7 @@ def _safetensors_problem(path: Path) -> str | None:
         try:
             header = json.loads(file.read(length))
             ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
             return "has no readable safetensors header"
     expected = 8 + length + max(ends, default=0)
     return None if size == expected else f"has {size} bytes where its header tells of {expected}"
@@ -232,7 +254,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"model.path: {path} cannot be read ({error.strerror}); check its permissions") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"model.path: {path} is not valid JSON ({error}); download or save it again") from None
     if not isinstance(values, dict):
         raise ValueError(f"model.path: {path} does not hold a JSON object; download or save it again")

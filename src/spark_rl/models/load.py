@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from spark_rl.config import ModelConfig
-from spark_rl.models.folder import check_hub, model_folder, resolve_path
+from spark_rl.models.folder import check_hub, model_folder, source
 from spark_rl.models.processor import is_vision_language
 
 
@@ -19,11 +19,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         ValueError: there is no tokenizer, it has no chat template, or the Hub that has it cannot be reached.
     """
-    path = resolve_path(config.path)
+    path, options = source(config)
     if model_folder(path) is None:
-        check_hub(path)
+        check_hub(path, config.revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model.path: no tokenizer could be loaded from {path!r} ({_first_line(error)})") from None
     if config.chat_template is not None:
@@ -59,17 +59,23 @@ def load_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Any:
     stays in it: frequencies of rotary embeddings would be those of other positions in bfloat16.
 
     Raises:
-        ValueError: the folder or id holds no causal LM or vision-language model that can be loaded.
+        ValueError: the folder or id holds no causal LM or vision-language model that can be loaded, or one of its
+            weights is no finite number.
     """
-    path = resolve_path(config.path)
+    path, kwargs = source(config)
     loader, kind = loader_of(config)
-    kwargs: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
     try:
         model = loader.from_pretrained(path, dtype=dtype, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model.path: no {kind} could be loaded from {path!r} ({_first_line(error)})") from None
+    for name, weight in model.named_parameters():
+        if weight.numel() and weight.element_size() > 1 and not torch.stack(weight.detach().aminmax()).isfinite().all():
+            raise ValueError(
+                f"model.path: weights of {path!r} are not finite (NaN or infinite in {name}); take another model, or "
+                "an earlier checkpoint of it"
+            )
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -22,7 +22,7 @@ from transformers.utils import cached_file, is_torchvision_available
 
 from spark_rl.config import ModelConfig
 from spark_rl.images import named, open_image, shrunk
-from spark_rl.models.folder import resolve_path
+from spark_rl.models.folder import source
 from spark_rl.types import Image
 
 _CACHE_BYTES = 2**29
@@ -127,12 +127,12 @@ def load_image_processor(config: ModelConfig, tokenizer: Any) -> ImageProcessor 
     settings = _read_config(config)
     if type(settings) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return None
-    path = resolve_path(config.path)
+    path, options = source(config)
     try:
         loader: Any = AutoProcessor
         if not is_torchvision_available():
             loader = _without_videos(PROCESSOR_MAPPING[type(settings)])
-        processor = loader.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        processor = loader.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
         raise ValueError(f"model.path: the processor of {path!r} cannot be loaded ({reason})") from None
@@ -148,10 +148,12 @@ def load_image_processor(config: ModelConfig, tokenizer: Any) -> ImageProcessor 
 
 def copy_processor(config: ModelConfig, folder: Path) -> None:
     """Copy the files of the model's processor, as they were, into a folder that the trained model is saved to."""
+    path, _ = source(config)
     for name in _FILES:
         found = cached_file(
-            resolve_path(config.path),
+            path,
             name,
+            revision=config.revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
@@ -160,9 +162,9 @@ def copy_processor(config: ModelConfig, folder: Path) -> None:
 
 
 def _read_config(config: ModelConfig) -> Any:
-    path = resolve_path(config.path)
+    path, options = source(config)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        return AutoConfig.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
         raise ValueError(f"model.path: the config of {path!r} cannot be read ({reason})") from None

@@ -1,6 +1,6 @@
 """What the model is shown: one template set for training, test time and evaluation, and its rendering to token ids."""
 
-from spark_rl.prompts.chat import ChatRenderer
+from spark_rl.prompts.chat import CannotRender, ChatRenderer
 from spark_rl.prompts.templates import (
     TEMPLATES,
     Template,
@@ -14,6 +14,7 @@ from spark_rl.prompts.templates import (
 
 __all__ = [
     "TEMPLATES",
+    "CannotRender",
     "ChatRenderer",
     "Template",
     "View",

@@ -3,7 +3,9 @@ and images in their places."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
@@ -11,6 +13,14 @@ from jinja2 import TemplateError
 from spark_rl.types import IMAGE, Image, Message, in_parts
 
 _MARK = "\u27e6content-"
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What a template raises by itself, or runs into with contents that it did not expect."""
+
+logger = logging.getLogger(__name__)
+
+
+class CannotRender(ValueError):
+    """The chat template makes no prompt of these messages."""
 
 
 class ImageText(Protocol):
@@ -55,23 +65,39 @@ class ChatRenderer:
         self._specials = [str(token) for token in tokenizer.added_tokens_decoder.values()]
         if images is not None:
             self._specials.append(images.placeholder)
+        if header := self.missing_header():
+            _say_missing(header)
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt as text, special tokens included and a placeholder for each image."""
+        """The prompt as text, special tokens included and a placeholder for each image.
+
+        Raises:
+            CannotRender: the template refuses the messages, or cannot cope with them.
+        """
+        return self._rendered(messages, add_generation_prompt=True)
+
+    def check(self, messages: Sequence[Message], images: Sequence[Image] = ()) -> None:
+        """See that `encode` can make a prompt of these messages, without its tokens and without opening an image.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        written, _ = self._written(messages, images)
+        self._expanded(written, images, expand=False)
+
+    def missing_header(self) -> str:
+        """What the template writes before a reply in a conversation, and not at the end of a prompt, because it has no
+        part for that; empty where nothing is missing, as in templates whose replies follow the question at once."""
+        question = {"role": "user", "content": "q"}
+        prompt = self.text([question])
         try:
-            rendered: str = self.tokenizer.apply_chat_template(
-                [{**m, "content": self._content(m["content"])} for m in messages],
-                tokenize=False,
-                add_generation_prompt=True,
-                **self.template_kwargs,
-            )
-        except TemplateError as error:
-            turns = ", ".join(m["role"] for m in messages)
-            raise ValueError(
-                f"the tokenizer's chat template cannot be rendered for the turns {turns} ({error}); change "
-                "model.chat_template, or the turns (data.system adds one)"
-            ) from None
-        return rendered
+            if prompt != self._rendered([question], add_generation_prompt=False):
+                return ""
+            conversation = self._rendered([question, {"role": "assistant", "content": _MARK}])
+        except CannotRender:
+            return ""
+        before_reply, found, _ = conversation.partition(_MARK)
+        return before_reply.removeprefix(prompt).strip() if found and before_reply.startswith(prompt) else ""
 
     def encode(self, messages: Sequence[Message], images: Sequence[Image] = (), expand: bool = True) -> list[int]:
         """The prompt's token ids, with the tokens of its images.
@@ -80,27 +106,56 @@ class ChatRenderer:
             expand: whether an image has as many tokens as features; otherwise it is what the chat template writes.
 
         Raises:
-            ValueError: the model takes no images, the template leaves some out, or one cannot be loaded.
+            CannotRender: the template makes no prompt of the messages, or leaves some images out.
+            ValueError: the model takes no images, or one cannot be loaded.
         """
+        written, quoted = self._written(messages, images)
+        written = self._expanded(written, images, expand)
+        ids = self._ids(written[0])
+        for piece, after in zip(quoted, written[1:], strict=True):
+            ids += self._ids(piece, split_special_tokens=True) + self._ids(after)
+        return ids
+
+    def _written(self, messages: Sequence[Message], images: Sequence[Image]) -> tuple[list[str], list[str]]:
+        """What the template writes, and the texts that it quotes between: none where the prompt can stay in one, since
+        no text holds that of a special token."""
         pieces = [piece for m in messages for piece in m["content"].split(IMAGE)]
         assert len(pieces) - len(messages) == len(images), "every image has its place in a text"
         if images and self.images is None:
             raise ValueError("the model takes no images, but a question has some; name a vision-language model")
         if not any(special in piece for piece in pieces for special in self._specials):
-            return self._ids(self._expanded([self.text(messages)], images, expand)[0])
+            return [self.text(messages)], []
         marks = [f"{_MARK}{i}\u27e7" for i in range(len(pieces))]
         unused = iter(marks)
         rest = self.text([{**m, "content": _marked(m["content"], unused)} for m in messages])
         written = []
         for mark in marks:
             before, found, rest = rest.partition(mark)
-            assert found, "the chat template changed the order or the text of the messages"
+            if not found:
+                raise CannotRender(
+                    "the tokenizer's chat template leaves out, changes or moves one of the turns "
+                    f"{_turns(messages)}, which hold the text of a special token; remove that text, or the turn"
+                )
             written.append(before)
-        *written, rest = self._expanded([*written, rest], images, expand)
-        ids: list[int] = []
-        for before, piece in zip(written, pieces, strict=True):
-            ids += self._ids(before) + self._ids(piece, split_special_tokens=True)
-        return ids + self._ids(rest)
+        return [*written, rest], pieces
+
+    def _rendered(self, messages: Sequence[Message], **options: Any) -> str:
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(
+                [{**m, "content": self._content(m["content"])} for m in messages],
+                tokenize=False,
+                **options,
+                **self.template_kwargs,
+            )
+        except _TEMPLATE_ERRORS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CannotRender(
+                f"the tokenizer's chat template cannot be rendered for the turns {_turns(messages)} ({reason}); "
+                "change model.chat_template, or the turns (data.system adds one)"
+            ) from None
+        if not rendered:
+            raise CannotRender(f"the tokenizer's chat template writes nothing for the turns {_turns(messages)}")
+        return rendered
 
     def _content(self, content: str) -> str | list[dict[str, str]]:
         """A message's content as the template of a vision-language model takes it: in parts."""
@@ -111,7 +166,7 @@ class ChatRenderer:
         if self.images is None or not images:
             return written
         if (found := sum(text.count(self.images.placeholder) for text in written)) != len(images):
-            raise ValueError(
+            raise CannotRender(
                 f"the chat template writes {found} of a prompt's {len(images)} images; change model.chat_template"
             )
         if not expand:
@@ -121,6 +176,21 @@ class ChatRenderer:
 
     def _ids(self, text: str, **kwargs: Any) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, **kwargs)["input_ids"])
+
+
+@cache
+def _say_missing(header: str) -> None:
+    """Once in a process, however many renderers have such a template."""
+    logger.warning(
+        "the chat template ends a prompt without the assistant's header %r, which stands before replies in its "
+        "conversations: it ignores add_generation_prompt. If the model was trained with that header, let the template "
+        "end with {%% if add_generation_prompt %%} and the header (model.chat_template)",
+        header,
+    )
+
+
+def _turns(messages: Sequence[Message]) -> str:
+    return ", ".join(m["role"] for m in messages)
 
 
 def _marked(content: str, marks: Iterator[str]) -> str:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from spark_rl.config import RecycleConfig
 from spark_rl.prompts import View, fill, shown, templates_for, verdict
 from spark_rl.recycle.probes import claim, claimed, hollow
-from spark_rl.types import Group, Response, Role, Task
-from spark_rl.verify import SELF
+from spark_rl.types import Group, Response, Role, Rollout, Task
+from spark_rl.verify import SELF, failed
 
 Bundle = tuple[Task, ...]
 """Tasks of one role that are taken from the pool together, so that their labels balance."""
@@ -76,6 +76,12 @@ def _share(keepable: list[Bundle], num_changeable: int, share: float) -> list[Bu
     return sorted(keepable, key=lambda bundle: bundle[0].id)[:wanted]  # ids are hashes: any order, always the same
 
 
+def _is_set(rollout: Rollout) -> bool:
+    """Whether a setting has decided the reward, which then says nothing about the answer: `loss.truncated`, where there
+    is an answer, and `verify.timed_out`."""
+    return failed(rollout.reason) or (rollout.reason == "truncated" and rollout.extracted is not None)
+
+
 class _Maker:
     """Makes the tasks of one group."""
 
@@ -86,8 +92,8 @@ class _Maker:
         graded = [
             Response(r.id, r.text, r.extracted, r.reward)
             for r in group.rollouts
-            if r.reward is not None and not (r.reason == "truncated" and r.extracted is not None)
-        ]  # `loss.truncated: zero` says nothing about the answer that such a rollout gave
+            if r.reward is not None and not _is_set(r)
+        ]
         self.right = [r for r in graded if r.reward >= config.right_at]
         self.wrong = [r for r in graded if r.reward <= config.wrong_at and r.reward < config.right_at]
         counts["ungraded"] += len(group.rollouts) - len(graded)

@@ -3,6 +3,9 @@
 What can be lost on the way (a connection, a time-out, a busy server) is sent again after growing pauses; what cannot
 help to be sent again ends the call. Options that a server does not know (log-probabilities, `n`, seeds) are left out
 from then on. What servers say when they refuse is read in `endpoint_errors.py`.
+
+Some servers draw all samples of a request with its one seed, so that all are the same: votes would be unanimous. Equal
+samples that chance hardly explains are asked for once more, each in a request with a seed of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import base64
 import io
 import logging
+import math
 import os
 import random
 import re
@@ -29,12 +33,16 @@ from spark_rl.rollout.engine import Completion, Request
 from spark_rl.types import IMAGE, Image, in_parts
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a request is sent again: doubled each time, and up to half more or less by chance. Never less than the
 server asks for."""
 LONGEST_WAIT = 600.0
 """Seconds; a server that asks for more has no quota left today."""
+_CHANCE = 1e-3
+"""Samples whose log-probabilities make it at least so likely that all are the same raise no doubt."""
+_DOUBTS = 64
+"""Requests whose equal samples are asked for again, in vain, before this is given up: the model is that sure."""
 _REMEMBERED = 32
 """Images that are kept as they are sent, a few megabytes each."""
 
@@ -67,6 +75,8 @@ class EndpointEngine:
         self.num_retries = 0
         """Requests that were sent again, so far."""
         self._left_out: set[str] = set()
+        self._doubts = _DOUBTS
+        """How often equal samples of a request are still doubted: never again once the samples of one differ."""
         self._template_kwargs = dict(chat_template_kwargs or {})
         self._data_url = lru_cache(_REMEMBERED)(partial(_data_url, max_pixels=max_pixels))
         self.model = _carry_out(self._served_model())
@@ -101,13 +111,47 @@ class EndpointEngine:
         self, client: openai.AsyncOpenAI, gate: asyncio.Semaphore, request: Request
     ) -> list[Completion]:
         """All `n` of a request: at once where the server can, else one by one."""
-        if request.n == 1 or "n" not in self._left_out:
+        if request.n == 1:
+            return await self._ask(client, gate, request)
+        if "n" not in self._left_out:
             completions = await self._ask(client, gate, request)
-            if len(completions) == request.n:
+            if len(completions) < request.n:
+                self._left_out.add("n")  # it was refused, or passed over
+            elif not self._doubts_samples(completions, request):
                 return completions
-            self._left_out.add("n")  # it was refused, or passed over
+            else:
+                self._doubts -= 1
+                singles = await self._one_by_one(client, gate, request)
+                if len({each.text for each in singles}) == 1:
+                    return completions
+                self._repeats()
+                return singles
+        return await self._one_by_one(client, gate, request)
+
+    async def _one_by_one(
+        self, client: openai.AsyncOpenAI, gate: asyncio.Semaphore, request: Request
+    ) -> list[Completion]:
         single = [replace(request, n=1, seed=request.seed + i) for i in range(request.n)]
         return [each[0] for each in await asyncio.gather(*(self._ask(client, gate, one) for one in single))]
+
+    def _doubts_samples(self, completions: Sequence[Completion], request: Request) -> bool:
+        """Whether the samples may be copies of one: they are equal, and are not known or likely to be so by chance."""
+        if request.temperature == 0 or completions[0].finish_reason == "no_room":
+            return False
+        if len({each.text for each in completions}) > 1:
+            self._doubts = 0
+            return False
+        if "n" in self._left_out:  # by what came of another request meanwhile
+            return True
+        logps = completions[0].logps
+        return self._doubts > 0 and not (logps and sum(logps) * (len(completions) - 1) > math.log(_CHANCE))
+
+    def _repeats(self) -> None:
+        """All samples that are to come are asked for one by one."""
+        if "n" not in self._left_out:
+            said = "%s gives all samples of a request the same reply: each is asked for by itself from now on"
+            logger.warning(said, self.address)
+        self._left_out.add("n")
 
     async def _ask(self, client: openai.AsyncOpenAI, gate: asyncio.Semaphore, request: Request) -> list[Completion]:
         """One call of the server, with what it takes of options and limit. While it waits to be sent again, nothing

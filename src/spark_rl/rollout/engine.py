@@ -81,11 +81,12 @@ class Engine(Protocol):
     """Anything that can sample completions."""
 
     def generate(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+        self, requests: Sequence[Request], progress: Callable[[float, int], None] | None = None
     ) -> list[list[Completion]]:
         """`n` completions for each request, in the order of the requests.
 
-        `progress(done, total)` is called now and then with the number of completions that have ended.
+        `progress(done, total)` is called now and then with the number of completions that have ended, of those under
+        way counting what is written of the most that may be.
         """
         ...
 

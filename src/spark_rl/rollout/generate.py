@@ -33,7 +33,7 @@ def roll_out(
     *,
     seed: int,
     step: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> list[Group]:
     """Generate all tasks' rollouts in one engine call, their noise addressed by (seed, step, task id, sample)."""
     requests = []

@@ -23,11 +23,21 @@ class RuleScorer:
         pool: runs the verifiers.
         truncated: what a rollout cut at its length limit is worth: `grade` it like any other, give it `zero`, or
             `mask` it (reward None, so that it trains nothing).
+        right_at: the reward from which on an answer is right, for `reason`.
+        wrong_at: where it is below 0, what is given instead of 0 for want of an answer: on a scale of -1 to 1 no answer
+            must not be better than a wrong one.
     """
 
-    def __init__(self, pool: VerifierPool, truncated: Literal["grade", "zero", "mask"] = "grade") -> None:
-        self.pool = pool
-        self.truncated = truncated
+    def __init__(
+        self,
+        pool: VerifierPool,
+        truncated: Literal["grade", "zero", "mask"] = "grade",
+        *,
+        right_at: float = 1.0,
+        wrong_at: float = 0.0,
+    ) -> None:
+        self.pool, self.truncated = pool, truncated
+        self.right_at, self.least = right_at, min(0.0, wrong_at)
 
     def score(self, groups: Sequence[Group], engine: Engine | None = None) -> None:
         rollouts = [(group.task, rollout) for group in groups for rollout in group.rollouts]
@@ -35,16 +45,20 @@ class RuleScorer:
             Check(rollout.text, task.label, task.verifier, task.example.metadata, task.messages)
             for task, rollout in rollouts
         )
-        for (_, rollout), verdict in zip(rollouts, verdicts, strict=True):
+        for (task, rollout), verdict in zip(rollouts, verdicts, strict=True):
+            least = 0.0 if task.role.is_judge else self.least
             rollout.reward, rollout.extracted = verdict.reward, verdict.extracted
-            rollout.reason, rollout.detail = verdict.reason, verdict.detail
-            if verdict.reward is not None:
-                self.settle_cut(rollout)
+            rollout.reason, rollout.detail = verdict.at(task.role.right_at(self.right_at)).reason, verdict.detail
+            if verdict.reward is None:
+                continue
+            if not verdict.is_graded:
+                rollout.reward = least
+            self.settle_cut(rollout, least)
 
-    def settle_cut(self, rollout: Rollout) -> bool:
+    def settle_cut(self, rollout: Rollout, least: float = 0.0) -> bool:
         """Give a rollout that was cut at its length limit what it is worth. Returns whether that is settled."""
         if rollout.finish_reason != "length" or self.truncated == "grade":
             return False
-        rollout.reward = 0.0 if self.truncated == "zero" else None
+        rollout.reward = least if self.truncated == "zero" else None
         rollout.reason = "truncated"
         return True

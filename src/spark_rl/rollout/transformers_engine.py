@@ -65,7 +65,7 @@ class TransformersEngine:
         fuse(model)
 
     def generate(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+        self, requests: Sequence[Request], progress: Callable[[float, int], None] | None = None
     ) -> list[list[Completion]]:
         with evaluating(self.model), sharing(self.model), torch.inference_mode():
             try:
@@ -77,7 +77,7 @@ class TransformersEngine:
                 return self._generate(requests, progress)
 
     def _generate(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None
+        self, requests: Sequence[Request], progress: Callable[[float, int], None] | None
     ) -> list[list[Completion]]:
         results: dict[int, list[Completion]] = {}
         total, done = sum(r.n for r in requests), 0
@@ -93,7 +93,7 @@ class TransformersEngine:
         return [results[i] for i in range(len(requests))]
 
     def _run(
-        self, rows: list[tuple[Request, int]], numbers: list[int], report: Callable[[int], None]
+        self, rows: list[tuple[Request, int]], numbers: list[int], report: Callable[[float], None]
     ) -> list[Completion]:
         """Sample the rows of one chunk; rows of the same request, which have the same number, are neighbours."""
         device = _device(self.model)
@@ -127,7 +127,7 @@ class TransformersEngine:
             if (t + 1) % check_every == 0:
                 running_R = length_R[row_R] > t + 1
                 num_running = int(running_R.sum())
-                report(len(rows) - num_running)
+                report(len(rows) - num_running * (1 - (t + 1) / cap))
                 if num_running == 0:
                     break
                 if num_running <= drop_at * len(row_R):
@@ -165,7 +165,7 @@ class TransformersEngine:
         return sorted({i for i in (*several, self.tokenizer.eos_token_id) if i is not None})
 
 
-def _report(progress: Callable[[int, int], None] | None, before: int, total: int, ended: int) -> None:
+def _report(progress: Callable[[float, int], None] | None, before: int, total: int, ended: float) -> None:
     if progress:
         progress(before + ended, total)
 

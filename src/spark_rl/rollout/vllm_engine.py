@@ -44,6 +44,7 @@ class VLLMEngine:
         renderer: renders the prompts of requests with images, in which vLLM itself makes room for these.
         images: makes them no larger than may be.
         trust_remote_code: let vLLM run code of the model's repository.
+        revision: of a model of the Hub.
 
     Raises:
         ValueError: vLLM is not installed.
@@ -57,6 +58,7 @@ class VLLMEngine:
         renderer: ChatRenderer | None = None,
         images: ImageProcessor | None = None,
         trust_remote_code: bool = False,
+        revision: str | None = None,
     ) -> None:
         check_installed()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: it ends with this one
@@ -71,6 +73,8 @@ class VLLMEngine:
             str(path),
             dtype=dtype,
             trust_remote_code=trust_remote_code,
+            revision=revision,
+            tokenizer_revision=revision,
             logprobs_mode="processed_logprobs",
             seed=0,
             disable_log_stats=True,
@@ -79,7 +83,7 @@ class VLLMEngine:
         """Most tokens of a prompt and its reply."""
 
     def generate(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+        self, requests: Sequence[Request], progress: Callable[[float, int], None] | None = None
     ) -> list[list[Completion]]:
         """As `Engine.generate`; progress is told once, at the end.
 

@@ -12,7 +12,7 @@ from spark_rl.config import FILE_SUFFIXES, Config, SourceConfig
 from spark_rl.prompts import answer_prompt, fill, templates_for
 from spark_rl.prompts.templates import fence
 from spark_rl.train.hub import is_hub_id
-from spark_rl.train.validation import HEADLINE
+from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import IMAGE, Role, in_parts
 
 _DOES = {
@@ -56,7 +56,8 @@ def model_card(
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {'A solver and a judge' if judges else 'A solver'}",
-        f"Trained from `{config.model.path}` by reinforcement learning with "
+        f"Trained from `{config.model.path}`{_revision((environment or {}).get('model'))} by reinforcement learning "
+        "with "
         "[SPARK](https://arxiv.org/abs/2509.22624) (spark-rl). The same weights have one task or several: this model "
         f"{_listed([_DOES[role] for role in trained])}.",
         "## Results",
@@ -75,13 +76,22 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _revision(hub: Mapping[str, Any] | None) -> str:
+    """Which state of the starting model it was, for one of the Hub."""
+    if not hub:
+        return ""
+    return f" (revision `{hub['revision']}`" + (f", commit `{hub['commit']}`" if hub["commit"] else "") + ")"
+
+
 def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str, Any]) -> list[str]:
     """Tables of held-out metrics, of accuracies by source, and of the last training step's judging."""
     before, after = summary["before"], summary["after"]
     parts = []
-    shown = [name for name in (*HEADLINE.values(), *sorted(after)) if _is_metric(name, before) and name in after]
+    rewards = rewards_beside(before, after)
+    measured = [name for name in (*HEADLINE.values(), *sorted(after)) if _is_metric(name, before) and name in after]
+    shown = [*measured, *rewards.values()]
     if shown:
-        numbers = {name: after.get(f"n_{role}", "") for role, name in HEADLINE.items()}
+        numbers = {name: after.get(f"n_{role}", "") for of in (HEADLINE, rewards) for role, name in of.items()}
         rows = [(name, f"{before[name]:.3f}", f"{after[name]:.3f}", numbers.get(name, "")) for name in shown]
         parts = [
             "Greedy decoding on held-out questions. Judge and reflection items were made from the starting model's own "
@@ -113,7 +123,8 @@ def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str,
 
 
 def _is_metric(name: str, metrics: Mapping[str, Any]) -> bool:
-    return isinstance(metrics.get(name), float | int) and name != "n" and not name.startswith("n_")
+    is_count = name == "n" or name.startswith("n_")
+    return isinstance(metrics.get(name), float | int) and not is_count and not name.endswith(("_reward", "_reward_std"))
 
 
 def _usage(config: Config, judges: bool, takes_images: bool) -> str:

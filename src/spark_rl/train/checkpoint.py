@@ -1,31 +1,45 @@
 """Run directory and checkpoints: written whole or not at all, so that a run can be killed at any moment.
 
-RUN/config.yaml  environment.json  metrics.jsonl  rollouts/step-000012.jsonl
-RUN/checkpoints/step-000050/{accelerate state, trainer.json}
-RUN/validation/{items.json, before.json}  RUN/final/  RUN/summary.json
-RUN/resumes.jsonl  RUN/tensorboard/  RUN/wandb/
+RUN/config.yaml  environment.json  data.json  metrics.jsonl  resumes.jsonl  rollouts/step-000012.jsonl
+RUN/checkpoints/step-000050/
+    model.safetensors  optimizer.safetensors  random-0.json (one a rank)  trainer.json
+    config.yaml  environment.json  data.json (what a resume compares)  metrics.jsonl  resumes.jsonl (as they were)
+    checksums.txt (last: the hashes of all these)
+RUN/checkpoints/step-000050.{partial, damaged}/
+RUN/validation/{items.json, before.json, checksums.txt}  RUN/final/  RUN/summary.json
+RUN/tensorboard/  RUN/wandb/  RUN/run.lock
+
+A resume reads nothing but a checkpoint of which every byte is what was written, and what is logged beside it is cut
+back to it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
+
+from spark_rl.train.checksums import flaw, seal
 
 _PROBE = 2**20
 """Bytes that a disk must have left for a run to be begun at all."""
 _FOLDERS = ("checkpoints", "rollouts", "validation")
 _TRACKED = ("tensorboard", "wandb")
-_WRITER_SAYS = ("PytorchStreamWriter", "inline_container", "iostream", "No space", "write failed", "Parent directory")
-"""What is found in the messages of torch's file writer."""
+_LOCK = "run.lock"
+_PICKLES = ("custom_checkpoint_0.pkl", "optimizer.bin")
+"""What accelerate left in the checkpoints of earlier versions."""
 _FILES = ("config.yaml", "environment.json", "data.json")
+_LOGS = ("metrics.jsonl", "resumes.jsonl")
+"""What a checkpoint keeps a copy of, and a resume cuts back to it."""
 
 
 class CannotWrite(ValueError):
@@ -38,6 +52,7 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.metrics = root / "metrics.jsonl"
+        self._lock: IO[str] | None = None
 
     def check(self, resume: bool) -> None:
         """See whether the directory can be made or resumed, and leave no trace.
@@ -52,7 +67,8 @@ class RunDirectory:
                 raise ValueError(
                     f"{self.root} is not empty; give another train.output, or continue that run with --resume"
                 )
-            if names and not {"config.yaml", "checkpoints"} <= names and self._holds_something(names):
+            is_run = "checkpoints" in names and ("config.yaml" in names or self.checkpoints())
+            if names and not is_run and self._holds_something(names):
                 raise ValueError(
                     f"{self.root} holds no run to resume, but something else (no config.yaml, or no checkpoints/); "
                     "give another train.output"
@@ -71,22 +87,55 @@ class RunDirectory:
 
     def _holds_something(self, names: set[str]) -> bool:
         """Whether there is more here than a run leaves that failed before its first step."""
-        ours = {*_FOLDERS, *_TRACKED, *_FILES, *(f"{name}.partial" for name in _FILES)}
+        ours = {*_FOLDERS, *_TRACKED, *_FILES, *(f"{name}.partial" for name in _FILES), _LOCK}
         begun = any(any((self.root / name).glob("*")) for name in _FOLDERS)
         return not names <= ours or "checkpoints" not in names or begun
 
+    def lock(self, warn: Callable[[str], None]) -> None:
+        """Keep other processes out of the run until `unlock`, or until this one has died of whatever.
+
+        A record lock: servers of network file systems know it, and no child that outlives its parent inherits it.
+
+        Args:
+            warn: told in a sentence if the file system has no locks.
+
+        Raises:
+            ValueError: another process has the run.
+        """
+        with self.writing():
+            file = (self.root / _LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of them, depends on the system
+            file.seek(0)
+            holder = file.read() or "another process"
+            file.close()
+            raise ValueError(f"{self.root}: {holder} is at work on this run; wait for its end, or stop it") from None
+        except OSError as error:
+            warn(f"{self.root} cannot be locked ({error.strerror}); see that no other process works on this run")
+        with self.writing():
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        self._lock = file
+
+    def unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def refuse_if_at_work(self) -> None:
+        """Raises what `lock` raises, and leaves the run as it is."""
+        if (self.root / _LOCK).exists():
+            self.lock(lambda said: None)
+            self.unlock()
+
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Whatever is raised when something cannot be written here, as `CannotWrite`.
-
-        torch's file writer raises plain RuntimeErrors, as do a full GPU and a lost process, which are no matter of
-        the disk and pass.
-        """
+        """Whatever is raised when something cannot be written here, as `CannotWrite`."""
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's error
-            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _WRITER_SAYS):
-                raise
+        except (OSError, SafetensorError) as error:  # safetensors wraps the system's error
             reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
             raise CannotWrite(f"{self.root} cannot be written ({reason})") from error
 
@@ -116,10 +165,16 @@ class RunDirectory:
         """Write a JSON file atomically."""
         self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
-    def read_json(self, name: str) -> Any | None:
+    def write_sealed(self, folder: str, values: Mapping[str, Any]) -> None:
+        """Write the JSON files of a folder, and their hashes."""
+        for name, value in values.items():
+            self.write_json(f"{folder}/{name}", value)
+        with self.writing():
+            seal(self.root / folder)
+
+    def read_json(self, name: str) -> Any:
         """The content of a JSON file, or None if there is none."""
-        path = self.root / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(self.root / name)
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """The whole rows of a JSONL file; none if there is no file."""
@@ -140,42 +195,83 @@ class RunDirectory:
         with self.writing():
             (self.root / "rollouts" / f"{step_name(step)}.jsonl").write_text(lines, encoding="utf-8")
 
-    def cut_back(self, step: int) -> None:
-        """Forget everything logged after `step`, the torn last line of a killed run included, and that it was done."""
+    def cut_back(self, step: int) -> list[str]:
+        """Forget everything logged after `step`, the torn last line of a killed run included, and that it was done.
+
+        Returns the files that were damaged: before `step` they held something else than its checkpoint's copies, which
+        take their place.
+        """
+        damaged = []
         with self.writing():
             (self.root / "summary.json").unlink(missing_ok=True)
-            if self.metrics.exists():
-                kept = [row for row in self.read_rows(self.metrics.name) if row["step"] <= step]
-                write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+            for name in _LOGS:
+                path, copy = self.root / name, self.checkpoint(step) / name
+                then = copy.read_bytes() if copy.exists() else b""
+                if not (path.read_bytes() if path.exists() else b"").startswith(then):
+                    damaged.append(name)
+                if then:
+                    write_atomically(path, then)
+                else:
+                    path.unlink(missing_ok=True)
             for path in (self.root / "rollouts").glob("step-*.jsonl"):
-                if int(path.stem.removeprefix("step-")) > step:
+                if _number(path) > step:
                     path.unlink()
+        return damaged
 
     def partial_checkpoint(self, step: int, clear: bool) -> Path:
-        """A folder for a checkpoint in the making, emptied if `clear`."""
+        """A folder for a checkpoint in the making, emptied if `clear`; damaged ones that it replaces make room."""
         partial = self._partial(step)
         if clear:
             with self.writing():
+                for damaged in (self.root / "checkpoints").glob("step-*.damaged"):
+                    if _number(damaged) <= step:
+                        shutil.rmtree(damaged)
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         return partial
 
-    def complete_checkpoint(self, step: int) -> Path:
-        """Give the folder its name, once all of it is on disk."""
+    def complete_checkpoint(self, step: int, known: Mapping[str, str]) -> Path:
+        """Add copies of what was logged, seal the folder, and give it its name once all of it is on disk.
+
+        Args:
+            known: hashes of its large files.
+        """
         partial, final = self._partial(step), self.checkpoint(step)
         with self.writing():
+            for name in _LOGS:
+                if (self.root / name).exists():
+                    shutil.copyfile(self.root / name, partial / name)
+            seal(partial, known)
             for path in partial.rglob("*"):
-                if path.is_file():
-                    _sync(path)
-            shutil.rmtree(final, ignore_errors=True)
+                _sync(path)
+            _sync(partial)
+            self._remove(final)
             partial.rename(final)
             _sync(final.parent)
         return final
 
+    def flaw(self, step: int, part: slice = slice(None)) -> str | None:
+        """What is wrong with a checkpoint; None if every byte (of that part of its files) is what was written."""
+        folder = self.checkpoint(step)
+        if not folder.exists():
+            return f"{folder} is gone"
+        found = flaw(folder, part)
+        if found and any((folder / name).exists() for name in _PICKLES):
+            return f"{folder} was made by an earlier version, and its pickles, which could run code, are never read"
+        return found and f"{folder} is damaged ({found})"
+
+    def set_aside(self, step: int) -> Path:
+        """Keep a damaged checkpoint under another name, until the run comes to its step again."""
+        aside = self.checkpoint(step).with_suffix(".damaged")
+        with self.writing():
+            shutil.rmtree(aside, ignore_errors=True)
+            self.checkpoint(step).rename(aside)
+        return aside
+
     def clear_partial(self) -> None:
         """Remove what a killed run had begun to save."""
         with self.writing():
-            for folder in (self.root / "checkpoints").glob("*.partial"):
+            for folder in (self.root / "checkpoints").glob("*.partial*"):
                 shutil.rmtree(folder)
 
     def _partial(self, step: int) -> Path:
@@ -187,26 +283,56 @@ class RunDirectory:
     def checkpoints(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
         folders = (self.root / "checkpoints").glob("step-" + "[0-9]" * 6)
-        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+        return sorted(map(_number, folders))
 
-    def prune(self, keep: int, best: int | None) -> None:
-        """Remove all but the newest `keep` checkpoints and the best one."""
+    def prune(self, keep: int, *also: int | None) -> None:
+        """Remove all but the newest `keep` checkpoints and those of the steps in `also`."""
         with self.writing():
             for step in self.checkpoints()[:-keep]:
-                if step != best:
-                    shutil.rmtree(self.checkpoint(step))
+                if step not in also:
+                    self._remove(self.checkpoint(step))
+
+    def _remove(self, folder: Path) -> None:
+        """A checkpoint that is half removed is none."""
+        if folder.exists():
+            shutil.rmtree(folder.rename(folder.with_suffix(".partial-old")))
 
 
 def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def _number(path: Path) -> int:
+    """The step in a name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Readers see the old file or the new one, never a part of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     _sync(partial)
     partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None if there is none.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise ValueError(f"{path} is damaged ({reason}); put it back from a copy, or remove it") from None
 
 
 def _size(folder: Path) -> int:

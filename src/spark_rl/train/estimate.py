@@ -208,7 +208,7 @@ def bytes_needed(model: Any, config: Config) -> int:
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     steps, every = config.train.steps, config.validation.every
     saved = -(-steps // (config.checkpoint.every or steps)) + (steps // every if every else 0)  # each may be the best
-    at_once = config.checkpoint.keep + bool(every) + 1  # one more while it is written
+    at_once = max(2, config.checkpoint.keep) + bool(every) + 1  # the last that is good, and one while it is written
     return (weights + moments) * min(at_once, saved) + weights
 
 

@@ -11,7 +11,6 @@ to save: a run that was killed goes on as if it had not been.
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections import Counter, deque
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -35,31 +35,35 @@ from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
 from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.train.card import model_card
-from spark_rl.train.checkpoint import CannotWrite, RunDirectory, write_atomically
+from spark_rl.train.checkpoint import CannotWrite, RunDirectory, read_json, write_json
 from spark_rl.train.estimate import bytes_needed
+from spark_rl.train.health import Collapsed, Health, health_sentences
 from spark_rl.train.hub import check_hub_id, push, warn_without_token
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
-from spark_rl.train.preflight import check_processes
-from spark_rl.train.records import Changes, environment, refuse_other_data, resumption, rollout_record
+from spark_rl.train.preflight import check_processes, check_prompts
+from spark_rl.train.records import Changes, environment, hub_source, refuse_other_data, resumption, rollout_record
 from spark_rl.train.selection import Selection
 from spark_rl.train.self_reward import SelfRewardScorer, Switch
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
+from spark_rl.train.state import load_weights, random_state, save_weights, set_random_state
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
-from spark_rl.train.update import Updater
-from spark_rl.train.validation import HeldOut, score_of
+from spark_rl.train.update import Updater, largest_weight
+from spark_rl.train.validation import HeldOut, rewards_beside, score_of
 from spark_rl.types import Group, Role, Task
-from spark_rl.verify import SELF, VerifierPool
+from spark_rl.verify import SELF, VerifierHangs, VerifierPool
 
 _PATIENCE = 3
 """Steps without signal before a role is warned about."""
+_FORMAT = 1
+"""Of `trainer.json`: another number whenever what it holds is read in another way."""
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class State:
-    """What a checkpoint holds beside weights, optimizer, schedule and what the selection keeps."""
+    """What a checkpoint holds beside weights, optimizer, and what its other parts keep."""
 
     step: int = 0
     wall_seconds: float = 0.0
@@ -97,9 +101,8 @@ class Trainer:
         self.data = data or load_data(config)
         self.tokenizer = load_tokenizer(config.model)
         self.images = load_image_processor(config.model, self.tokenizer)
-        if self.images is None:
-            self.data.refuse_images()
         self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images)
+        check_prompts(config, self.data, self.renderer)
         model = load_model(config.model)  # before anything is written: it may not exist
         self.switch = Switch(config.self_reward)
         self.selection = Selection(
@@ -123,9 +126,13 @@ class Trainer:
         self.display = display or Display(config.train.steps, enabled=self.accelerator.is_main_process)
         self._changes: Changes = {}
         """What a resumed run does otherwise; recorded with the first checkpoint that holds it."""
-        self._resumed_at = 0
         if self.accelerator.is_main_process:
-            self._open(resume, allow_changes, model)
+            self._claim(resume, model)
+        self.accelerator.wait_for_everyone()
+        found = self._find_whole() if resume else None
+        self._resumed_at = found or 0
+        if self.accelerator.is_main_process:
+            self._open(found, resume, allow_changes)
         self.accelerator.wait_for_everyone()
         self.trackers = Trackers(
             config, self.run_directory.root, resume, self.display.warn, enabled=self.accelerator.is_main_process
@@ -142,19 +149,22 @@ class Trainer:
             max_batch_tokens=config.rollout.max_batch_tokens,
             shares=config.train.shared_prefix != "plain",
         )
-        self.verifiers = VerifierPool(config.verify.workers, config.verify.cpu_seconds)
-        rules = RuleScorer(self.verifiers, config.loss.truncated)
+        self.verifiers = VerifierPool.of(config.verify)
+        right_at, wrong_at = config.recycle.right_at, config.recycle.wrong_at
+        rules = RuleScorer(self.verifiers, config.loss.truncated, right_at=right_at, wrong_at=wrong_at)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.scorer: Scorer = SelfRewardScorer(config, rules, self.switch, self.renderer, context)
-        self.grader = RuleScorer(self.verifiers)
+        self.grader = RuleScorer(self.verifiers, right_at=right_at, wrong_at=wrong_at)
         """Grades held-out items, whatever training makes of truncated rollouts."""
         self.state = State()
+        self.health = Health(config, self.display.warn, self.model.config.get_text_config().vocab_size)
         self.held_out = HeldOut(config, self.data, self._ask_held_out, self.selection.fits, self.display.warn)
         self._recent: deque[Metrics] = deque(maxlen=_PATIENCE)
         self._warned: set[str] = set()
         self._stop = False
-        if resume:
-            self._load_newest()
+        if found is not None:
+            self._load(found)
+            self.display.say(f"resumed after step {found}")
 
     def _same_data_everywhere(self) -> None:
         """Ranks select the same tasks, each for itself: a gold check that timed out on one of them would part them."""
@@ -166,16 +176,24 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         """Train to the last step.
 
-        Returns the summary, or None if a signal or a full disk stopped the run (it can be resumed).
+        Returns the summary, or None if a signal, a full disk, a verifier that hangs or a collapse stopped the run. It
+        can be resumed, from the last good checkpoint.
         """
         with self.trackers.running(self.state.step), self.display, self.verifiers, self._signals():
             try:
                 return self._train()
-            except CannotWrite as error:
+            except (CannotWrite, VerifierHangs) as error:
                 self.display.warn(f"stopped in step {self.state.step}: {error}; mend that and go on with --resume")
-                return None
+            except Collapsed as error:
+                self.display.warn(
+                    f"stopped, the model is destroyed: {error}; {self.health.way_back(self.run_directory)}"
+                )
+            finally:
+                self.run_directory.unlock()
+            return None
 
     def _train(self) -> dict[str, Any] | None:
+        self.health.begin(largest_weight(self.model))
         before = self._before()
         if self.state.step == 0:
             self._track_held_out(before, 0)
@@ -211,10 +229,12 @@ class Trainer:
             groups, trained = [*groups, *fresh], [*live, *dead[len(fresh) :], *fresh]
         with clock("recycle"):
             counts += self.selection.recycle(groups, step)
+        seen = role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at)
+        seen |= self.health.see_rollouts(groups, seen, step)
         with clock("update"):
-            self.display.stage("updating")
-            losses = self.updater.update(trained)
+            losses = self.updater.update(trained, self.display.stage("updating"))
             self.engine.shares &= self.updater.shares
+        self.health.see_update(losses, step)
         watched = self.switch.watch(groups)
         self.state.step = step
         with clock("validate"):
@@ -222,7 +242,7 @@ class Trainer:
         with clock("log"):
             if self.accelerator.is_main_process:
                 self.run_directory.write_rollouts(step, map(rollout_record, groups))
-        metrics = {**self._metrics(groups, losses, counts, clock), **watched, **validated}
+        metrics = {**seen, **self._metrics(groups, losses, counts, clock), **watched, **validated}
         self.state.wall_seconds += metrics["time/step"]
         if self.accelerator.is_main_process:
             self.run_directory.append_metrics({"step": step, **metrics})
@@ -230,6 +250,7 @@ class Trainer:
             self.trackers.log_samples(groups, step)
         self.display.step(step, metrics)
         self._warn(metrics)
+        self.health.see_patience(step)
         return metrics
 
     # ------------------------------------------------------------------------------------------------ its stages
@@ -239,6 +260,7 @@ class Trainer:
         with clock("generate"):
             mine = self._roll_out(tasks, training_sampling(self.config), seed=self.config.train.seed, step=step)
         with clock("score"), self.accelerator.autocast():
+            self.display.stage("scoring")
             self.scorer.score(mine, self.engine)
             return self._gather(mine)
 
@@ -270,7 +292,6 @@ class Trainer:
     def _metrics(self, groups: list[Group], losses: Metrics, counts: Counter[str], clock: _Clock) -> Metrics:
         num_tokens, pool = sum(len(r.token_ids) for g in groups for r in g.rollouts), self.selection.pool
         return {
-            **role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at),
             **losses,
             **{name: float(count) for name, count in sorted(counts.items())},
             **{f"pool/{role}": float(pool.num_waiting(role)) for role in Role if role.is_recycled},
@@ -313,7 +334,11 @@ class Trainer:
         if not self.held_out.items or is_last or not _is_due(self.config.validation.every, step):
             return {}
         result = self.held_out.measure()
-        shown = "  ".join(f"{name} {value:.1%}" for name, value in result.items() if name.endswith("accuracy"))
+        shown = "  ".join(
+            f"{name} {value:.1%}" if name.endswith("accuracy") else f"{name} {value:.3g}"
+            for name, value in result.items()
+            if name.endswith("accuracy") or name in rewards_beside(result, result).values()
+        )
         self.display.say(f"held-out after step {step}:  {shown}")
         self._set_switch(result)
         score = score_of(result, self.config.validation.best)
@@ -333,18 +358,72 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ persistence
 
-    def _open(self, resume: bool, allow_changes: bool, model: Any) -> None:
-        directory, machine = self.run_directory, environment(self.accelerator)
-        directory.create(resume)
-        directory.check_space(bytes_needed(model, self.config))
-        if resume and (directory.root / "config.yaml").exists():
-            resumed = resumption(directory, self.config, machine, allow_changes)
+    def _claim(self, resume: bool, model: Any) -> None:
+        """Make the run directory this process's own."""
+        self.run_directory.create(resume)
+        self.run_directory.lock(self.display.warn)
+        self.run_directory.check_space(bytes_needed(model, self.config))
+
+    def _find_whole(self) -> int | None:
+        """The step of the newest checkpoint that is whole, None if the run has no checkpoint.
+
+        Raises:
+            ValueError: it has some, and none is whole.
+        """
+        flaws: list[str] = []
+        for step in reversed(self.run_directory.checkpoints()):
+            if (flaw := self._flaw(step)) is None:
+                for each in flaws:
+                    self.display.warn(f"{each}; going on from {self.run_directory.checkpoint(step).name} instead")
+                return step
+            flaws.append(flaw)
+        if flaws:
+            raise ValueError(
+                f"--resume: {'; '.join(flaws)}; no other checkpoint is there to go on from, so put back what is "
+                "damaged from a copy, or begin a new run in another train.output"
+            )
+        return None
+
+    def _flaw(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, of whose files each rank looks at its share."""
+        return self._of_any(self.run_directory.flaw(step, slice(self.rank, None, self.world)))
+
+    def _of_any(self, mine: T | None) -> T | None:
+        """What the first rank has that has something: the same on all of them."""
+        return mine if self.world == 1 else next(filter(None, gather_object([mine])), None)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """`CannotWrite` on all ranks if it is raised on one, so that none waits for it; all leave together."""
+        failed = None
+        try:
+            with self.run_directory.writing():
+                yield
+        except CannotWrite as error:
+            failed = str(error)
+        if failed := self._of_any(failed):
+            raise CannotWrite(failed)
+
+    def _environment(self) -> dict[str, Any]:
+        return environment(self.accelerator, hub_source(self.config.model))
+
+    def _open(self, found: int | None, resume: bool, allow_changes: bool) -> None:
+        """Compare with the checkpoint that was found, and bring the run directory back to it."""
+        directory, machine = self.run_directory, self._environment()
+        saved = directory.root if found is None else directory.checkpoint(found)
+        if resume and (saved / "config.yaml").exists():
+            resumed = resumption(saved, found or 0, self.config, machine, allow_changes)
             for warning in resumed.warnings:
                 self.display.warn(warning)
             self._changes = resumed.changes
-            refuse_other_data(directory.read_json("data.json"), self.data.report)
-        if not directory.checkpoints():
-            directory.cut_back(0)
+            refuse_other_data(read_json(saved / "data.json"), self.data.report)
+        if resume and found is None:
+            self.display.say(f"{directory.root} holds no checkpoint; starting from the beginning")
+        for step in directory.checkpoints():
+            if step > self._resumed_at:
+                self.display.warn(f"the damaged checkpoint is kept as {directory.set_aside(step)} until step {step}")
+        for name in directory.cut_back(self._resumed_at):
+            self.display.warn(f"{directory.root / name} was damaged; the checkpoint's copy is put in its place")
         directory.clear_partial()
         directory.write_text("config.yaml", self.config.dump())
         directory.write_json("environment.json", machine)
@@ -356,45 +435,58 @@ class Trainer:
     def _save(self) -> None:
         """Checkpoint everything, atomically; remove what is no longer kept."""
         started = time.monotonic()
-        directory, accelerator, step = self.run_directory, self.accelerator, self.state.step
-        folder = directory.partial_checkpoint(step, clear=accelerator.is_main_process)
-        accelerator.wait_for_everyone()
-        with directory.writing():
-            accelerator.save_state(str(folder))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            state = {"state": asdict(self.state), **self.selection.state_dict()}
-            state["self_reward"] = self.switch.state_dict()
-            with directory.writing():
-                write_atomically(folder / "trainer.json", json.dumps(state))
-                write_atomically(folder / "config.yaml", self.config.dump())
-            if self._changes:
+        self.display.stage("saving")
+        directory, is_main, step = self.run_directory, self.accelerator.is_main_process, self.state.step
+        self.health.state.last_checkpoint = step
+        with self._writing():
+            folder = directory.partial_checkpoint(step, clear=is_main)
+        with self._writing():
+            hashes = self._write(folder)
+        with self._writing():
+            if is_main and self._changes:
                 directory.append("resumes.jsonl", {"step": self._resumed_at, "changes": self._changes})
                 self._changes = {}
-            directory.complete_checkpoint(step)
-            directory.prune(self.config.checkpoint.keep, self.state.best_step)
-        accelerator.wait_for_everyone()
+            if is_main:
+                directory.complete_checkpoint(step, hashes)
+                directory.prune(self.config.checkpoint.keep, self.state.best_step, self.health.state.good_checkpoint)
         self.state.wall_seconds += time.monotonic() - started
 
-    def _load_newest(self) -> None:
-        steps = self.run_directory.checkpoints()
-        if not steps:
-            self.display.say(f"{self.run_directory.root} holds no checkpoint; starting from the beginning")
-            return
-        self._load(steps[-1])
-        if self.accelerator.is_main_process:
-            self.run_directory.cut_back(self.state.step)
-        self._resumed_at = self.state.step
-        self.display.say(f"resumed after step {self.state.step}")
+    def _write(self, folder: Path) -> dict[str, str]:
+        """This rank's files of a checkpoint; the hashes of the large ones."""
+        folder.mkdir(parents=True, exist_ok=True)  # where ranks have disks of their own
+        write_json(folder / f"random-{self.rank}.json", random_state(self.accelerator.device))
+        if not self.accelerator.is_main_process:
+            return {}
+        state = {
+            "format": _FORMAT,
+            "state": asdict(self.state),
+            "updater": self.updater.state_dict(),
+            **self.selection.state_dict(),
+            "self_reward": self.switch.state_dict(),
+            "health": self.health.state_dict(),
+            "held_out": self.held_out.state_dict(),
+        }
+        write_json(folder / "trainer.json", state)
+        write_json(folder / "environment.json", self._environment())
+        write_json(folder / "data.json", self.data.report)
+        (folder / "config.yaml").write_text(self.config.dump(), encoding="utf-8")
+        return save_weights(folder, self.model, self.updater.optimizer)
 
     def _load(self, step: int) -> None:
+        """Become what was saved after a step; its checkpoint is whole."""
         folder = self.run_directory.checkpoint(step)
-        self.accelerator.load_state(str(folder))
-        self.updater.apply_settings()
-        saved = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+        saved = read_json(folder / "trainer.json")
+        if saved["format"] != _FORMAT:
+            raise ValueError(f"{folder} was made by another version of spark-rl; resume with that one")
+        load_weights(folder, self.model, self.updater.optimizer)
+        self.updater.load_state_dict(saved["updater"])
         self.state = State(**saved["state"])
         self.selection.load_state_dict(saved, self.data.images)
-        self.switch.load_state_dict(saved.get("self_reward", {}))
+        self.switch.load_state_dict(saved["self_reward"])
+        self.health.load_state_dict(saved["health"])
+        self.held_out.load_state_dict(saved["held_out"])
+        if random_states := read_json(folder / f"random-{self.rank}.json"):  # none if there were fewer ranks
+            set_random_state(random_states, self.accelerator.device)
 
     def _finish(self, before: dict[str, Any]) -> dict[str, Any]:
         """Last validation, `final/` and `summary.json`."""
@@ -402,10 +494,13 @@ class Trainer:
         after = self.held_out.measure()
         score, best = score_of(after, self.config.validation.best), self.state.best_score
         if self.config.checkpoint.final == "best" and self.state.best_step and best is not None and score < best:
-            seconds = self.state.wall_seconds
-            self._load(self.state.best_step)
-            self.state.wall_seconds = seconds
-            after = self.held_out.measure()
+            if flaw := self._flaw(self.state.best_step):
+                self.display.warn(f"{flaw}; final/ holds the last weights instead of the best ones")
+            else:
+                seconds = self.state.wall_seconds
+                self._load(self.state.best_step)
+                self.state.wall_seconds = seconds
+                after = self.held_out.measure()
         self._track_held_out(after, self.config.train.steps)
         steps = self.run_directory.read_rows("metrics.jsonl")
         changes = change_sentences(before, after, self.held_out.items)
@@ -413,7 +508,7 @@ class Trainer:
             "before": before,
             "after": after,
             "signal": signal_report(steps),
-            "findings": [*signal_sentences(steps, self.config.slots()), *changes],
+            "findings": [*health_sentences(steps), *signal_sentences(steps, self.config.slots()), *changes],
             "monitor": sorted({task.example.source for task in self.data.monitor}),
             "steps": self.config.train.steps,
             "final_from_step": self.state.step,

@@ -9,13 +9,22 @@ from spark_rl.types import Group, Role, Task
 from spark_rl.verify import resolve
 
 Metrics = dict[str, float]
+ALARM = "health/alarm_"
+"""Begins the metrics, of the value 1, that name a step's alarms (`health.py`)."""
+COLLAPSED = "since the model has collapsed, as the alarms say: lower train.learning_rate"
+
+
+def is_alarmed(metrics: Metrics) -> bool:
+    """Whether a step raised an alarm."""
+    return any(name.startswith(ALARM) for name in metrics)
 
 
 def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
     """`role/metric` for every role that has groups. Rates are shares of rollouts unless said otherwise.
 
-    accuracy: mean reward. zero_variance_rate: groups whose rewards are all equal. parse_rate: rollouts with an answer
-    or verdict. truncated_rate: cut at the length limit. ungraded_rate: no reward could be given. tokens: mean length.
+    accuracy: graded rollouts that are right, of a reward of `right_at` at least (verdicts: 1). reward: the mean of the
+    rewards. zero_variance_rate: groups whose rewards are all equal. parse_rate: rollouts with an answer or verdict.
+    truncated_rate: cut at the length limit. ungraded_rate: no reward could be given. tokens: mean length.
     entropy: mean negative log-probability of the sampled tokens, nats. yes_rate: parsed verdicts that say Yes or A.
     label_rate: tasks (weighted by rollouts) whose gold verdict is Yes or A. balanced_accuracy: mean of the accuracies
     on either label. accuracy_on_wrong, accuracy_on_right: of reflection, by whether the shown response was right
@@ -32,7 +41,8 @@ def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
         values: Metrics = {
             "groups": len(of_role),
             "rollouts": len(rollouts),
-            "accuracy": _mean([reward for _, reward in graded]),
+            "accuracy": _mean([reward >= role.right_at(right_at) for _, reward in graded]),
+            "reward": _mean([reward for _, reward in graded]),
             "zero_variance_rate": _mean([not group.has_signal for group in of_role]),
             "parse_rate": _mean([r.extracted is not None for _, r in rollouts]),
             "truncated_rate": _mean([r.finish_reason == "length" for _, r in rollouts]),
@@ -44,10 +54,10 @@ def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
             parsed = [r.extracted for _, r in rollouts if r.extracted is not None]
             values["yes_rate"] = _mean([is_yes(text) for text in parsed])
             values["label_rate"] = _mean([is_yes(task.label) for task, _ in rollouts])
-            values["balanced_accuracy"] = balanced_accuracy([(task.label, reward) for task, reward in graded])
+            values["balanced_accuracy"] = balanced_accuracy([(task.label, reward >= 1) for task, reward in graded])
         if role is Role.REFLECTION:
             for name, is_right in (("accuracy_on_wrong", False), ("accuracy_on_right", True)):
-                values[name] = _mean([rew for task, rew in graded if _shows_right(task, right_at) is is_right])
+                values[name] = _mean([r >= right_at for task, r in graded if _shows_right(task, right_at) is is_right])
         metrics.update({f"{role}/{name}": value for name, value in values.items() if value == value})  # no NaN
     return metrics
 
@@ -62,12 +72,12 @@ def is_yes(verdict: str) -> bool:
     return any(resolve("choice").score(verdict, habit, {}) == 1 for habit in ("Yes", "A"))
 
 
-def balanced_accuracy(labelled: Sequence[tuple[str, float]]) -> float:
-    """Mean over labels of the mean reward on them; insensitive to the label mix."""
-    by_label: dict[str, list[float]] = {}
-    for label, reward in labelled:
-        by_label.setdefault(label, []).append(reward)
-    return _mean([fmean(rewards) for rewards in by_label.values()])
+def balanced_accuracy(labelled: Sequence[tuple[str, bool]]) -> float:
+    """Mean over labels of the share of right ones; insensitive to the label mix."""
+    by_label: dict[str, list[bool]] = {}
+    for label, is_right in labelled:
+        by_label.setdefault(label, []).append(is_right)
+    return _mean([fmean(of_label) for of_label in by_label.values()])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -91,7 +101,8 @@ def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int], alternating: 
             )
         elif present and all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
             rates = {name.removeprefix(f"{role}/"): value for name, value in present[-1].items()}
-            found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why_no_signal(rates)}")
+            why = COLLAPSED if is_alarmed(present[-1]) else why_no_signal(rates)
+            found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why}")
     return found
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from spark_rl.config import Config, ModelConfig
 from spark_rl.data import Data, load_data
-from spark_rl.models.folder import resolve_path
+from spark_rl.models.folder import source
 from spark_rl.models.load import load_tokenizer, loader_of
 from spark_rl.models.processor import ImageProcessor, load_image_processor
 from spark_rl.models.prompt_once import can_share
@@ -28,6 +28,7 @@ from spark_rl.train import estimate, machine
 from spark_rl.train.batches import fill_tokens
 from spark_rl.train.estimate import Implementation, Memory, ModelShape, VisionShape
 from spark_rl.train.model import max_prompt_tokens, mixed_precision
+from spark_rl.train.preflight import check_prompts
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Rollout, Task
 from spark_rl.verify import SELF, box
@@ -113,9 +114,8 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
     data = data or load_data(config)
     tokenizer = load_tokenizer(config.model)
     images = load_image_processor(config.model, tokenizer)
-    if images is None:
-        data.refuse_images()
     renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, images)
+    check_prompts(config, data, renderer)
     model = _empty_model(config.model)
     limit = max_prompt_tokens(config, model)
     Selection(config, data.train, renderer, limit).require_one()
@@ -254,10 +254,10 @@ def _empty_model(config: ModelConfig) -> Any:
     Raises:
         ValueError: the folder or id holds no config of a model that can be built.
     """
-    path = resolve_path(config.path)
+    path, options = source(config)
     loader, kind = loader_of(config)
     try:
-        settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        settings = AutoConfig.from_pretrained(path, **options)
         with torch.device("meta"):
             model = loader.from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:

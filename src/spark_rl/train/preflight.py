@@ -1,5 +1,5 @@
-"""What is surely wrong with a run's model, its questions' lengths or its number of processes, found before torch and
-transformers are imported."""
+"""What is surely wrong with a run's model, its prompts or its number of processes, found before its first step; all but
+the prompts, which the model's tokenizer renders, before torch and transformers are imported."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from spark_rl.config import Config
+from spark_rl.data import Data
 from spark_rl.data.sources import Source
 from spark_rl.models.folder import check_folder, check_hub, context_length, model_folder
+from spark_rl.prompts import TEMPLATES, ChatRenderer, fill
 from spark_rl.types import Role, Task
 
 _GENERATED = 64
@@ -25,7 +27,7 @@ def check_model(config: Config) -> None:
     """
     folder = check_folder(config.model)
     if folder is None:
-        check_hub(config.model.path)
+        check_hub(config.model.path, config.model.revision)
     elif (folder / "adapter_config.json").exists():
         raise ValueError(
             f"model.path: {folder} holds an adapter, and all weights are trained; merge it into its base "
@@ -62,6 +64,23 @@ def check_lengths(config: Config, sources: Iterable[Source]) -> None:
                 "and what the model's context leaves beside rollout.max_new_tokens; change these, or leave it out of "
                 "data.train"
             )
+
+
+def check_prompts(config: Config, data: Data, renderer: ChatRenderer) -> None:
+    """Every prompt of the data, and every kind of prompt that is made of rollouts, must be one that the chat template
+    renders.
+
+    Raises:
+        ValueError: one is not; the sentence names the row, or the role.
+    """
+    data.check_prompts(renderer)
+    recycled = [template for template in TEMPLATES if config.roles[template.role].share or data.validation]
+    for template in recycled:
+        texts = dict.fromkeys(("question", "response", "first", "second"), "1")
+        try:
+            renderer.check(fill(template, **texts))
+        except ValueError as error:
+            raise ValueError(f"prompts of the role {template.role} (one turn of the user): {error}") from None
 
 
 def longest_prompt(config: Config, context: int | None) -> int:

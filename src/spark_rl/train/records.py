@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from spark_rl.config import Config, flat, load_config
+from spark_rl.config import Config, HealthConfig, ModelConfig, flat, load_config
 from spark_rl.data.row_images import written_columns
-from spark_rl.train.checkpoint import RunDirectory
+from spark_rl.models.folder import model_folder
+from spark_rl.train.checkpoint import read_json
 from spark_rl.types import Group
 
 
@@ -50,9 +51,9 @@ def rollout_record(group: Group) -> dict[str, Any]:
     }
 
 
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Versions and machine, for `environment.json`."""
-    packages = ("spark-rl", "torch", "transformers", "accelerate", "tokenizers", "math-verify", "numpy")
+def environment(accelerator: Accelerator, hub: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Versions and machine, for `environment.json`, and where on the Hub the model is from; see `hub_source`."""
+    packages = ("spark-rl", "torch", "transformers", "accelerate", "tokenizers", "sympy", "pint", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -60,8 +61,20 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "threads": torch.get_num_threads(),
+        **({"model": dict(hub)} if hub else {}),
         "packages": {name: _version(name) for name in packages},
     }
+
+
+def hub_source(config: ModelConfig) -> dict[str, Any] | None:
+    """Id, revision and commit of a model that was loaded from the Hub; None of any other."""
+    if model_folder(config.path) is not None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
+    commit = Path(found).parent.name if isinstance(found, str) else None  # .../snapshots/<commit>/config.json
+    return {"path": config.path, "revision": config.revision or "main", "commit": commit}
 
 
 def _version(package: str) -> str:
@@ -82,10 +95,13 @@ _HARMLESS = {
     "checkpoint.every",
     "checkpoint.keep",
     "verify.workers",
+    "verify.max_timeout_rate",
+    *(f"health.{name}" for name in HealthConfig.model_fields),
 }
 """Settings on which no result depends."""
 _FIXED = {
     "model.path": "the checkpoints hold that model's weights",
+    "model.revision": "the checkpoints hold that revision's weights",
     "train.seed": "data order, sampling and recycling hang on it",
     "data.": "the run's place in its questions and its held-out items hang on them",
     "validation.items": "the held-out items were made when the run was begun",
@@ -109,18 +125,20 @@ class Resumption:
 
 
 def resumption(
-    directory: RunDirectory, config: Config, environment: Mapping[str, Any], allow_changes: bool
+    saved: Path, done: int, config: Config, environment: Mapping[str, Any], allow_changes: bool
 ) -> Resumption:
     """Compare a saved run with the settings and the machine it is to go on with.
+
+    Args:
+        saved: the folder of the checkpoint that is resumed, which tells what the weights were trained with; the run
+            directory if there is none yet.
+        done: steps that the checkpoint has made.
 
     Raises:
         ValueError: a setting that changes results differs (all such are named), and `allow_changes` is off or could
             not make sense of it.
     """
-    saved = directory.root / "config.yaml"
-    if steps := directory.checkpoints():  # what the weights were trained with: a resume may have died before a step
-        saved = directory.checkpoint(steps[-1]) / "config.yaml"
-    changes = _differences(_saved_settings(saved), flat(config.model_dump(mode="json")))
+    changes = _differences(_saved_settings(saved / "config.yaml"), flat(config.model_dump(mode="json")))
     harmful = {key: change for key, change in changes.items() if key not in _HARMLESS}
     if fixed := {key: change for key, change in harmful.items() if _why_fixed(key)}:
         raise ValueError(
@@ -133,7 +151,6 @@ def resumption(
             f"--resume: the settings of this run have changed ({_described(harmful)}); set them back, or go on with "
             "the new ones by --allow-changes"
         )
-    done = max(directory.checkpoints(), default=0)
     if config.train.steps < done:
         raise ValueError(f"--resume: train.steps is {config.train.steps}, but this run has made {done}; raise it")
     warnings = []
@@ -141,7 +158,7 @@ def resumption(
         warnings.append(f"changed, without effect on results: {_described(harmless)}")
     if harmful:
         warnings.append(f"going on with changed settings, as --allow-changes asks: {_described(harmful)}")
-    if moved := _differences(flat(directory.read_json("environment.json") or {}), flat(environment)):
+    if moved := _differences(flat(read_json(saved / "environment.json") or {}), flat(environment)):
         warnings.append(f"not bit for bit the run that was begun, since the machine has changed: {_described(moved)}")
     return Resumption(changes, warnings)
 
@@ -150,7 +167,10 @@ def _saved_settings(path: Path) -> dict[str, Any]:
     try:
         return flat(load_config(path).model_dump(mode="json"))
     except ValueError as error:
-        raise ValueError(f"--resume: the saved settings cannot be read ({error}); mend that file") from None
+        raise ValueError(
+            f"--resume: the saved settings cannot be read ({error}); mend that file, or resume with the version of "
+            "spark-rl that wrote it"
+        ) from None
 
 
 def _why_fixed(key: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from spark_rl.config import Config
 from spark_rl.data import Questions
-from spark_rl.prompts import ChatRenderer
+from spark_rl.prompts import CannotRender, ChatRenderer
 from spark_rl.recycle import Bundle, Pool, recycle
 from spark_rl.types import Group, Image, Role, Task
 from spark_rl.verify import SELF
@@ -81,6 +81,8 @@ class Selection:
                 made.counts["role_off"] += len(bundle)
             elif room[role] < len(bundle):
                 made.counts["over_share"] += len(bundle)
+            elif not all(map(self._renders, bundle)):
+                made.counts["unrenderable"] += len(bundle)
             else:
                 wanted.append(bundle)
                 room[role] -= len(bundle)
@@ -89,6 +91,14 @@ class Selection:
     def fits(self, task: Task) -> bool:
         """Whether a task's prompt is short enough."""
         return len(self.renderer.encode(task.messages, task.example.images)) <= self.max_prompt_tokens
+
+    def _renders(self, task: Task) -> bool:
+        """Whether the chat template makes a prompt of a task: it may stumble over what a response says."""
+        try:
+            self.renderer.check(task.messages, task.example.images)
+        except CannotRender:
+            return False
+        return True
 
     def require_one(self) -> None:
         """Refuse a source of which nothing fits before a run depends on it.

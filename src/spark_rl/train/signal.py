@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spark_rl.train.metrics import Metrics, why_no_signal
-from spark_rl.train.validation import HEADLINE
+from spark_rl.train.metrics import COLLAPSED, Metrics, is_alarmed, why_no_signal
+from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import Role, Task
 
 WEAK_RATE = 0.05
 """Share of mixed groups below which a role is said to have hardly any signal."""
-_MEANS = ("accuracy", "parse_rate", "truncated_rate", "ungraded_rate", "zero_variance_rate")
+_MEANS = ("accuracy", "reward", "parse_rate", "truncated_rate", "ungraded_rate", "zero_variance_rate")
 
 
 def signal_report(steps: Sequence[Metrics]) -> dict[str, Metrics]:
@@ -34,7 +34,8 @@ def signal_report(steps: Sequence[Metrics]) -> dict[str, Metrics]:
 
 def signal_sentences(steps: Sequence[Metrics], slots: Mapping[Role, int]) -> list[str]:
     """A sentence on every role of the run that had no learning signal, hardly any, or none any more."""
-    report, late = signal_report(steps), signal_report(steps[-max(3, len(steps) // 4) :])
+    last = steps[-max(3, len(steps) // 4) :]
+    report, late = signal_report(steps), signal_report(last)
     found = []
     for role in Role:
         if slots[role] == 0:
@@ -53,11 +54,17 @@ def signal_sentences(steps: Sequence[Metrics], slots: Mapping[Role, int]) -> lis
         if values["mixed_rate"] < WEAK_RATE:
             share = f"{values['mixed_rate']:.1%} of {values['groups']:.0f} groups had rewards that differ"
             degree = "no learning signal" if values["mixed_rate"] == 0 else "hardly any learning signal"
-            found.append(f"{role}: {degree} ({share}), {why_no_signal(values)}")
+            found.append(f"{role}: {degree} ({share}), {_why(role, values, steps)}")
         elif role in late and late[role]["mixed_rate"] == 0:
             ended = f"none of its last {late[role]['groups']:.0f} groups had rewards that differ"
-            found.append(f"{role}: the learning signal has ended ({ended}), {why_no_signal(late[role])}")
+            found.append(f"{role}: the learning signal has ended ({ended}), {_why(role, late[role], last)}")
     return found
+
+
+def _why(role: Role, rates: Metrics, steps: Sequence[Metrics]) -> str:
+    """The cause of no signal in these steps: where most of them raised an alarm, none that a rate could tell."""
+    present = [is_alarmed(step) for step in steps if f"{role}/groups" in step]
+    return COLLAPSED if 2 * sum(present) > len(present) else why_no_signal(rates)
 
 
 def same_to_all(items: Sequence[Task], role: Role) -> float:
@@ -88,5 +95,20 @@ def change_sentences(before: Mapping[str, Any], after: Mapping[str, Any], items:
         found.append(
             f"{key.replace('_', ' ')}: {before[key]:.1%} to {after[key]:.1%} on {n} items, "
             f"{kind} (noise {100 * noise:.1f} points)"
+        )
+    return found + _reward_sentences(before, after)
+
+
+def _reward_sentences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The same of mean rewards, where they are not shares of right ones; the noise is twice the standard error of the
+    difference of two independent means."""
+    found = []
+    for role, key in rewards_beside(before, after).items():
+        noise = 2 * math.sqrt(sum(when[f"{key}_std"] ** 2 / max(1, when[f"n_{role}"] - 1) for when in (before, after)))
+        change = after[key] - before[key]
+        kind = "better" if change > noise else "worse" if change < -noise else "no change beyond chance"
+        found.append(
+            f"{role} mean reward: {before[key]:.4g} to {after[key]:.4g} on {after[f'n_{role}']} items, "
+            f"{kind} (noise {noise:.2g})"
         )
     return found

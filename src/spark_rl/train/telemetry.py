@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""What a run shows while it runs: a live table on a terminal, plain lines elsewhere (`spark_rl.progress` says when)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from spark_rl.progress import Pulse, Report, Stage
 from spark_rl.train.metrics import Metrics
-from spark_rl.train.validation import HEADLINE
+from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import Role
 
 _COLUMNS: dict[str, Callable[[Metrics], str]] = {
     "groups": lambda rates: f"{rates['groups']:.0f}",
     "accuracy": lambda rates: f"{rates['accuracy']:.1%}",
+    "reward": lambda rates: "" if rates["reward"] == rates["accuracy"] else f"{rates['reward']:.3g}",
     "mixed": lambda rates: f"{1 - rates['zero_variance_rate']:.0%}",
     "parsed": lambda rates: f"{rates['parse_rate']:.0%}",
     "cut": lambda rates: f"{rates['truncated_rate']:.0%}",
@@ -58,20 +60,26 @@ class Display:
         )  # fmt: skip
         self._run = self._stages.add_task("steps", total=steps)
         self._stage = self._stages.add_task("", total=None, visible=False)
+        self._pulse = Pulse(self._print) if enabled and not self.live else None
         self._view = Live(self._stages, console=self.console, refresh_per_second=4, transient=True)
         self._table: Table | None = None
         self._last_line = 0.0
+        self._done = 0
         self._first: tuple[int, float] | None = None
         """The first step that this process finished, and when: later ones tell how long the rest takes."""
 
     def __enter__(self) -> Self:
         if self.live:
             self._view.start()
+        if self._pulse:
+            self._pulse.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._pulse:
+            self._pulse.__exit__(kind, error, trace)
         if self.live:
             self._view.stop()
             if self._table:
@@ -80,7 +88,12 @@ class Display:
     def say(self, text: str, style: str = "") -> None:
         """A line that stays."""
         if self.enabled:
-            self.console.print(Text(text, style), soft_wrap=True)  # a style of `print` would colour the view
+            self._print(text, style)
+        if self._pulse:
+            self._pulse.heard()
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style), soft_wrap=True)  # a style of `print` would colour the view
 
     def warn(self, text: str) -> None:
         """A line that stays and is seen."""
@@ -91,17 +104,22 @@ class Display:
         if not self.live:
             self.say(f"{text} ...")
 
-    def stage(self, name: str) -> Callable[[int, int], None]:
+    def stage(self, name: str) -> Report:
         """Announce a stage of the step; the result is called with (done, total)."""
         self._stages.update(self._stage, description=name, completed=0, total=None, visible=True)
+        stage = Stage(f"{name} (after step {self._done} of {self.steps})")
+        if self._pulse:
+            self._pulse.begin(stage)
 
-        def report(done: int, total: int) -> None:
-            self._stages.update(self._stage, completed=done, total=total)
+        def report(done: float, total: float | None) -> None:
+            stage.tell(done, total)
+            self._stages.update(self._stage, completed=int(done), total=total)
 
         return report
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Show a finished step."""
+        self._done = step
         self._stages.update(self._run, completed=step)
         self._stages.update(self._stage, visible=False)
         now = time.monotonic()
@@ -123,13 +141,17 @@ class Display:
 
 
 def step_line(step: int, steps: int, metrics: Metrics) -> str:
-    """The accuracies of one step, each with the number of groups that it is of."""
-    accuracies = ", ".join(
-        f"{role} {metrics[f'{role}/accuracy']:.0%} ({metrics[f'{role}/groups']:.0f})"
-        for role in Role
-        if f"{role}/accuracy" in metrics
-    )
-    return f"step {step}/{steps}  accuracy (groups): {accuracies or 'none'}  {metrics['time/step']:.1f} s"
+    """The accuracies of one step, each with the number of groups that it is of, and with the mean reward where that is
+    another number."""
+    accuracies = []
+    for role in Role:
+        if f"{role}/accuracy" in metrics:
+            accuracy = metrics[f"{role}/accuracy"]
+            reward = metrics.get(f"{role}/reward", accuracy)
+            beside = "" if reward == accuracy else f", reward {reward:.3g}"
+            accuracies.append(f"{role} {accuracy:.0%} ({metrics[f'{role}/groups']:.0f}{beside})")
+    shown = ", ".join(accuracies) or "none"
+    return f"step {step}/{steps}  accuracy (groups): {shown}  {metrics['time/step']:.1f} s"
 
 
 def step_table(step: int, metrics: Metrics, width: int) -> Table:
@@ -140,7 +162,9 @@ def step_table(step: int, metrics: Metrics, width: int) -> Table:
     table.add_column("role", no_wrap=True)
     columns = []
     width -= max(map(len, Role)) + 4  # 3 for a column's margins and border, 1 for the last border
-    for name in _COLUMNS:
+    for name, cell in _COLUMNS.items():
+        if name == "reward" and not any(cell(rates) for rates in rows.values() if "reward" in rates):
+            continue  # they are the accuracies
         width -= max(len(name), len("100%")) + 3
         if width < 0:
             break
@@ -185,6 +209,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             name = _NAMES[role]
             change = 100 * (after[key] - before[key])
             table.add_row(name, f"{before[key]:.1%}", f"{after[key]:.1%}", f"{change:+.1f}", str(after[f"n_{role}"]))
+    for role, key in rewards_beside(before, after).items():
+        change = f"{after[key] - before[key]:+.3g}"
+        table.add_row(
+            f"{_NAMES[role]}: mean reward", f"{before[key]:.3g}", f"{after[key]:.3g}", change, str(after[f"n_{role}"])
+        )
     old, new = (when.get("by_source", {}).get(Role.ANSWER, {}) for when in (before, after))
     sources = [source for source in new if source in old]
     if 1 < len(sources) <= MAX_SOURCES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from spark_rl.config import Config
 from spark_rl.models.load import unwrap
 from spark_rl.models.processor import ImageProcessor
 from spark_rl.models.vision import Vision, freeze_vision
+from spark_rl.progress import Report
 from spark_rl.train.advantages import advantages
 from spark_rl.train.batches import (
     MicroBatch,
@@ -31,6 +32,7 @@ from spark_rl.train.batches import (
     train_groups,
 )
 from spark_rl.train.forward import GroupLogProbs, collate
+from spark_rl.train.health import Collapsed
 from spark_rl.train.loss import policy_loss
 from spark_rl.train.metrics import Metrics
 from spark_rl.types import Group
@@ -73,7 +75,6 @@ class Updater:
         self.logprobs, self.optimizer = accelerator.prepare(GroupLogProbs(model, config.train.shared_prefix), optimizer)
         self.model = accelerator.unwrap_model(self.logprobs).model
         self.schedule = _schedule(self.optimizer, config)
-        accelerator.register_for_checkpointing(self.schedule)
         self._skipped = 0
         self._checked = 0
         """By the self-check: 1 once it has seen text, 2 once it has seen images."""
@@ -84,17 +85,24 @@ class Updater:
         module: GroupLogProbs = self.accelerator.unwrap_model(self.logprobs)
         return module.implementation == "shared"
 
-    def apply_settings(self) -> None:
-        """Set the config's optimizer settings once more: a loaded checkpoint brings those it was saved with."""
+    def state_dict(self) -> dict[str, int]:
+        """What there is to save beside the tensors of model and optimizer."""
+        return {"updates": self.schedule.last_epoch, "skipped": self._skipped}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """The inverse of `state_dict`. The config's schedule and optimizer settings hold from here on, whatever those
+        were that the state was saved with."""
         train, schedule = self.config.train, self.schedule
-        schedule.base_lrs = [train.learning_rate for _ in schedule.base_lrs]
+        self._skipped = state["skipped"]
+        schedule.last_epoch, schedule._step_count = state["updates"], state["updates"] + 1
         factors = (factor(schedule.last_epoch) for factor in schedule.lr_lambdas)
         schedule._last_lr = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
         for group, now in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):
             group.update(lr=now, initial_lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay)
 
-    def update(self, groups: Sequence[Group]) -> Metrics:
-        """Train on the graded groups of all ranks; this one computes every `world`-th from its own on."""
+    def update(self, groups: Sequence[Group], progress: Report = lambda done, total: None) -> Metrics:
+        """Train on the graded groups of all ranks; this one computes every `world`-th from its own on. `progress` is
+        told of the micro-batches."""
         config = self.config
         total = denominators(groups, config)
         share = slice(self.rank, None, self.world)
@@ -121,8 +129,9 @@ class Updater:
 
         sums = torch.zeros(4, device=device)
         grad_norm, skipped = 0.0, 0
-        for _ in range(config.train.epochs_per_step):
+        for epoch in range(config.train.epochs_per_step):
             for i, micro in enumerate(batches):
+                progress(epoch * len(batches) + i, config.train.epochs_per_step * len(batches))
                 with self._accumulating(last=i == len(batches) - 1):
                     logps_RT = self.logprobs(micro.batch, micro.temperature_R).logps_RT
                     before_RT, reference_RT = old[i], reference[i]
@@ -158,6 +167,7 @@ class Updater:
             **({"skipped_updates": skipped} if skipped else {"grad_norm": grad_norm}),
             "learning_rate": learning_rate,
             "clip_rate": clipped / max(1, num_tokens),
+            "health/largest_weight": largest_weight(self.model),
             "trained_tokens": num_tokens / config.train.epochs_per_step,
             **({"kl": kl / max(1, num_tokens)} if self.reference is not None else {}),
         }
@@ -168,9 +178,7 @@ class Updater:
         if skipped:
             self.say("an update was left out: its gradient is not finite")
         if self._skipped >= _MAX_SKIPPED:
-            raise RuntimeError(
-                f"{_MAX_SKIPPED} updates in a row had no finite gradient; lower train.learning_rate or look at the data"
-            )
+            raise Collapsed(f"{_MAX_SKIPPED} updates in a row had no finite gradient")
 
     @contextmanager
     def _accumulating(self, last: bool) -> Iterator[None]:
@@ -225,6 +233,11 @@ class Updater:
                 problem = module.self_check(batch)
         if problem:
             raise ValueError(f"model.path: this model cannot be trained here, since {problem}")
+
+
+def largest_weight(model: Any) -> float:
+    """The largest absolute value among all weights; NaN if one of them is."""
+    return float(torch.nn.utils.get_total_norm(model.parameters(), norm_type=math.inf))
 
 
 def _schedule(optimizer: Any, config: Config) -> Any:

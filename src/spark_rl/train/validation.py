@@ -8,7 +8,8 @@ settings can be compared. Decoding is greedy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,7 +18,8 @@ from spark_rl.config import Config, RecycleConfig
 from spark_rl.data import Data
 from spark_rl.recycle import recycle
 from spark_rl.rollout.generate import Sampling, greedy_sampling, training_sampling
-from spark_rl.train.checkpoint import RunDirectory
+from spark_rl.train import checksums
+from spark_rl.train.checkpoint import RunDirectory, read_json
 from spark_rl.train.metrics import Metrics, balanced_accuracy
 from spark_rl.types import Group, Role, Task, with_images_at_hand
 
@@ -52,32 +54,57 @@ class HeldOut:
         self.questions = list(filter(fits, data.validation))
         self.monitored = list(filter(fits, data.monitor))
         self.items: list[Task] = []
+        self.before: dict[str, Any] | None = None
+        """The starting model's metrics on the items, once they are known."""
+        self.warn = warn
         if left_out := len(data.validation) + len(data.monitor) - len(self.questions) - len(self.monitored):
             warn(f"{left_out} held-out questions are longer than prompts may be and are left out")
 
     def begin(self, directory: RunDirectory, is_main: bool) -> dict[str, Any]:
-        """The starting model's metrics on the items, both made at step 0 and read back on a resume."""
-        known: dict[str, Any] | None = directory.read_json("validation/before.json")
-        if known is not None:
-            items = _ITEMS.validate_python(directory.read_json("validation/items.json"))
-            self.items = [with_images_at_hand(task, self.images) for task in items]
-            return known
+        """The starting model's metrics on the items: of the checkpoint that was loaded, of an earlier start of the run
+        that died before its first checkpoint, or made now."""
+        is_written = self.before is None and self._read(directory)
+        if self.before is None:
+            self._make()
+        assert self.before is not None
+        if is_main and not is_written:
+            directory.write_sealed("validation", {f"{name}.json": part for name, part in self.state_dict().items()})
+        return self.before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as JSON types."""
+        return {"items": _ITEMS.dump_python(self.items, mode="json"), "before": self.before}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`, with the images where they are now."""
+        self.items = [with_images_at_hand(task, self.images) for task in _ITEMS.validate_python(state["items"])]
+        self.before = state["before"]
+
+    def _read(self, directory: RunDirectory) -> bool:
+        """Whether there was something whole to read."""
+        folder = directory.root / "validation"
+        if not (folder / checksums.NAME).exists():
+            return False
+        if damage := checksums.flaw(folder):
+            self.warn(f"{folder} is damaged ({damage}); the held-out items are made again")
+            return False
+        self.load_state_dict({name: read_json(folder / f"{name}.json") for name in ("items", "before")})
+        return True
+
+    def _make(self) -> None:
         if questions := self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]:
             name = f"making held-out items of {len(questions)} questions"
             groups = self.ask(questions, training_sampling(self.config), name)
             self.items = list(filter(self.fits, validation_items(groups, self.config)))
-        before = self.measure()
-        if is_main:
-            directory.write_json("validation/items.json", _ITEMS.dump_python(self.items, mode="json"))
-            directory.write_json("validation/before.json", before)
-        return before
+        self.before = self.measure()
 
     def measure(self) -> dict[str, Any]:
         """Greedy metrics on the items, with accuracies by role and source (the monitored questions included)."""
         tasks = [*self.items, *self.monitored]
         name = f"evaluating on {len(tasks)} held-out items"
         groups = self.ask(tasks, greedy_sampling(self.config), name) if tasks else []
-        metrics, by_source = validation_metrics(groups, {task.id for task in self.items})
+        headline, right_at = {task.id for task in self.items}, self.config.recycle.right_at
+        metrics, by_source = validation_metrics(groups, headline, right_at)
         return {**metrics, "n": len(self.items), "by_source": by_source}
 
 
@@ -99,31 +126,54 @@ def validation_items(groups: Sequence[Group], config: Config) -> list[Task]:
     return items
 
 
-def validation_metrics(groups: Sequence[Group], headline: set[str]) -> tuple[Metrics, dict[str, Metrics]]:
+def validation_metrics(
+    groups: Sequence[Group], headline: set[str], right_at: float = 1.0
+) -> tuple[Metrics, dict[str, Metrics]]:
     """The metrics of graded greedy groups, and accuracies by role and source.
+
+    Beside the headline metrics `n_<role>`, and for the roles that answer `<role>_reward`, the mean reward, with
+    `<role>_reward_std` over the items.
 
     Args:
         groups: one rollout each.
         headline: ids of the tasks that count in the first result; the others are only reported by source.
+        right_at: the reward from which on an answer is right.
     """
-    counted = [(g.task, g.rewards[0]) for g in groups if g.rewards and g.task.id in headline]
+    graded = [(group.task, group.rewards[0]) for group in groups if group.rewards]
+    counted = [(task, reward) for task, reward in graded if task.id in headline]
     metrics: Metrics = {}
     for role, name in HEADLINE.items():
-        of_role = [(task.label if role.is_judge else "", reward) for task, reward in counted if task.role is role]
-        if of_role:
-            metrics[name] = balanced_accuracy(of_role)
-            metrics[f"n_{role}"] = len(of_role)
-    by_source: dict[str, dict[str, list[tuple[str, float]]]] = {}
-    for group in groups:
-        if group.rewards:
-            label = group.task.label if group.task.role.is_judge else ""
-            sources = by_source.setdefault(group.task.role, {})
-            sources.setdefault(group.task.example.source, []).append((label, group.rewards[0]))
+        of_role = [(task, reward) for task, reward in counted if task.role is role]
+        if not of_role:
+            continue
+        metrics[name] = balanced_accuracy([_labelled(task, reward, right_at) for task, reward in of_role])
+        metrics[f"n_{role}"] = len(of_role)
+        if not role.is_judge:
+            rewards = [reward for _, reward in of_role]
+            metrics |= {f"{role}_reward": fmean(rewards), f"{role}_reward_std": pstdev(rewards)}
+    by_source: dict[str, dict[str, list[tuple[str, bool]]]] = {}
+    for task, reward in graded:
+        of_source = by_source.setdefault(task.role, {}).setdefault(task.example.source, [])
+        of_source.append(_labelled(task, reward, right_at))
     accuracies = {
         role: {source: balanced_accuracy(rows) for source, rows in sources.items()}
         for role, sources in by_source.items()
     }
     return metrics, accuracies
+
+
+def _labelled(task: Task, reward: float, right_at: float) -> tuple[str, bool]:
+    return task.label if task.role.is_judge else "", reward >= task.role.right_at(right_at)
+
+
+def rewards_beside(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[Role, str]:
+    """By role the name of the mean reward, where it was measured both times and is not just the accuracy once more."""
+    names = {role: f"{role}_reward" for role in HEADLINE}
+    return {
+        role: name
+        for role, name in names.items()
+        if name in before and name in after and any(m[name] != m[HEADLINE[role]] for m in (before, after))
+    }
 
 
 def score_of(metrics: Metrics, best: str) -> float:

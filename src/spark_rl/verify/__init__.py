@@ -1,7 +1,7 @@
 """Rule verification: one answer extractor, a registry of verifiers, and a worker pool that survives any of them."""
 
 from spark_rl.verify.extract import ANSWER_TAG, box, extract_answer, visible
-from spark_rl.verify.pool import Check, VerifierPool
+from spark_rl.verify.pool import Check, VerifierHangs, VerifierPool
 from spark_rl.verify.verifiers import (
     SELF,
     VERIFIERS,
@@ -10,6 +10,7 @@ from spark_rl.verify.verifiers import (
     check_gold,
     check_trusted,
     equality,
+    failed,
     gold_problem,
     grade,
     resolve,
@@ -22,12 +23,14 @@ __all__ = [
     "Check",
     "Verdict",
     "Verifier",
+    "VerifierHangs",
     "VerifierPool",
     "box",
     "check_gold",
     "check_trusted",
     "equality",
     "extract_answer",
+    "failed",
     "gold_problem",
     "grade",
     "resolve",

@@ -7,6 +7,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from spark_rl.verify import units
 from spark_rl.verify.wording import bare
 
 
@@ -20,9 +21,17 @@ class Quantity(NamedTuple):
     """The words or the sign after it, or a currency's sign. Per cent is a unit: 18 % is 18, never 0.18."""
 
     def equals(self, other: Quantity, tolerance: Fraction) -> bool:
-        """Whether the values agree, and labels and known units where both have them: `18 km` is 18, but not `18 m`."""
-        labels, units = {self.label, other.label} - {""}, {_KNOWN.get(each.unit) for each in (self, other)} - {None}
-        return len(labels) < 2 and len(units) < 2 and abs(self.value - other.value) <= tolerance
+        """Whether labels agree where both have them, and values do, which are converted where both have known units:
+        `18 km` is 18 and 18000 m, but not 18 m."""
+        if len({self.label, other.label} - {""}) > 1:
+            return False
+        value, unit, target = self.value, units.unit(self.unit), units.unit(other.unit)
+        if unit and target and unit != target:
+            converted = units.convert(float(value), unit, target)
+            if converted is None:
+                return False
+            value, tolerance = Fraction(converted), tolerance + abs(other.value) * units.CONVERTED
+        return abs(value - other.value) <= tolerance
 
 
 _DECIMAL = r"[+-]? ?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?"
@@ -31,11 +40,15 @@ _QUANTITY = re.compile(
     r"(?:(?P<label>[A-Za-z]+) ?= ?)?"
     r"(?:(?P<sign>[+-]?) ?(?P<whole>\d+) (?P<part>\d+)/(?P<parts>\d+)"
     rf"|(?P<number>{_DECIMAL})(?:/(?P<over>{_DECIMAL}))?)"
-    rf"(?:(?P<unit> ?[%°](?: ?{_WORD}(?: {_WORD})?)?| {_WORD}(?: {_WORD}){{0,2}})\.?)?",
+    rf"(?:(?P<unit> ?[%°](?: ?{_WORD}(?: {_WORD})?)?| {_WORD}(?: {_WORD}){{0,2}}(?:/{_WORD})?)\.?)?",
     re.ASCII,
 )
 _FRAC = re.compile(r"\\[dt]?frac *(\d|\{[^{}]*\}) *(\d|\{[^{}]*\})", re.ASCII)
 _FORMULA = re.compile(r"\\\((.*)\\\)\.?|\\\[(.*)\\\]\.?", re.DOTALL)
+_POWER = re.compile(
+    r"(?:(?<=\d) ?(?:\\times|\\cdot|[×·*]| x ) ?|(?<![\w.^*/-]))10 ?\^ ?(?:\{ ?([+-]?\d{1,3}) ?\}|([+-]?\d{1,3}))",
+    re.ASCII,
+)
 _CURRENCY = re.compile(r"^(\D*)[$€£]", re.ASCII)
 _THIN = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))", re.ASCII)
 _SPACES = re.compile(r"\\[,;: ]|(?<=\w)~")  # before a number a tilde is "about"
@@ -53,20 +66,10 @@ _NO_UNITS = (
     "thousandth thousandths millionth millionths billionth billionths sqrt root sin cos tan cot csc sinh cosh tanh log "
     "exp ln infinity alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi chi psi omega "
     "wrong incorrect false too about until maybe perhaps rather twice thrice double doubled triple tripled quadruple "
-    "tens grand gross score off cent cents penny pence"
+    "tens grand gross score off cent cents penny pence more less fewer greater least most"
 )
 """Words that change the number, deny it, or make it one of two."""
 _IS_SYMBOL, _IS_NO_UNIT = frozenset(_SYMBOLS.split()), frozenset(_NO_UNITS.split())
-_UNITS = (
-    "$ dollar dollars usd|€ euro euros eur|£|% percent|° degree degrees|m meter meters metre metres|"
-    "km kilometer kilometers kilometre kilometres|cm centimeter centimeters centimetre centimetres|"
-    "mm millimeter millimeters millimetre millimetres|ft foot feet|in inch inches|yd yard yards|mi mile miles|"
-    "g gram grams|kg kilogram kilograms|mg milligram milligrams|lb lbs pound pounds|oz ounce ounces|"
-    "l liter liters litre litres|ml milliliter milliliters millilitre millilitres|"
-    "h hr hrs hour hours|min mins minute minutes|s sec secs second seconds|day days|week weeks|month months|year years"
-)
-_KNOWN = {name: names.split()[0] for names in _UNITS.split("|") for name in names.split()}
-"""Units that are told from each other, by all of their names. Others (apples) are taken on trust."""
 
 
 def quantity(text: str) -> Quantity | None:
@@ -93,8 +96,8 @@ def _read(text: str) -> Quantity | None:
         if not over:
             return None
         value = _fraction(match["number"]) / over
-    label, unit = ((match[name] or "").strip().casefold() for name in ("label", "unit"))
-    return Quantity(value, label, unit or _currency(text.strip()))
+    label, unit = ((match[name] or "").strip() for name in ("label", "unit"))
+    return Quantity(value, label.casefold(), unit or _currency(text.strip()))
 
 
 def _currency(text: str) -> str:
@@ -112,15 +115,27 @@ def _tidied(text: str) -> str:
     if "\\" in text or "~" in text:
         text = _SPACES.sub(" ", _THIN.sub("", text.replace(r"\!", "")))
         text = _FRAC.sub(lambda frac: f" {frac[1].strip('{}')}/{frac[2].strip('{}')} ", text)
+    if "10" in text and "^" in text:
+        text = _POWER.sub(_exponent, text)
     text = bare(text).replace(r"^\circ", "°").replace("²", "^2").replace("³", "^3")
     return _THOUSANDS.sub(lambda number: number[0].replace(" ", ""), _CURRENCY.sub(r"\1", text).strip())
 
 
+def _exponent(power: re.Match[str]) -> str:
+    """Of a power of ten, as in 3e8; the power alone is 1e8."""
+    return f"{'' if power.start() and power[0][0] != '1' else '1'}e{power[1] or power[2]}"
+
+
 def _is_named_well(label: str, unit: str) -> bool:
     """Whether these name a number, and do not change it."""
-    words = [word.partition("^")[0] for word in unit.strip("%° ").split()]
+    words = [word.partition("^")[0] for word in unit.strip("%° ").replace("/", " ").split()]
     known = all(len(word) > 2 or word in _IS_SYMBOL for word in words)
-    return known and not any(word.lower() in _IS_NO_UNIT for word in (label, *words))
+    return known and not any(is_no_unit(word) for word in (label, *words))
+
+
+def is_no_unit(word: str) -> bool:
+    """Whether a word behind a number changes it or denies it: `5 dozen`, `5 wrong`."""
+    return word.lower() in _IS_NO_UNIT
 
 
 def _fraction(decimal: str) -> Fraction:

@@ -25,24 +25,34 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
-import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spark_rl.verify.extract import box, extract_answer
 from spark_rl.verify.quantity import quantity
-from spark_rl.verify.wording import as_text, choice, is_letter, letter, plain, same_text
+from spark_rl.verify.wording import choice, is_letter, letter, plain, same_text
+
+if TYPE_CHECKING:
+    from spark_rl.verify.mathematics import Rules
 
 Metadata = Mapping[str, Any]
 Score = Callable[[str, str, Metadata], float | None]
+
+
+LARGEST = 1e30
+"""Rewards are at most this, either way: training computes in float32."""
+_STANDINGS = ("correct", "partial", "wrong")
+
+
+def _standing(reward: float, right_at: float = 1.0) -> str:
+    return "correct" if reward >= right_at else "wrong" if reward <= 0 else "partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,8 @@ class Verdict:
     """The grade of one response."""
 
     reward: float | None
-    """1 right, 0 wrong, between for a verifier with partial credit; None when nothing could be graded."""
+    """1 right, 0 wrong, between for a verifier with partial credit; of a function of yours any number of at most
+    `LARGEST`; None when nothing could be graded."""
     extracted: str | None
     """The answer that was graded; None when the response holds none."""
     reason: str
@@ -58,6 +69,23 @@ class Verdict:
     `crash` or `error: <exception type>`."""
     detail: str = ""
     """What there is to say besides: the exception's type and message."""
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the reward is what a verifier gave for an answer, and not what is given in the want of one."""
+        return self.reason in _STANDINGS
+
+    def at(self, right_at: float) -> Verdict:
+        """The same where a response is right from a reward of `right_at` on, not from 1 on."""
+        if self.reward is None or not self.is_graded:
+            return self
+        return replace(self, reason=_standing(self.reward, right_at))
+
+
+def failed(reason: str) -> bool:
+    """Whether the reason of a verdict, or of a rollout, is that the verifier failed: out of time, dead or raising. Such
+    a reward says nothing of the answer that a judge could learn from."""
+    return reason.startswith(("timeout", "crash", "error"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,65 +101,37 @@ class Verifier:
     """What `score` is given first: the extracted answer, or the whole response with its reasoning, boxed or not."""
 
 
-_SYMBOLS = str.maketrans(
-    {
-        "°": r"^\circ ",
-        "·": r"\cdot ",
-        "∞": r"\infty ",
-        "√": r"\sqrt",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "∪": r"\cup ",
-        "²": "^2",
-        "³": "^3",
-    }
-)
-_REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    # What math-verify 0.9 misreads in a box (10\,000 as 0, 2 1/2 as 3/2, \frac{1}{2}\mathrm{e} as 1/2, 2i as another
-    # number than 2 i) or cannot read.
-    (re.compile(r"(?<!\.)\.\s*$"), ""),
-    (re.compile(r"(?<![\w.^])\d{1,3}(?:(?:\\[,;:! ]|,\\!|[\s~])\d{3})+(?!\d)"), lambda m: re.sub(r"\D", "", m[0])),
-    (re.compile(r"(?<![\w./^])(\d+)\s+(\d+)/(\d+)(?![\w.])"), r"\1\\frac{\2}{\3}"),
-    (re.compile(r"\\(?:mathrm|operatorname)\s*(?:\{\s*([ei])\s*\}|([ei])\b)"), r" \1\2"),
-    (re.compile(r"(?<=\d)i\b"), " i"),
-    (re.compile(r"\\(?:mathbf|textbf|boldsymbol)\{\s*([-+\d.,/]+)\s*\}"), r"\1"),
-    (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|pi|theta|infty)(?![A-Za-z])"), r"\\\1"),
-    (re.compile(r"\*\*"), "^"),
-    (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)"), r"\1\\cdot10^{\2}"),
-)
-_INTEGER = re.compile(r"[+-]?\d{1,400}", re.ASCII)  # needs no grammar, which takes milliseconds
-
-
-@lru_cache(maxsize=4096)  # one gold serves all rollouts of its group
-def _parse_math(text: str) -> list[Any]:
-    """The SymPy expression in `text`, as a list of one; empty when it is not mathematics."""
-    from math_verify import LatexExtractionConfig, parse
-
-    text = text.strip().strip("$").strip().translate(_SYMBOLS)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    if (words := as_text(text)) is not None:
-        text = rf"\text{{{words}}}"
-    config = LatexExtractionConfig(boxed_match_priority=0)
-    return parse(box(text), [config], fallback_mode="no_fallback", parsing_timeout=None)
+_INTEGER = re.compile(r"[+-]?\d{1,400}", re.ASCII)
 
 
 def score_math(answer: str, gold: str, metadata: Metadata) -> float | None:
-    """Mathematical equality by math-verify: numbers, expressions, equations, sets, intervals, matrices; or equal text.
+    """Equality of what a mathematician reads: numbers, expressions, sets, intervals, relations, quantities; or text.
 
-    Its own time limits are off: they need signals, and cannot stop C code. The worker's CPU limit can.
+    `metadata` may allow more: a `tolerance` (absolute) or `relative_tolerance` (of gold) for numbers. `units: strict`
+    allows less: a unit must be there where the gold has one, and only there.
     """
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
         return float(int(answer) == int(gold))
-    from math_verify import verify
+    from spark_rl.verify.mathematics import equal, read
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
-    parsed_gold = _parse_math(gold)
-    if not parsed_gold:
+    meant = read(gold)
+    if meant is None:
         return None
-    same = answer == gold or same_text(plain(answer), plain(gold))
-    return float(verify(parsed_gold, _parse_math(answer), timeout_seconds=None) if same is None else same)
+    if answer == gold or same_text(plain(answer), plain(gold)):
+        return 1.0
+    given = read(answer)
+    return float(given is not None and equal(meant, given, _rules(metadata)))
+
+
+def _rules(metadata: Metadata) -> Rules:
+    """What the metadata of a row allow."""
+    from spark_rl.verify.mathematics import Rules
+
+    units = metadata.get("units", "lenient")
+    if units not in ("lenient", "strict"):
+        raise ValueError(f"units is {units!r}; it must be 'lenient' or 'strict'")
+    absolute, relative = (Fraction(str(metadata.get(name, 0))) for name in ("tolerance", "relative_tolerance"))
+    return Rules(absolute, relative, units == "strict")
 
 
 def score_choice(answer: str, gold: str, metadata: Metadata) -> float | None:
@@ -198,7 +198,7 @@ def score_self(answer: str, gold: str, metadata: Metadata) -> float | None:
 
 
 VERIFIERS: dict[str, Verifier] = {
-    "math": Verifier(score_math, isolated=True, imports=("math_verify",)),
+    "math": Verifier(score_math, isolated=True, imports=("spark_rl.verify.mathematics",)),
     "choice": Verifier(score_choice),
     "numeric": Verifier(score_numeric),
     "exact": Verifier(score_exact),
@@ -291,15 +291,15 @@ def grade(
         if reward is None:
             return Verdict(None, extracted, "bad_gold" if rule.reads == "answer" else "no_reward")
         reward = float(reward)
-        if not math.isfinite(reward):
-            raise ValueError(f"verifier {verifier} returned {reward}")
+        if not abs(reward) <= LARGEST:
+            raise ValueError(f"verifier {verifier} returned {reward:g}, which is no number of at most {LARGEST:g}")
     except Exception as error:
         kind = type(error).__name__
         return Verdict(None, extracted, f"error: {kind}", f"{kind}: {error}".splitlines()[0][:200].rstrip(": "))
-    return Verdict(reward, extracted, "correct" if reward >= 1 else "wrong" if reward <= 0 else "partial")
+    return Verdict(reward, extracted, _standing(reward))
 
 
-_OF_EQUALITY = ("tolerance", "relative_tolerance")
+_OF_EQUALITY = ("tolerance", "relative_tolerance", "units")
 """Metadata that says how answers are compared, and nothing about which is right."""
 
 
@@ -311,11 +311,15 @@ def equality(verifier: str, metadata: Metadata) -> tuple[str, dict[str, Any]]:
     return verifier, {name: metadata[name] for name in _OF_EQUALITY if name in metadata}
 
 
-def gold_problem(verdict: Verdict, verifier: str) -> str | None:
+def gold_problem(verdict: Verdict, verifier: str, right_at: float = 1.0) -> str | None:
     """Why a gold is unusable, given the verdict on the boxed gold graded against itself; None when it is fine.
 
     Of a verifier that reads whole responses only failures are problems: a format reward rightly gives a bare gold 0.
+
+    Args:
+        right_at: the reward from which on a response is right.
     """
+    verdict = verdict.at(right_at)
     match verdict.reason:
         case "correct":
             return None
@@ -325,8 +329,11 @@ def gold_problem(verdict: Verdict, verifier: str) -> str | None:
             return r"The gold cannot be written in \boxed{}: it is empty, or its braces do not balance."
         case "bad_gold":
             return f"The {verifier} verifier cannot read the gold; correct it or name another verifier."
-        case "wrong" | "partial" if ":" in verifier:
-            return f"The {verifier} verifier gives the gold itself {verdict.reward:g} and not 1; correct one of them."
+        case "wrong" | "partial" if ":" in verifier or (verdict.reward or 0) >= 1:
+            return (
+                f"The {verifier} verifier gives the gold itself {verdict.reward:g}, and right is {right_at:g} or more; "
+                "correct the verifier, the gold or right_at."
+            )
         case "wrong" | "partial":
             return f"The {verifier} verifier does not accept the gold as its own answer; name another verifier."
         case failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import datetime
 from functools import lru_cache
 
 _COMMAND = (
@@ -80,19 +81,52 @@ def letter(chosen: str) -> str | None:
 
 # ------------------------------------------------------------------------------------------------ text
 
+_FUNCTIONS = (
+    "sin cos tan cot sec csc sinh cosh tanh coth sech csch arcsin arccos arctan arccot arcsec arccsc asin acos atan "
+    "arcsinh arccosh arctanh arsinh arcosh artanh asinh acosh atanh ln log lg exp max min gcd lcm Re Im arg sgn sign "
+    "abs floor ceil"
+)
+FUNCTIONS = frozenset(_FUNCTIONS.split())
+"""Names that make mathematics of what follows them."""
 _SHORT = "[Dd]o|[Gg]o|[Ii]f|[Ii]n|[Ii]s|[Ii]t|[Nn]o|[Oo]f|[Oo]n|[Oo]r|[Ss]o|[Tt]o|[Uu]p"
 """Words that are hardly ever products; `at`, `be` or `my` may well be."""
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{3,}")
 _WORDS = re.compile(rf"(?:[^\W\d_]{{3,}}|(?:{_SHORT})(?= |$))(?:[ '-][^\W\d_]+)*")
-_LETTERS = re.compile(r"[^\W\d_]+")
 _FORMULA = re.compile(r"(?=.*?[A-Za-z)]\d)\d* ?[A-Z][A-Za-z\d()]*")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(:[0-5]\d)?(?: ?([ap])\.?m\.?)?", re.IGNORECASE | re.ASCII)
 _YEARS = re.compile(r"([12]\d{3}) ?(?:--?|–) ?([12]\d{3})", re.ASCII)
+_MONTH = (
+    "(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    "|nov(?:ember)?|dec(?:ember)?)"
+)
+_DATE = re.compile(
+    r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,? )?"
+    rf"(?:{_MONTH}\.? \d\d?(?:st|nd|rd|th)?(?P<year>,? \d{{4}})?"
+    rf"|\d\d?(?:st|nd|rd|th)?(?: of)? {_MONTH}\.?(?P<last>,? \d{{4}})?"
+    r"|(?P<first>\d{4})(?P<sign>[-/])\d\d?(?P=sign)\d\d?)",
+    re.IGNORECASE | re.ASCII,
+)
+_NUMBERED = re.compile(r"0?(\d\d?)/0?(\d\d?)/(\d{4})", re.ASCII)
+
+
+def _date(text: str) -> str | None:
+    """A whole date as 2020-01-31, or without its year. Days and months as numbers may be in either order, so stay."""
+    if numbered := _NUMBERED.fullmatch(text):
+        return "/".join(numbered.groups())
+    if not (date := _DATE.fullmatch(text)):
+        return None
+    from dateutil.parser import ParserError, parse
+
+    try:
+        day = parse(text, default=datetime(4, 1, 1))
+    except ParserError:  # there is no such day
+        return text.casefold()
+    return f"{day:%Y-%m-%d}" if date["year"] or date["last"] or date["first"] else f"{day:%m-%d}"
 
 
 @lru_cache(maxsize=4096)
 def as_text(text: str) -> str | None:
-    r"""What is text and no mathematics, in one form: words, chemical formulas, times of day, years from and to.
+    r"""What is text and no mathematics, in one form: words, chemical formulas, dates, times of day, years from and to.
 
     Else a word is a product of its letters, and `cat` equals `act`, `N2O` equals `NO2`; `2010-2015` would be -5. A
     coefficient before letters (`2x`, `3ab`) is mathematics. So is `10:30`, which may be a ratio: a time has minutes
@@ -101,8 +135,10 @@ def as_text(text: str) -> str | None:
     >>> as_text("N2O"), as_text("09:30 a.m."), as_text("2010-2015"), as_text("2x")
     ('n2o', '9:30am', '2010-2015', None)
     """
+    if date := _date(text):
+        return date
     if _WORDS.fullmatch(text):
-        return text.casefold()
+        return None if FUNCTIONS & set(text.split()) else text.casefold()
     if _FORMULA.fullmatch(text):
         return text.casefold().replace(" ", "")
     if time := _TIME.fullmatch(text):
@@ -114,18 +150,15 @@ def as_text(text: str) -> str | None:
     return None
 
 
-def same_text(one: str, other: str) -> bool | None:
-    """Whether two answers, as `plain` gives them, say the same; None if only mathematics can tell.
+def same_text(one: str, other: str) -> bool:
+    """Whether two answers, as `plain` gives them, are spelled the same.
 
     Case counts, since it does in mathematics, unless there are words or either is text.
     """
-    if one == other:
-        return True
-    texts = as_text(one), as_text(other)
-    if None not in texts and texts[0] == texts[1]:
-        return True
-    is_text = texts != (None, None)
-    if one.casefold() == other.casefold() and (is_text or _WORD.search(one)):
-        return True
-    # Of a text and a product of letters, math-verify compares the letters in alphabetic order: "si" would be "is".
-    return False if is_text and _LETTERS.fullmatch(one) and _LETTERS.fullmatch(other) else None
+    if one == other or one.casefold() != other.casefold():
+        return one == other
+    return _has_words(one) or as_text(one) is not None or as_text(other) is not None
+
+
+def _has_words(text: str) -> bool:
+    return any(word not in FUNCTIONS for word in _WORD.findall(text))

@@ -1,0 +1,296 @@
+"""Whether two answers say the same.
+
+Numbers are compared exactly where both are rational, else by their value to 40 digits: relatively, however small they
+are. Expressions are compared by their values at several points, where both are real. Sets are compared by SymPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import sympy
+from sympy import MatrixBase, Rational, S, Symbol
+
+from spark_rl.verify import units
+from spark_rl.verify.mathematics.answers import (
+    Answer,
+    Items,
+    Named,
+    Quantity,
+    Region,
+    Relation,
+    Text,
+    open_interval,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What may differ between an answer and its gold."""
+
+    tolerance: Fraction = Fraction(0)
+    """Absolute, of numbers."""
+    relative_tolerance: Fraction = Fraction(0)
+    """Of the gold number's size."""
+    strict_units: bool = False
+    """Whether a unit that only one side has makes them differ. What is counted only the answer may leave out."""
+
+
+DIGITS = 40
+"""To which values are computed; the last ten may differ."""
+ROUNDED = 3
+"""Significant digits that make a decimal gold a rounded one."""
+STRICT = Rules()
+
+
+def equal(gold: Answer, answer: Answer, rules: Rules = STRICT) -> bool:
+    """Whether `answer` says what `gold` does; what SymPy fails to compare does not."""
+    try:
+        return _equal(gold, answer, rules)
+    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):
+        return False
+
+
+def _equal(gold: Answer, answer: Answer, rules: Rules) -> bool:
+    if isinstance(gold, Named) or isinstance(answer, Named):
+        return _equal_named(gold, answer, rules)
+    if isinstance(gold, Region) or isinstance(answer, Region):
+        return _equal_regions(gold, answer)
+    if isinstance(gold, Items) or isinstance(answer, Items):
+        return _equal_items(gold, answer, rules)
+    if isinstance(gold, Quantity) and isinstance(answer, Quantity):
+        return _equal_quantities(gold, answer, rules)
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        return gold.kind == answer.kind and _proportional(gold, answer)
+    return isinstance(gold, Text) and gold == answer
+
+
+# ------------------------------------------------------------------------------------------------ structures
+
+
+def _equal_named(gold: Answer, answer: Answer, rules: Rules) -> bool:
+    """A name that only one side gives is passed over; where it is an unknown, the equations may be the same."""
+    if isinstance(gold, Named) and isinstance(answer, Named) and gold.name == answer.name:
+        return equal(gold.value, answer.value, rules)
+    if isinstance(gold, Named | Relation) and isinstance(answer, Named | Relation):
+        one, other = _equation(gold), _equation(answer)
+        return one is not None and other is not None and _proportional(one, other)
+    names = {
+        each.name if isinstance(each, Named) else each.variable
+        for each in (gold, answer)
+        if isinstance(each, Named | Region)
+    }
+    if len(names - {""}) > 1:
+        return False
+    values = [each.value if isinstance(each, Named) else each for each in (gold, answer)]
+    return equal(values[0], values[1], rules)
+
+
+def _equation(answer: Named | Relation) -> Relation | None:
+    """`y = 2x + 1` as an equation; None of `x = 5`, which is solved: the question itself must not equal it."""
+    if isinstance(answer, Relation):
+        return answer if answer.kind == "=" else None
+    value = answer.value.value if isinstance(answer.value, Quantity) else None
+    if value is None or isinstance(value, MatrixBase) or not value.free_symbols - {Symbol(answer.name)}:
+        return None
+    return Relation("=", Symbol(answer.name) - value)
+
+
+def _equal_regions(gold: Answer, answer: Answer) -> bool:
+    one, other = _region(gold), _region(answer)
+    if one is None or other is None or (one.variable and other.variable and one.variable != other.variable):
+        return False
+    if one.set == other.set:
+        return True
+    if one.set.free_symbols or other.set.free_symbols:
+        return _equal_ends(one.set, other.set)
+    try:
+        return sympy.SymmetricDifference(one.set, other.set).doit() == S.EmptySet
+    except (TypeError, NotImplementedError):
+        return False
+
+
+def _equal_ends(one: Any, other: Any) -> bool:
+    """Of intervals whose ends hold letters."""
+    if not isinstance(one, sympy.Interval) or not isinstance(other, sympy.Interval):
+        return False
+    opens = (one.left_open, one.right_open) == (other.left_open, other.right_open)
+    return opens and same_value(one.start, other.start) and same_value(one.end, other.end)
+
+
+def _region(answer: Answer) -> Region | None:
+    if isinstance(answer, Region):
+        return answer
+    if isinstance(answer, Items) and answer.kind == "tuple":
+        return open_interval(answer)
+    if isinstance(answer, Items) and all(isinstance(item, Quantity) and not item.unit for item in answer.items):
+        return Region(sympy.FiniteSet(*(item.value for item in answer.items if isinstance(item, Quantity))))
+    return None
+
+
+def _equal_items(gold: Answer, answer: Answer, rules: Rules) -> bool:
+    if isinstance(gold, Quantity) and isinstance(gold.value, MatrixBase):
+        return _equal_items(_vector(gold), answer, rules) if gold.value.shape[1] == 1 else False
+    if isinstance(answer, Quantity) and isinstance(answer.value, MatrixBase):
+        return _equal_items(gold, _vector(answer), rules) if answer.value.shape[1] == 1 else False
+    kinds = {each.kind for each in (gold, answer) if isinstance(each, Items)}
+    golds, answers = (each.items if isinstance(each, Items) else (each,) for each in (gold, answer))
+    if "tuple" in kinds:
+        golds, answers = _values(golds), _values(answers)
+        if "set" in kinds or not isinstance(gold, Items) or not isinstance(answer, Items):
+            return False
+        pairs = zip(golds, answers, strict=False)
+        return len(golds) == len(answers) and all(equal(one, other, rules) for one, other in pairs)
+    if "set" in kinds or all(isinstance(item, Items) for item in golds):  # pairs in a list are solutions
+        golds, answers = _distinct(golds), _distinct(answers)
+    return len(golds) == len(answers) and _matched(list(golds), list(answers), rules)
+
+
+def _values(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
+    """Of `x = 1, y = 2`; others as they are."""
+    if all(isinstance(item, Named) for item in items):
+        return tuple(item.value for item in items if isinstance(item, Named))
+    return items
+
+
+def _vector(column: Quantity) -> Items:
+    return Items("tuple", tuple(Quantity(value) for value in column.value))
+
+
+def _distinct(items: Sequence[Answer]) -> tuple[Answer, ...]:
+    kept: list[Answer] = []
+    for item in items:
+        if not any(equal(item, other) for other in kept):
+            kept.append(item)
+    return tuple(kept)
+
+
+def _matched(golds: list[Answer], answers: list[Answer], rules: Rules) -> bool:
+    """Whether each gold has an answer of its own. Equality is transitive but for tolerances: the first one serves."""
+    for gold in golds:
+        place = next((place for place, answer in enumerate(answers) if equal(gold, answer, rules)), None)
+        if place is None:
+            return False
+        answers.pop(place)
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ quantities
+
+
+def _equal_quantities(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
+    if answer.counted not in ("", gold.counted) or (gold.counted and answer.unit):
+        return False
+    if gold.unit == answer.unit or (not rules.strict_units and not (gold.unit and answer.unit)):
+        return _equal_values(gold, answer, rules)
+    value = answer.value
+    if not getattr(gold.value, "is_number", False) or not getattr(value, "is_number", False) or not value.is_real:
+        return False
+    converted = units.convert(float(value), answer.unit or "dimensionless", gold.unit or "dimensionless")
+    allowed = max(
+        float(rules.tolerance), float(abs(gold.value)) * float(max(units.CONVERTED, rules.relative_tolerance))
+    )
+    return converted is not None and abs(converted - float(gold.value)) <= allowed
+
+
+def _equal_values(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
+    one, other = gold.value, answer.value
+    if isinstance(one, MatrixBase) or isinstance(other, MatrixBase):
+        alike = isinstance(one, MatrixBase) and isinstance(other, MatrixBase) and one.shape == other.shape
+        return alike and all(same_value(left, right) for left, right in zip(one.flat(), other.flat(), strict=True))
+    if same_value(one, other):
+        return True
+    if not (one.is_number and other.is_number):
+        return False
+    if gold.decimals is not None and answer.decimals is None and _rounds_to(other, gold):
+        return True
+    if not rules.tolerance and not rules.relative_tolerance:
+        return False
+    allowed = max(Rational(rules.tolerance), Rational(rules.relative_tolerance) * abs(one))
+    return bool((abs(one - other) - allowed).evalf(DIGITS) <= 0)
+
+
+def _rounds_to(value: Any, gold: Quantity) -> bool:
+    """Whether a gold decimal, of some digits, is `value` rounded; a terminating decimal is itself and nothing else."""
+    digits = len(str(abs(gold.value * Rational(10) ** gold.decimals)))
+    if digits < ROUNDED or not value.is_real or (value.is_Rational and _terminates(value.q)):
+        return False
+    return bool(abs(value - gold.value).evalf(DIGITS) * 2 * Rational(10) ** gold.decimals <= 1)
+
+
+def _terminates(denominator: int) -> bool:
+    for prime in (2, 5):
+        while denominator % prime == 0:
+            denominator //= prime
+    return denominator == 1
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+_POINTS = tuple(
+    tuple(Rational(sign * (37 * place + 11 * (turn + 1) ** 2 + 5), 13 + 4 * turn + 6 * place) for place in range(8))
+    for turn, sign in enumerate((1, 1, -1, 1, -1, 1, -1, 1))
+)
+"""Where expressions are compared: eight points of up to eight variables, of both signs."""
+_COUNTERS = frozenset("nkmj")
+"""Variables that are whole numbers, by custom."""
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two expressions have the same value, for all values of their letters."""
+    if one == other:
+        return True
+    if isinstance(one, Rational) and isinstance(other, Rational):
+        return False
+    one, other = _without_functions(one), _without_functions(other)
+    letters = sorted(one.free_symbols | other.free_symbols, key=lambda letter: letter.name)
+    if not letters:
+        return _close(one, other)
+    if len(letters) > len(_POINTS[0]):
+        return bool(sympy.expand(one - other) == 0)
+    compared = 0
+    for turn, point in enumerate(_POINTS):
+        values = {letter: _at(letter, value, turn) for letter, value in zip(letters, point, strict=False)}
+        left, right = (each.xreplace(values) for each in (one, other))
+        if not (left.is_real and right.is_real) or left.has(S.NaN, S.ComplexInfinity):
+            continue
+        if not _close(left, right):
+            return False
+        compared += 1
+    return compared > 1
+
+
+def _at(letter: Symbol, value: Rational, turn: int) -> Rational:
+    return Rational(3 * turn + 2 + len(letter.name)) if letter.name in _COUNTERS else value
+
+
+def _without_functions(value: Any) -> Any:
+    """With a letter in the place of each f(x), which has no values."""
+    unknown = value.atoms(sympy.core.function.AppliedUndef)
+    return value.xreplace({each: Symbol(str(each)) for each in unknown}) if unknown else value
+
+
+def _close(one: Any, other: Any) -> bool:
+    """Whether two numbers are the same to the last ten of `DIGITS` digits."""
+    if one.is_infinite or other.is_infinite:
+        return bool(one == other)
+    difference = sympy.Abs((one - other).evalf(DIGITS))
+    size = max(sympy.Abs(one.evalf(DIGITS)), sympy.Abs(other.evalf(DIGITS)))
+    return bool(difference <= size * Rational(1, 10 ** (DIGITS - 10)))
+
+
+def _proportional(gold: Relation, answer: Relation) -> bool:
+    """Whether the two sides' differences are the same but for a factor, a positive one for inequalities."""
+    one, other = _without_functions(gold.difference), _without_functions(answer.difference)
+    if one.free_symbols != other.free_symbols or not one.free_symbols:
+        return False
+    letters = sorted(one.free_symbols, key=lambda letter: letter.name)
+    at = {letter: value for letter, value in zip(letters, _POINTS[0], strict=False)}
+    left, right = (each.xreplace(at) for each in (one, other))
+    if left == 0 or right == 0 or not (left.is_real and right.is_real):
+        return False
+    factor = left / right
+    return (gold.kind in ("=", "!=") or bool(factor > 0)) and same_value(one, other * factor)

@@ -1,0 +1,411 @@
+r"""Expressions: tokens to SymPy, by precedence. What could be read in two ways, or not at all, is refused.
+
+expression = term {(+ | -) term}
+term       = factor {(* | / | nothing) factor}      `2 x`, `2(3)` and `x(x+1)` are products, `2\frac{1}{2}` is 5/2
+factor     = {+ | -} power
+power      = atom {! | '} [^ exponent]
+atom       = number | letter [_ index] | group | |x| | \frac, \sqrt, \binom, \sin, ... and their arguments
+
+`e`, `i` and `\pi` are the constants, `^\circ` is pi/180 in a trigonometric function and 1 elsewhere, `\log` is to base
+10. Letters are told apart by case, index and decoration. SymPy evaluates as it builds, so each power and factorial is
+measured before it is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+from sympy import E, I, Integer, Rational, Symbol, pi
+
+from spark_rl.verify.mathematics.notation import MAX_DEPTH, Broken, NotMath, Token, TooLarge
+from spark_rl.verify.wording import FUNCTIONS
+
+MAX_RESULT_DIGITS = 10_000
+"""Of an integer that a power or a factorial makes."""
+MAX_ROOT = 1000
+"""Degree of a root."""
+
+_CLOSING = {"(": ")", "[": "]", "{": "}", r"\lvert": r"\rvert", "|": "|", r"\|": r"\|"}
+_CLOSING |= {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lVert": r"\rVert"}
+_ENDS = r"\le \ge \ne \in \notin \approx \cup \cap \setminus \ldots \pm \mp \to \degree \rangle \langle \emptyset"
+_STOPS = frozenset(_CLOSING.values()) | frozenset(_ENDS.split())
+"""Commands that no product goes on with."""
+_MARKS = r"\vec \hat \bar \tilde \dot \ddot \underline \mathcal \mathbb \mathfrak \mathscr"
+_DECORATIONS = frozenset(_MARKS.split())
+_NEEDS_LIBRARY = frozenset([r"\int", r"\iint", r"\iiint", r"\oint", r"\sum", r"\prod", r"\lim"])
+_CONSTANTS = {"e": E, "i": I, "pi": pi}
+_OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
+_APPLIED = frozenset("fgFGP")
+"""Letters that name functions where brackets follow: f(x) is no product."""
+
+
+_OTHER_NAMES = {
+    **{"ln": sympy.log, "max": sympy.Max, "min": sympy.Min, "abs": sympy.Abs, "sgn": sympy.sign, "ceil": sympy.ceiling},
+    **{"Re": sympy.re, "Im": sympy.im, "lcm": sympy.ilcm, "gcd": sympy.igcd},
+}
+
+
+def _function(name: str) -> Any:
+    """SymPy's function of LaTeX's name: that of `arcsin` and `arsinh` is `asin` and `asinh`."""
+    inverse = name.startswith("ar") and name != "arg"
+    plain = f"a{name.removeprefix('arc').removeprefix('ar')}" if inverse else name
+    return _OTHER_NAMES.get(name) or getattr(sympy, plain)
+
+
+def expression(tokens: Sequence[Token]) -> Any:
+    """The SymPy expression or matrix that `tokens` write.
+
+    Raises:
+        NotMath: they write none.
+        TooLarge: one that takes too long to compute.
+    """
+    if any(token.text in _NEEDS_LIBRARY for token in tokens):
+        return _by_library(tokens)
+    parser = _Parser(tokens)
+    try:
+        value = parser.expression()
+    except (TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:  # of SymPy: f(x) of sets
+        raise NotMath(str(error)) from error
+    if parser.place != len(tokens):
+        raise NotMath(f"{tokens[parser.place].text} is not expected")
+    if value.has(sympy.nan, sympy.zoo):
+        raise NotMath("undefined")
+    return value
+
+
+def _by_library(tokens: Sequence[Token]) -> Any:
+    """Sums, integrals and limits, by the parser of math-verify."""
+    from latex2sympy2_extended import latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+
+    text = " ".join(
+        rf"\{token.text}" if len(token.text) > 1 and token.kind == "letter" else token.text for token in tokens
+    )
+    try:
+        value = latex2sympy(
+            text, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False)
+        )
+        value = value.doit()
+    except Exception as error:  # its parser raises plain exceptions
+        raise NotMath("not read by math-verify") from error
+    if not isinstance(value, sympy.Expr):
+        raise NotMath("no expression")
+    constants = {Symbol("i"): I, Symbol("e"): E}
+    return value.xreplace(constants).xreplace({number: Rational(str(number)) for number in value.atoms(sympy.Float)})
+
+
+class _Parser:
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self.tokens = list(tokens)
+        self.place = 0
+        self.depth = 0
+        self.in_bars = 0
+        self.of_angle = False
+
+    # -------------------------------------------------------------------------------------------- reading
+
+    @property
+    def next(self) -> str:
+        return self.tokens[self.place].text if self.place < len(self.tokens) else ""
+
+    @property
+    def kind(self) -> str:
+        return self.tokens[self.place].kind if self.place < len(self.tokens) else "end"
+
+    def take(self) -> Token:
+        if self.place == len(self.tokens):
+            raise Broken("it ends too early")
+        self.place += 1
+        return self.tokens[self.place - 1]
+
+    def found(self, *texts: str) -> bool:
+        """Whether the next token is one of these; it is taken if so."""
+        if self.kind != "word" and self.next in texts:
+            self.place += 1
+            return True
+        return False
+
+    def expect(self, text: str) -> None:
+        if not self.found(text):
+            raise (NotMath if self.next else Broken)(f"{text} is missing")
+
+    # -------------------------------------------------------------------------------------------- grammar
+
+    def expression(self) -> Any:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise TooLarge("nested too deeply")
+        value = self.term()
+        while self.next in ("+", "-"):
+            sign = self.take().text
+            value = value + self.term() if sign == "+" else value - self.term()
+        self.depth -= 1
+        return value
+
+    def term(self) -> Any:
+        value, mixed = self.factor(), self.may_be_mixed()
+        while True:
+            if self.found("*"):
+                value = value * self.factor()
+            elif self.found("/", ":"):
+                value = value / self.factor()
+            elif mixed and self.next == r"\frac":
+                part = self.power()
+                is_part = isinstance(part, Rational) and 0 < part < 1
+                value = value + part if is_part and value >= 0 else value - part if is_part else value * part
+            elif self.starts_factor():
+                value = value * self.power()
+            else:
+                return value
+            mixed = False
+
+    def may_be_mixed(self) -> bool:
+        """Whether what was read is an integer that a fraction may follow: 2 and 1/2 is 2.5."""
+        before = self.tokens[self.place - 1]
+        return before.kind == "number" and before.text.isdigit() and self.next == r"\frac" and self.is_fraction()
+
+    def is_fraction(self) -> bool:
+        """Whether the next is `\\frac` of two integers."""
+        following = "".join(token.text for token in self.tokens[self.place + 1 : self.place + 7])
+        over, _, under = following.strip("{").partition("}{")
+        return (over.isdigit() and under.partition("}")[0].isdigit()) or following[:1].isdigit()
+
+    def starts_factor(self) -> bool:
+        """Whether a product goes on without a sign. Two numbers are never a product."""
+        if self.kind == "number":
+            is_power = self.tokens[self.place + 1 : self.place + 2] and self.tokens[self.place + 1].text == "^"
+            return bool(is_power) or self.tokens[self.place - 1].kind != "number"
+        if self.kind in ("letter", "command"):
+            return self.next not in _STOPS and not self.next.startswith(r"\end{")
+        if self.kind == "word":
+            return len(self.next) == 1
+        if self.next == "|":
+            return not self.in_bars
+        return self.next in _CLOSING
+
+    def factor(self) -> Any:
+        if self.found("-"):
+            return -self.factor()
+        if self.found("+"):
+            return self.factor()
+        return self.power()
+
+    def power(self) -> Any:
+        value = self.atom()
+        while self.found("!"):
+            value = sympy.factorial2(_small(value)) if self.found("!") else sympy.factorial(_small(value))
+        if self.found("^"):
+            value = power(value, self.exponent())
+        if self.found(r"\degree") and self.of_angle:
+            value = value * pi / 180
+        return value
+
+    def exponent(self) -> Any:
+        """A group, or one factor with its sign: 10^-2."""
+        if self.found("-"):
+            return -self.exponent()
+        return self.atom()
+
+    def argument(self) -> Any:
+        """Of a command: a group, or the first digit or letter that follows, as TeX takes it."""
+        token = self.tokens[self.place] if self.place < len(self.tokens) else None
+        if token and token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
+            self.tokens[self.place] = token._replace(text=token.text[1:])
+            return Integer(int(token.text[0]))
+        return self.atom()
+
+    def group(self, closing: str) -> Any:
+        """To `closing`, which is taken."""
+        bars, self.in_bars = self.in_bars, closing == "|"
+        value = self.expression()
+        self.in_bars = bars
+        self.expect(closing)
+        return value
+
+    def atom(self) -> Any:
+        token = self.take()
+        match token.kind:
+            case "number":
+                return Rational(token.text)
+            case "letter":
+                return self.letter(token.text)
+            case "word" if len(token.text) == 1:
+                return self.letter(token.text)
+            case "command":
+                return self.command(token.text)
+        if token.text not in _CLOSING or token.kind == "word":
+            raise NotMath(f"{token.text} is not expected")
+        value = self.group(_CLOSING[token.text])
+        return sympy.Abs(value) if token.text == "|" else self.norm(value) if token.text == r"\|" else value
+
+    def norm(self, value: Any) -> Any:
+        return value.norm() if isinstance(value, sympy.MatrixBase) else sympy.Function("norm")(value)
+
+    def letter(self, name: str) -> Any:
+        index = f"_{self.index()}" if self.found("_") else ""
+        primes = ""
+        while self.found("'"):
+            primes += "'"
+        if (
+            self.next == "^"
+            and self.tokens[self.place + 1 : self.place + 4]
+            and self.tokens[self.place + 1].text == "'"
+        ):
+            self.place += 2
+            primes += "'"
+        if not index and not primes and name in _CONSTANTS:
+            return _CONSTANTS[name]
+        if (primes or name in _APPLIED) and self.next == "(":
+            self.take()
+            return sympy.Function(name + index + primes)(*self.arguments(")"))
+        return Symbol(name + index + primes)
+
+    def index(self) -> str:
+        """As text: 1 and {1} are the same."""
+        if not self.found("{"):
+            return self.take().text
+        depth, parts = 1, ""
+        while True:
+            token = self.take()
+            depth += {"{": 1, "}": -1}.get(token.text, 0)
+            if not depth:
+                return parts
+            parts += token.text
+
+    def arguments(self, closing: str) -> list[Any]:
+        values = [self.expression()]
+        while self.found(","):
+            values.append(self.expression())
+        self.expect(closing)
+        return values
+
+    # -------------------------------------------------------------------------------------------- commands
+
+    def command(self, command: str) -> Any:
+        match command:
+            case r"\frac":
+                over = self.argument()
+                return over / self.argument()
+            case r"\binom":
+                return _binomial(self.argument(), self.argument())
+            case r"\sqrt" | r"\cbrt":
+                degree = 3 if command == r"\cbrt" else self.group("]") if self.found("[") else 2
+                return power(self.atom(), 1 / sympy.sympify(degree))
+            case r"\infty":
+                return sympy.oo
+            case r"\lvert":
+                return sympy.Abs(self.group(r"\rvert"))
+            case r"\lfloor":
+                return sympy.floor(self.group(r"\rfloor"))
+            case r"\lceil":
+                return sympy.ceiling(self.group(r"\rceil"))
+            case r"\lVert":
+                return self.norm(self.group(r"\rVert"))
+            case _ if command in _DECORATIONS:
+                return self.decorated(command)
+            case _ if command.startswith(r"\begin{"):
+                return self.matrix(command)
+            case _ if command[1:] in FUNCTIONS:
+                return self.function(command[1:])
+        raise NotMath(f"{command} is not known")
+
+    def decorated(self, command: str) -> Any:
+        """A letter with a mark is another letter; a bar over a complex number is its conjugate."""
+        start = self.place
+        name = self.index() if self.next == "{" else self.take().text
+        if command == r"\bar" and any(token.kind == "number" for token in self.tokens[start : self.place]):
+            parser = _Parser(self.tokens[start : self.place])
+            return sympy.conjugate(parser.expression())
+        index = f"_{self.index()}" if self.found("_") else ""
+        return Symbol(f"{command}{{{name}}}{index}")
+
+    def function(self, name: str) -> Any:
+        base = exponent = None
+        while self.next in ("^", "_"):
+            if self.take().text == "_":
+                base = self.argument()
+            else:
+                exponent = self.exponent()
+        of_angle, self.of_angle = self.of_angle, name in _OF_ANGLES
+        values = self.operands()
+        self.of_angle = of_angle
+        if name in ("log", "lg"):
+            value = sympy.log(values[0], 10 if base is None else base)
+        elif exponent == -1:  # \sin^{-1} is arcsin
+            return _function(f"a{name}")(*values)
+        elif name == "exp":
+            value = power(E, values[0])
+        else:
+            value = _function(name)(*values)
+        return value if exponent is None else power(value, exponent)
+
+    def operands(self) -> list[Any]:
+        """What a function is applied to: a list in brackets, a group, or the product that follows up to a sign."""
+        if self.found("("):
+            return self.arguments(")")
+        if self.next in ("{", "[", "|", r"\lvert"):
+            return [self.atom()]
+        value = self.factor() if self.next == "-" else self.power()
+        while self.starts_factor() and self.next[1:] not in FUNCTIONS:
+            value = value * self.power()
+        return [value]
+
+    def matrix(self, begin: str) -> Any:
+        kind = begin[len(r"\begin{") : -1]
+        if kind == "array" and self.found("{"):
+            while not self.found("}"):
+                self.take()
+        rows: list[list[Any]] = [[]]
+        end = begin.replace("begin", "end")
+        while not self.found(end):
+            if self.found(r"\\"):
+                rows.append([])
+            elif not self.found("&"):
+                rows[-1].append(self.expression())
+        rows = [row for row in rows if row]
+        matrix = sympy.ImmutableMatrix(rows)
+        if kind == "vmatrix":
+            return matrix.det()
+        if kind not in ("matrix", "pmatrix", "bmatrix", "array", "smallmatrix"):
+            raise NotMath(f"{begin} is not known")
+        return matrix
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """`base` to the `exponent`.
+
+    Raises:
+        TooLarge: the result has too many digits.
+    """
+    if isinstance(base, sympy.MatrixBase):
+        if not isinstance(exponent, Integer) or abs(exponent) > 10:
+            raise TooLarge("a power of a matrix")
+    elif isinstance(exponent, Rational):
+        numbers = [part for part in base.atoms(Rational)] if base.is_number else []
+        largest = max((max(abs(number.p), number.q) for number in numbers), default=1)
+        if exponent.q > MAX_ROOT or abs(exponent) * math.log10(max(largest, 2)) > MAX_RESULT_DIGITS:
+            raise TooLarge("a number is too large")
+    elif isinstance(base, Rational) and exponent.is_number and not exponent.has(sympy.log):
+        size = abs(complex(exponent.evalf(5)))
+        if size * math.log10(max(abs(base.p), base.q, 2)) > MAX_RESULT_DIGITS:
+            raise TooLarge("a number is too large")
+    return base**exponent
+
+
+def _small(value: Any) -> Any:
+    """The argument of a factorial."""
+    if isinstance(value, Rational) and abs(value) > 3000:
+        raise TooLarge("a number is too large")
+    return value
+
+
+def _binomial(over: Any, under: Any) -> Any:
+    if isinstance(over, Rational) and isinstance(under, Rational) and max(abs(over), abs(under)) > 30_000:
+        raise TooLarge("a number is too large")
+    return sympy.binomial(over, under)

@@ -1,0 +1,99 @@
+"""Units, by pint: which words are one, and how many of one make another. Loaded when the first unit is read."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import cache, lru_cache
+from typing import Any
+
+SCALES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+    "lakh": 10**5,
+    "crore": 10**7,
+}
+"""Words that multiply the number before them; a plural is the same."""
+
+_CURRENCIES = """
+dollar = [dollar] = USD = dollars
+cent = dollar / 100 = _ = cents
+euro = [euro] = EUR = euros
+sterling = [sterling] = GBP
+yen = [yen] = JPY
+rupee = [rupee] = INR = rupees = Rs
+yuan = [yuan] = CNY = RMB
+@alias percent = pct = percentage
+"""
+CONVERTED = Fraction(1, 10**9)
+"""Relative error of values in different units."""
+_LETTERS = frozenset("mgshLNJWVACKF")
+"""Symbols of one letter that are units behind a number and a space; others are variables."""
+_SYMBOLS = "cm mm km dm mi yd ft in kg mg lb oz ml mL hr Hz kHz Pa kPa kW kJ kN dB"
+_SHORT = frozenset(_SYMBOLS.split())
+"""Symbols of two letters that are units behind a number; others are products."""
+_SIGNS = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "%": "percent"}
+_WORDS = "or and to of by at is an as me us we pi ab up so no few all any one two ten"
+_NOT_UNITS = frozenset(_WORDS.split())
+"""Short words that pint takes for units."""
+
+
+@cache
+def _registry() -> Any:
+    import logging
+
+    import pint
+
+    logging.getLogger("pint").setLevel(logging.ERROR)  # it warns that a cent is no longer one of music
+    registry: Any = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
+    for line in _CURRENCIES.strip().splitlines():
+        registry.define(line)
+    return registry
+
+
+@lru_cache(maxsize=4096)
+def unit(words: str) -> str | None:
+    """The unit that `words` name, in one form; None if they name none.
+
+    >>> unit("miles per hour"), unit("cm^2"), unit("apples")
+    ('mile / hour', 'centimeter ** 2', None)
+    """
+    text = re.sub(r"\s+", " ", words.strip().rstrip("."))
+    text = _SIGNS.get(text, text)
+    text = re.sub(r"\b(sq|cu)\b\.?", lambda short: {"sq": "square", "cu": "cubic"}[short[1]], text)
+    if not text or text in _NOT_UNITS or not re.fullmatch(r"[A-Za-z°][A-Za-z° */^().\-\d]*", text):
+        return None
+    import pint
+
+    for spelling in (text, text.lower()):
+        try:
+            return str(_registry().parse_units(spelling)) or None
+        except (pint.PintError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError):  # of any text
+            continue
+        except Exception as error:  # pint's tokenizer raises what Python's does
+            if type(error).__module__ not in ("tokenize", "builtins"):
+                raise
+    return None
+
+
+def bare_unit(letters: str, spaced: bool) -> str | None:
+    """The unit that letters outside of text commands name behind a number: `5 cm`, `5 m`, but no `5x` or `5m`."""
+    known = letters in _SHORT or len(letters) > 2 or (spaced and letters in _LETTERS)
+    return unit(letters) if known else None
+
+
+def convert(value: float, one: str, other: str) -> float | None:
+    """`value` of one unit in the other, by `unit`'s names; None if the two measure different things.
+
+    >>> convert(36, "kilometer / hour", "meter / second")
+    10.0
+    """
+    registry = _registry()
+    source, target = registry.Unit(one), registry.Unit(other)
+    if not source.is_compatible_with(target):
+        return None
+    return float(registry.Quantity(value, source).to(target).magnitude)
