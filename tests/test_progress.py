@@ -51,7 +51,7 @@ def test_a_long_call_that_tells_nothing_is_seen_again_and_again() -> None:
     with Pulse(heard.append, 0.05) as pulse:
         pulse.begin(Stage("loading the model"))
         heard.wait(3)
-    assert all(line.startswith("loading the model: 0:00:0") and line.endswith("so far") for line in heard)
+    assert all(line.startswith("loading the model: 0:0") and line.endswith("so far") for line in heard)
     told = len(heard)
     time.sleep(0.2)
     assert len(heard) == told, "it is over"
@@ -76,10 +76,12 @@ def test_a_line_that_was_said_otherwise_puts_the_next_one_off() -> None:
     heard = Heard()
     with Pulse(heard.append, 0.5) as pulse:
         pulse.begin(Stage("generating"))
+        longest, last = 0.0, time.monotonic()
         for _ in range(20):
             time.sleep(0.05)
             pulse.heard()
-        assert not heard
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert not heard or longest > 0.4, "unless this process was put off itself"
         heard.wait(1)
 
 

@@ -514,7 +514,7 @@ def test_a_process_that_is_told_to_stop_waits_for_no_body_and_for_a_batch_only_s
         command, env={**os.environ, "PYTHONPATH": path}, stdout=pipe, stderr=pipe, text=True
     ) as process:
         url, replies = httpx.URL(f"http://127.0.0.1:{process.stdout.readline().strip()}"), []
-        judged = threading.Thread(target=lambda: replies.append(httpx.post(url.join("/score"), json=ONE, timeout=20)))
+        judged = threading.Thread(target=lambda: replies.append(httpx.post(url.join("/score"), json=ONE, timeout=60)))
         judged.start()
         assert process.stdout.readline() == "judging\n"
         with half_sent(url, 5) as connections:
@@ -522,9 +522,9 @@ def test_a_process_that_is_told_to_stop_waits_for_no_body_and_for_a_batch_only_s
             process.send_signal(signal.SIGTERM)
             assert all(reply_on(connection).startswith(b"HTTP/1.1 503") for connection in connections)
             assert process.poll() is None, "a batch is under way"
-        judged.join(20)
+        judged.join(60)
         assert replies[0].status_code == 503 and "stopping" in replies[0].json()["detail"]
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         (said,) = process.stderr.read().splitlines()
         assert "timeout graceful shutdown exceeded" in said
 

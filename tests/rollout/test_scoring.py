@@ -85,7 +85,7 @@ def test_answers_that_make_the_verifier_time_out(tmp_path, monkeypatch, timed_ou
     monkeypatch.syspath_prepend(str(tmp_path))
     group = ungraded(make_example(4, verifier="slow_on_x:grade"), box("5"), box("x"))
     group.rollouts.append(make_rollout(f"{box('x')} and", None, "cut", finish_reason="length"))
-    with VerifierPool(wall_seconds=0.2, timed_out=timed_out) as pool:
+    with VerifierPool(wall_seconds=1, timed_out=timed_out) as pool:
         RuleScorer(pool, "grade").score([group])
     assert grades(group) == [(1.0, "5", "correct"), (reward, "x", "timeout"), (reward, "x", "timeout")]
 

@@ -250,7 +250,7 @@ def test_a_verifier_that_hangs_on_most_answers_stops_the_run(
     rows = "".join(json.dumps({"prompt": f"What is {i}+1?", "answer": i + 1}) + "\n" for i in range(12))
     (tmp_path / "sums.jsonl").write_text(rows)
     monkeypatch.syspath_prepend(str(tmp_path))
-    settings = [f"data.train={tmp_path / 'sums.jsonl'}", "data.verifier=sleepy:grade", "verify.wall_seconds=0.1"]
+    settings = [f"data.train={tmp_path / 'sums.jsonl'}", "data.verifier=sleepy:grade", "verify.wall_seconds=0.5"]
     trainer = Trainer(small(tmp_path / "run", *settings))
     (tmp_path / "gone").touch()
     assert trainer.run() is None
@@ -269,7 +269,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_gets_no_more_memory_says_so(tmp_path: Path) -> None:
     """As under `ulimit -v`, from some moment on."""
     run = tmp_path / "run"
-    command = train_command(run, "train.steps=500", "checkpoint.every=1")
+    command = [sys.executable, *train_command(run, "train.steps=500", "checkpoint.every=1")[len(PYTHON) :]]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not (run / "checkpoints" / "step-000001").exists():
             assert process.poll() is None
