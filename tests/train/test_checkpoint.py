@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from factories import read_rows, small_run
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from test_loop import assert_same_run, train_command
+from test_loop import assert_same_run, spark_rl, train_command
+from warm import PYTHON
 
 from spark_rl.config import Config
 from spark_rl.train.checkpoint import RunDirectory
@@ -176,7 +178,7 @@ def test_when_no_checkpoint_is_whole_one_sentence_names_the_files(killed: Path) 
     before = {path: path.stat().st_mtime_ns for path in killed.rglob("*")}
     (killed.parent / "run.yaml").write_text(settings(killed).dump())
     done = subprocess.run(
-        [*train_command(killed)[:3], "train", str(killed.parent / "run.yaml"), "--resume"],
+        spark_rl("train", str(killed.parent / "run.yaml"), "--resume"),
         capture_output=True,
         text=True,
     )
@@ -302,7 +304,9 @@ def test_a_checkpoint_of_a_later_version_gets_a_sentence(killed: Path) -> None:
 
 def test_a_living_run_cannot_be_resumed_and_a_killed_one_can_at_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with subprocess.Popen(train_command(run, "train.steps=500"), stderr=subprocess.DEVNULL) as process:
+    # an interpreter of its own: the lock tells its number
+    command = [sys.executable, *train_command(run, "train.steps=500")[len(PYTHON) :]]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while not (run / "checkpoints" / "step-000002").exists():
             assert process.poll() is None
             time.sleep(0.02)

@@ -62,7 +62,7 @@ def test_each_sign_of_collapse_is_an_alarm_of_its_own(name: str) -> None:
     assert watch(FINE, state, HealthConfig()) == {} and state.steps == 0
 
 
-@pytest.mark.parametrize("name", ["entropy", "same", "truncated", "unparsed"])
+@pytest.mark.parametrize("name", BAD)
 def test_what_was_so_from_the_start_is_no_collapse(name: str) -> None:
     state = HealthState(first_weight=2.0, largest_weight=2.0)
     assert not any(watch(FINE | BAD[name], state, HealthConfig()) for _ in range(20))

@@ -53,6 +53,7 @@ class HealthState:
     most_parsed: float = 0.0
     least_same: float = 1.0
     most_entropy: float = 0.0
+    least_noise: float = 1.0
     alarms: list[str] = field(default_factory=list)
     """Of the last step."""
     steps: int = 0
@@ -183,6 +184,7 @@ def watch(metrics: Metrics, state: HealthState, settings: HealthConfig) -> dict[
     state.least_truncated = min(state.least_truncated, metrics.get("answer/truncated_rate", 1.0))
     state.most_parsed = max(state.most_parsed, metrics.get("answer/parse_rate", 0.0))
     state.least_same = min(state.least_same, metrics.get("health/same_answer", 1.0))
+    state.least_noise = min(state.least_noise, metrics.get("health/noise", 1.0))
     state.most_entropy = max(state.most_entropy, metrics.get("answer/entropy", 0.0))
     if found:
         state.alarms, state.steps = list(found), state.steps + 1
@@ -201,7 +203,9 @@ def _weights(metrics: Metrics, state: HealthState, settings: HealthConfig) -> st
 
 def _noise(metrics: Metrics, state: HealthState, settings: HealthConfig) -> str | None:
     share = metrics.get("health/noise", 0.0)
-    return f"tokens come as if by chance ({share:.0%} of the largest entropy)" if share > _NOISE else None
+    if share <= _NOISE or state.least_noise > _NOISE:  # a model of random weights begins so
+        return None
+    return f"tokens come as if by chance ({share:.0%} of the largest entropy)"
 
 
 def _entropy(metrics: Metrics, state: HealthState, settings: HealthConfig) -> str | None:
