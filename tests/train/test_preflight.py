@@ -193,12 +193,13 @@ def test_sharded_models_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) 
         check_processes(config, 1)
 
 
-@pytest.mark.parametrize("path", ["embedded", "Qwen/Qwen3-0.6B", "gpt2", "org_1/name.v2-it"])
+@pytest.mark.parametrize("path", ["embedded", "Qwen/Qwen3-0.6B", "gpt2", "org_1/name.v2-it", "org/name@v1"])
 def test_hub_ids_and_the_embedded_base_pass(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(preflight, "check_hub", asked.append)
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(preflight, "check_hub", lambda id, revision: asked.append((id, revision)))
     check_model(config_for(path))
-    assert asked == [path] * (path != "embedded")
+    id, _, revision = path.partition("@")
+    assert asked == [(id, revision or None)] * (path != "embedded")
     check_lengths(config_for(path), [source(question_task(make_example()))])
 
 
