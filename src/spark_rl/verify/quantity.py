@@ -3,6 +3,7 @@ r"""Numbers as people write them: `\$1,800`, `x = 18`, `1\frac{1}{2} \text{ cups
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,10 +28,11 @@ class Quantity(NamedTuple):
             return False
         value, unit, target = self.value, units.unit(self.unit), units.unit(other.unit)
         if unit and target and unit != target:
-            converted = units.convert(float(value), unit, target)
-            if converted is None:
+            conversion = units.conversion(unit, target)
+            if conversion is None:
                 return False
-            value, tolerance = Fraction(converted), tolerance + abs(other.value) * units.CONVERTED
+            factor, added = conversion
+            value = value * factor + added
         return abs(value - other.value) <= tolerance
 
 
@@ -51,6 +53,7 @@ _POWER = re.compile(
 )
 _CURRENCY = re.compile(r"^(\D*)[$€£]", re.ASCII)
 _THIN = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))", re.ASCII)
+_SQUEEZED = re.compile("[\uff01-\uff5e¼-¾⅐-⅞]")
 _SPACES = re.compile(r"\\[,;: ]|(?<=\w)~")  # before a number a tilde is "about"
 _THOUSANDS = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/])", re.ASCII)
 _MAX_CHARS = 1000  # with three digits of exponent, this bounds the integers that are built
@@ -109,6 +112,8 @@ def _currency(text: str) -> str:
 def _tidied(text: str) -> str:
     """With one space where there is space, without LaTeX, the currency's sign and separators between thousands."""
     text = text.strip()
+    if not text.isascii():
+        text = _SQUEEZED.sub(_spread, text)
     if formula := _FORMULA.fullmatch(text):
         text = formula[1] or formula[2] or ""
     text = text.replace(r"\$", "$").strip("$€£ \t\n").replace("−", "-").replace("{,}", ",").replace(r"\%", "%")
@@ -119,6 +124,12 @@ def _tidied(text: str) -> str:
         text = _POWER.sub(_exponent, text)
     text = bare(text).replace(r"^\circ", "°").replace("²", "^2").replace("³", "^3")
     return _THOUSANDS.sub(lambda number: number[0].replace(" ", ""), _CURRENCY.sub(r"\1", text).strip())
+
+
+def _spread(sign: re.Match[str]) -> str:
+    """A full-width sign as the plain one, a fraction of one sign as a fraction behind a space: `2½` as `2 1/2`."""
+    plain = unicodedata.normalize("NFKC", sign[0])
+    return f" {plain.replace('⁄', '/')} " if "⁄" in plain else plain
 
 
 def _exponent(power: re.Match[str]) -> str:

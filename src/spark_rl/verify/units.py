@@ -19,7 +19,7 @@ SCALES = {
 }
 """Words that multiply the number before them; a plural is the same."""
 
-_CURRENCIES = """
+_OURS = """
 dollar = [dollar] = USD = dollars
 cent = dollar / 100 = _ = cents
 euro = [euro] = EUR = euros
@@ -28,9 +28,8 @@ yen = [yen] = JPY
 rupee = [rupee] = INR = rupees = Rs
 yuan = [yuan] = CNY = RMB
 @alias percent = pct = percentage
+@alias ohm = Omega
 """
-CONVERTED = Fraction(1, 10**9)
-"""Relative error of values in different units."""
 _LETTERS = frozenset("mgshLNJWVACKF")
 """Symbols of one letter that are units behind a number and a space; others are variables."""
 _SYMBOLS = "cm mm km dm mi yd ft in kg mg lb oz ml mL hr Hz kHz Pa kPa kW kJ kN dB"
@@ -49,8 +48,8 @@ def _registry() -> Any:
     import pint
 
     logging.getLogger("pint").setLevel(logging.ERROR)  # it warns that a cent is no longer one of music
-    registry: Any = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
-    for line in _CURRENCIES.strip().splitlines():
+    registry: Any = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None, non_int_type=Fraction)
+    for line in _OURS.strip().splitlines():
         registry.define(line)
     return registry
 
@@ -71,7 +70,11 @@ def unit(words: str) -> str | None:
 
     for spelling in (text, text.lower()):
         try:
-            return str(_registry().parse_units(spelling)) or None
+            powers = pint.util.to_units_container(_registry().parse_units(spelling))
+            return (
+                str(pint.util.UnitsContainer({name: float(Fraction(str(power))) for name, power in powers.items()}))
+                or None
+            )
         except (pint.PintError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError):  # of any text
             continue
         except Exception as error:  # pint's tokenizer raises what Python's does
@@ -86,14 +89,18 @@ def bare_unit(letters: str, spaced: bool) -> str | None:
     return unit(letters) if known else None
 
 
-def convert(value: float, one: str, other: str) -> float | None:
-    """`value` of one unit in the other, by `unit`'s names; None if the two measure different things.
+@lru_cache(maxsize=4096)
+def conversion(one: str, other: str) -> tuple[Fraction, Fraction] | None:
+    """The factor, and what is added then, that make a value of one unit one of the other, by `unit`'s names.
 
-    >>> convert(36, "kilometer / hour", "meter / second")
-    10.0
+    None if the two measure different things. Exact, but for pi in that of angles, of which pint has fifty digits.
+
+    >>> conversion("degree_Celsius", "degree_Fahrenheit")
+    (Fraction(9, 5), Fraction(32, 1))
     """
     registry = _registry()
     source, target = registry.Unit(one), registry.Unit(other)
     if not source.is_compatible_with(target):
         return None
-    return float(registry.Quantity(value, source).to(target).magnitude)
+    none, unity = (Fraction(registry.Quantity(Fraction(value), source).to(target).magnitude) for value in (0, 1))
+    return unity - none, none

@@ -7,12 +7,12 @@ are. Expressions are compared by their values at several points, where both are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import sympy
-from sympy import MatrixBase, Rational, S, Symbol
+from sympy import I, MatrixBase, Rational, S, Symbol
 
 from spark_rl.verify import units
 from spark_rl.verify.mathematics.answers import (
@@ -138,7 +138,9 @@ def _equal_items(gold: Answer, answer: Answer, rules: Rules) -> bool:
         return _equal_items(gold, _vector(answer), rules) if answer.value.shape[1] == 1 else False
     kinds = {each.kind for each in (gold, answer) if isinstance(each, Items)}
     golds, answers = (each.items if isinstance(each, Items) else (each,) for each in (gold, answer))
-    if "tuple" in kinds:
+    if "ratio" in kinds and len(kinds) > 1:
+        return False
+    if kinds & {"tuple", "ratio"}:
         golds, answers = _values(golds), _values(answers)
         if "set" in kinds or not isinstance(gold, Items) or not isinstance(answer, Items):
             return False
@@ -186,14 +188,11 @@ def _equal_quantities(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
         return False
     if gold.unit == answer.unit or (not rules.strict_units and not (gold.unit and answer.unit)):
         return _equal_values(gold, answer, rules)
-    value = answer.value
-    if not getattr(gold.value, "is_number", False) or not getattr(value, "is_number", False) or not value.is_real:
+    conversion = units.conversion(answer.unit or "dimensionless", gold.unit or "dimensionless")
+    if conversion is None or isinstance(answer.value, MatrixBase):
         return False
-    converted = units.convert(float(value), answer.unit or "dimensionless", gold.unit or "dimensionless")
-    allowed = max(
-        float(rules.tolerance), float(abs(gold.value)) * float(max(units.CONVERTED, rules.relative_tolerance))
-    )
-    return converted is not None and abs(converted - float(gold.value)) <= allowed
+    factor, added = map(Rational, conversion)
+    return _equal_values(gold, replace(answer, value=answer.value * factor + added), rules)
 
 
 def _equal_values(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
@@ -230,11 +229,14 @@ def _terminates(denominator: int) -> bool:
 
 # ------------------------------------------------------------------------------------------------ values
 
+_SIZES = [
+    Rational(*parts) for parts in zip((16, 5, 53, 13, 137, 25, 407, 11), (13, 17, 19, 23, 29, 31, 37, 41), strict=True)
+]
 _POINTS = tuple(
-    tuple(Rational(sign * (37 * place + 11 * (turn + 1) ** 2 + 5), 13 + 4 * turn + 6 * place) for place in range(8))
-    for turn, sign in enumerate((1, 1, -1, 1, -1, 1, -1, 1))
+    tuple(_SIZES[(turn + 3 * place) % 8] * (-1 if signs[place % 4] == "-" else 1) for place in range(8))
+    for turn, signs in enumerate(("++++", "++++", "----", "+-+-", "++++", "-+-+", "++--", "----"))
 )
-"""Where expressions are compared: eight points of up to eight variables, of both signs."""
+"""Where expressions are compared: points of up to eight variables, above and below 1, of like and unlike signs."""
 _COUNTERS = frozenset("nkmj")
 """Variables that are whole numbers, by custom."""
 
@@ -252,10 +254,11 @@ def same_value(one: Any, other: Any) -> bool:
     if len(letters) > len(_POINTS[0]):
         return bool(sympy.expand(one - other) == 0)
     compared = 0
+    is_complex = one.has(I) or other.has(I)
     for turn, point in enumerate(_POINTS):
         values = {letter: _at(letter, value, turn) for letter, value in zip(letters, point, strict=False)}
         left, right = (each.subs(values, simultaneous=True) for each in (one, other))
-        if not (left.is_real and right.is_real) or left.has(S.NaN, S.ComplexInfinity):
+        if not (is_complex or (left.is_real and right.is_real)) or left.has(S.NaN, S.ComplexInfinity):
             continue
         if not _close(left, right):
             return False

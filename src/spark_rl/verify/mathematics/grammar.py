@@ -1,6 +1,7 @@
 r"""Expressions: tokens to SymPy, by precedence. What could be read in two ways, or not at all, is refused.
 
-expression = term {(+ | -) term}
+expression = sum [\over sum | \choose sum]
+sum        = term {(+ | -) term}
 term       = factor {(* | / | nothing) factor}      `2 x`, `2(3)` and `x(x+1)` are products, `2\frac{1}{2}` is 5/2
 factor     = {+ | -} power
 power      = atom {! | '} [^ exponent]
@@ -14,6 +15,7 @@ measured before it is made.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,14 +32,18 @@ MAX_ROOT = 1000
 
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\lvert": r"\rvert", "|": "|", r"\|": r"\|"}
 _CLOSING |= {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lVert": r"\rVert"}
-_ENDS = r"\le \ge \ne \in \notin \approx \cup \cap \setminus \ldots \pm \mp \to \degree \rangle \langle \emptyset"
+_ENDS = (
+    r"\le \ge \ne \in \notin \approx \cup \cap \setminus \ldots \pm \mp \to \degree \rangle \langle \emptyset "
+    r"\over \choose"
+)
 _STOPS = frozenset(_CLOSING.values()) | frozenset(_ENDS.split())
 """Commands that no product goes on with."""
 _MARKS = r"\vec \hat \bar \tilde \dot \ddot \underline \mathcal \mathbb \mathfrak \mathscr"
 _DECORATIONS = frozenset(_MARKS.split())
 _NEEDS_LIBRARY = frozenset([r"\int", r"\iint", r"\iiint", r"\oint", r"\sum", r"\prod", r"\lim"])
+_NO_BRACES = str.maketrans("", "", "{}")
 _CONSTANTS = {"e": E, "i": I, "pi": pi}
-_OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
+OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
 _APPLIED = frozenset("fgFGP")
 """Letters that name functions where brackets follow: f(x) is no product."""
 
@@ -138,19 +144,31 @@ class _Parser:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise TooLarge("nested too deeply")
+        value = self.sum()
+        if self.found(r"\over"):
+            value = value / self.sum()
+        elif self.found(r"\choose"):
+            value = _binomial(value, self.sum())
+        self.depth -= 1
+        return value
+
+    def sum(self) -> Any:
         value = self.term()
         while self.next in ("+", "-"):
             sign = self.take().text
             value = value + self.term() if sign == "+" else value - self.term()
-        self.depth -= 1
         return value
 
     def term(self) -> Any:
         value, mixed = self.factor(), self.may_be_mixed()
+        ratios = 0
         while True:
             if self.found("*"):
                 value = value * self.factor()
             elif self.found("/", ":"):
+                ratios += self.tokens[self.place - 1].text == ":"
+                if ratios > 1:
+                    raise NotMath("a ratio of three")
                 value = value / self.factor()
             elif mixed and self.next == r"\frac":
                 part = self.power()
@@ -287,8 +305,9 @@ class _Parser:
     def command(self, command: str) -> Any:
         match command:
             case r"\frac":
-                over = self.argument()
-                return over / self.argument()
+                start = self.place
+                over, under = self.argument(), self.argument()
+                return self.derivative(start) or over / under
             case r"\binom":
                 return _binomial(self.argument(), self.argument())
             case r"\sqrt" | r"\cbrt":
@@ -312,6 +331,12 @@ class _Parser:
                 return self.function(command[1:])
         raise NotMath(f"{command} is not known")
 
+    def derivative(self, start: int) -> Any:
+        """What the tokens from `start` to here write if it is dy/dx, which is no ratio of products; else None."""
+        text = "".join(token.text for token in self.tokens[start : self.place])
+        is_one = re.fullmatch(r"\{d(?!d|[+*/-]).*\}\{d[^d^+*/}-].*\}", text)
+        return Symbol(text.replace("}{", "/").translate(_NO_BRACES)) if is_one else None
+
     def decorated(self, command: str) -> Any:
         """A letter with a mark is another letter; a bar over a complex number is its conjugate."""
         start = self.place
@@ -329,7 +354,7 @@ class _Parser:
                 base = self.argument()
             else:
                 exponent = self.exponent()
-        of_angle, self.of_angle = self.of_angle, name in _OF_ANGLES
+        of_angle, self.of_angle = self.of_angle, name in OF_ANGLES
         values = self.operands()
         self.of_angle = of_angle
         if name in ("log", "lg"):

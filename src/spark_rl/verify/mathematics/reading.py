@@ -6,6 +6,7 @@ r"""From tokens to answers: finds lists, tuples, sets, intervals, relations and 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -34,6 +35,8 @@ from spark_rl.verify.wording import as_text, plain
 _OPENS = frozenset(["(", "[", "{", r"\{", r"\langle"])
 _RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\notin"])
 _SETS = frozenset([r"\cup", r"\cap", r"\setminus"])
+_LOGICAL = {r"\land": "and", r"\lor": "or"}
+_ONE_IN_BRACES = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")
 _FLIPPED = {"<": ">", r"\le": ">=", ">": ">", r"\ge": ">="}
 _NUMBER_SETS = {"R": S.Reals, "Z": S.Integers, "N": S.Naturals, "Q": S.Rationals, "C": S.Complexes}
 
@@ -57,13 +60,17 @@ def read(text: str) -> Answer | None:
 
 
 def _as_text(tokens: Tokens) -> Text:
-    """As it is spelled; in words case does not count."""
-    text = " ".join(token.text for token in tokens)
+    """As it is spelled, but for braces around one token; in words case does not count."""
+    text = _ONE_IN_BRACES.sub(r"\1", " ".join(token.text for token in tokens))
     return Text(text.casefold() if any(token.kind == "word" for token in tokens) else text)
 
 
 def _answer(tokens: Tokens) -> Answer:
     """A list, or one item. Semicolons part lists of their own: `p=1,q=2; p=3,q=4`."""
+    if any(token.text in _LOGICAL for token in tokens) and all(
+        map(_is_structured, split(tokens, lambda token: token.text in _LOGICAL)[0])
+    ):  # conditions; of statements they make another statement
+        tokens = [token._replace(text=_LOGICAL.get(token.text, token.text)) for token in tokens]
     groups, _ = split(tokens, lambda token: token.text == ";")
     if len(groups) > 1 and any(is_list(group) for group in groups):
         answers = [_answer(group) for group in groups]
@@ -111,6 +118,12 @@ def _item(tokens: Tokens) -> Answer:
     parts, signs = split(tokens, lambda token: token.text in _SETS)
     if signs:
         return _operated([_as_set(_item(part)) for part in parts], signs)
+    terms, _ = split(tokens, lambda token: token.text == ":")
+    if len(terms) > 2:
+        first, *others = map(_number, terms)
+        if first.is_zero:
+            raise NotMath("a ratio to nothing")
+        return Items("ratio", tuple(Quantity(other / first) for other in others))
     return _bracketed(tokens) or _angle(tokens) or measure(tokens)
 
 
@@ -155,10 +168,23 @@ def _set(inside: Tokens) -> Answer:
     if not inside:
         return Region(S.EmptySet)
     parts, _ = split(inside, lambda token: token.text in ("|", ":"))
-    if len(parts) == 2 and not any(token.text in (",", ";") for token in parts[0]):
-        return _as_set(_answer(parts[1]))
+    if len(parts) == 2:
+        return _where(_item(parts[0]), _answer(parts[1]), _spelled(parts[0]))
     answer = _answer(inside)
     return Items("set", answer.items if isinstance(answer, Items) and answer.kind == "list" else (answer,))
+
+
+def _where(element: Answer, condition: Answer, name: str) -> Region:
+    r"""`\{x : x > 3\}` and `\{x \in \mathbb{Z} : x > 3\}`; of other elements, as in `\{2n : n > 3\}`, none is made."""
+    domain = S.Reals
+    if isinstance(element, Named):
+        name, domain = element.name, _as_set(element.value).set  # type: ignore[union-attr]
+    elif not isinstance(element, Quantity) or not isinstance(element.value, Symbol):
+        raise NotMath("a set of what is no variable")
+    of = condition.name if isinstance(condition, Named) else getattr(condition, "variable", "")
+    if of != name:
+        raise NotMath("a condition on something else")
+    return Region(sympy.Intersection(domain, _as_set(condition).set))  # type: ignore[union-attr]
 
 
 def _as_set(answer: Answer) -> Answer:
@@ -211,6 +237,8 @@ def _equated(parts: list[Tokens], signs: list[str]) -> Answer:
         parts = parts[::-1]
     if _is_name(parts[0]):
         values = [_item(part) for part in parts[1:]]
+        if len(parts) == 2 and _holds(values[0], parts[0]):
+            return Relation("=", expression(parts[0]) - values[0].value)  # type: ignore[union-attr]
         if all(equal(values[-1], value) for value in values[:-1]):
             return Named(_spelled(parts[0]), values[-1])
         raise NotMath("its sides differ")
@@ -218,6 +246,16 @@ def _equated(parts: list[Tokens], signs: list[str]) -> Answer:
         raise NotMath("a chain without a name")
     left, right = (expression(part) for part in parts)
     return Relation("=", left - right)
+
+
+def _holds(value: Answer, name: Tokens) -> bool:
+    """Whether the name that is given a value stands in it: `x = 2x - 5` states no value."""
+    if not isinstance(value, Quantity) or not value.value.free_symbols:
+        return False
+    try:
+        return bool(value.value.has(expression(name)))
+    except NotMath:  # a name in words
+        return False
 
 
 def _is_name(tokens: Tokens) -> bool:
@@ -283,7 +321,7 @@ def _solved(link: Relation, variable: Any) -> Any:
     """Where an inequality holds, by SymPy, over the reals."""
     real = sympy.Dummy(real=True)
     difference = link.difference.xreplace({variable: real})
-    flat = difference.xreplace({sympy.Abs(real): real})
+    flat = difference.replace(sympy.Abs, lambda inside: inside)
     if not flat.is_polynomial(real) or sympy.degree(flat, real) > 4:
         raise NotImplementedError
     holds = difference > 0 if link.kind == ">" else difference >= 0
