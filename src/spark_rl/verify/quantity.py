@@ -69,10 +69,12 @@ _NO_UNITS = (
     "thousandth thousandths millionth millionths billionth billionths sqrt root sin cos tan cot csc sinh cosh tanh log "
     "exp ln infinity alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi chi psi omega "
     "wrong incorrect false too about until maybe perhaps rather twice thrice double doubled triple tripled quadruple "
-    "tens grand gross score off cent cents penny pence more less fewer greater least most"
+    "tens grand gross score off more less fewer greater least most"
 )
 """Words that change the number, deny it, or make it one of two."""
-_IS_SYMBOL, _IS_NO_UNIT = frozenset(_SYMBOLS.split()), frozenset(_NO_UNITS.split())
+_IS_SYMBOL, _CHANGES = frozenset(_SYMBOLS.split()), frozenset(_NO_UNITS.split())
+_CENTS = frozenset(["cent", "cents", "penny", "pence"])
+"""Units that are no number of dollars, where units are not told apart otherwise."""
 
 
 def quantity(text: str) -> Quantity | None:
@@ -141,12 +143,12 @@ def _is_named_well(label: str, unit: str) -> bool:
     """Whether these name a number, and do not change it."""
     words = [word.partition("^")[0] for word in unit.strip("%° ").replace("/", " ").split()]
     known = all(len(word) > 2 or word in _IS_SYMBOL for word in words)
-    return known and not any(is_no_unit(word) for word in (label, *words))
+    return known and not any(changes(word) or word.lower() in _CENTS for word in (label, *words))
 
 
-def is_no_unit(word: str) -> bool:
+def changes(word: str) -> bool:
     """Whether a word behind a number changes it or denies it: `5 dozen`, `5 wrong`."""
-    return word.lower() in _IS_NO_UNIT
+    return word.lower() in _CHANGES
 
 
 def _fraction(decimal: str) -> Fraction:

@@ -31,10 +31,13 @@ yuan = [yuan] = CNY = RMB
 @alias ohm = Omega
 """
 _LETTERS = frozenset("mgshLNJWVACKF")
-"""Symbols of one letter that are units behind a number and a space; others are variables."""
-_SYMBOLS = "cm mm km dm mi yd ft in kg mg lb oz ml mL hr Hz kHz Pa kPa kW kJ kN dB"
+"""Symbols of one letter that are units behind a number and a space; others are variables, or thousands and millions."""
+_SYMBOLS = (
+    "cm mm km dm mi yd ft in kg mg lb oz ml mL hr Hz Pa kW kJ kN dB "
+    "kHz MHz kPa kWh min sec hrs mol rad deg lbs mph kph rpm ohm yds Omega"
+)
 _SHORT = frozenset(_SYMBOLS.split())
-"""Symbols of two letters that are units behind a number; others are products."""
+"""Symbols of two or three letters that are units behind a number; others are products."""
 _SIGNS = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "%": "percent"}
 _WORDS = "or and to of by at is an as me us we pi ab up so no few all any one two ten"
 _NOT_UNITS = frozenset(_WORDS.split())
@@ -62,9 +65,14 @@ def unit(words: str) -> str | None:
     ('mile / hour', 'centimeter ** 2', None)
     """
     text = re.sub(r"\s+", " ", words.strip().rstrip("."))
-    text = _SIGNS.get(text, text)
+    text = _SIGNS.get(text, text).replace("per cent", "percent")
     text = re.sub(r"\b(sq|cu)\b\.?", lambda short: {"sq": "square", "cu": "cubic"}[short[1]], text)
-    if not text or text in _NOT_UNITS or not re.fullmatch(r"[A-Za-z°][A-Za-z° */^().\-\d]*", text):
+    if (
+        not text
+        or text in _NOT_UNITS
+        or (len(text) == 1 and text.isalpha() and text not in _LETTERS)
+        or not re.fullmatch(r"[A-Za-z°][A-Za-z° */^().\-\d]*", text)
+    ):
         return None
     import pint
 
@@ -85,8 +93,7 @@ def unit(words: str) -> str | None:
 
 def bare_unit(letters: str, spaced: bool) -> str | None:
     """The unit that letters outside of text commands name behind a number: `5 cm`, `5 m`, but no `5x` or `5m`."""
-    known = letters in _SHORT or len(letters) > 2 or (spaced and letters in _LETTERS)
-    return unit(letters) if known else None
+    return unit(letters) if letters in _SHORT or (spaced and letters in _LETTERS) else None
 
 
 @lru_cache(maxsize=4096)

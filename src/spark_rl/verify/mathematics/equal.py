@@ -152,10 +152,11 @@ def _equal_items(gold: Answer, answer: Answer, rules: Rules) -> bool:
 
 
 def _values(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
-    """Of `x = 1, y = 2`; others as they are."""
-    if all(isinstance(item, Named) for item in items):
-        return tuple(item.value for item in items if isinstance(item, Named))
-    return items
+    """Of `y = 2, x = 1` by their names' order; others as they are."""
+    named = [item for item in items if isinstance(item, Named)]
+    if len(named) < len(items):
+        return items
+    return tuple(item.value for item in sorted(named, key=lambda item: item.name))
 
 
 def _vector(column: Quantity) -> Items:
@@ -204,7 +205,7 @@ def _equal_values(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
         return True
     if not (one.is_number and other.is_number):
         return False
-    if gold.decimals is not None and answer.decimals is None and _rounds_to(other, gold):
+    if answer.decimals is None and _is_rounded(other, gold):
         return True
     if not rules.tolerance and not rules.relative_tolerance:
         return False
@@ -212,12 +213,18 @@ def _equal_values(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
     return bool((abs(one - other) - allowed).evalf(DIGITS) <= 0)
 
 
-def _rounds_to(value: Any, gold: Quantity) -> bool:
+def _is_rounded(value: Any, gold: Quantity) -> bool:
     """Whether a gold decimal, of some digits, is `value` rounded; a terminating decimal is itself and nothing else."""
-    digits = len(str(abs(gold.value * Rational(10) ** gold.decimals)))
-    if digits < ROUNDED or not value.is_real or (value.is_Rational and _terminates(value.q)):
+    if gold.decimals is None or len(str(abs(gold.value * Rational(10) ** gold.decimals))) < ROUNDED:
         return False
-    return bool(abs(value - gold.value).evalf(DIGITS) * 2 * Rational(10) ** gold.decimals <= 1)
+    return not (value.is_Rational and _terminates(value.q)) and rounds_to(value, gold)
+
+
+def rounds_to(value: Any, decimal: Quantity) -> bool:
+    """Whether a decimal, or an integer, is `value` rounded to its digits."""
+    if not value.is_real or not decimal.value.is_Rational:
+        return False
+    return bool(abs(value - decimal.value).evalf(DIGITS) * 2 * Rational(10) ** (decimal.decimals or 0) <= 1)
 
 
 def _terminates(denominator: int) -> bool:
@@ -256,18 +263,29 @@ def same_value(one: Any, other: Any) -> bool:
     compared = 0
     is_complex = one.has(I) or other.has(I)
     for turn, point in enumerate(_POINTS):
-        values = {letter: _at(letter, value, turn) for letter, value in zip(letters, point, strict=False)}
+        values = {letter: _at(letter, point[place], turn, place) for place, letter in enumerate(letters)}
         left, right = (each.subs(values, simultaneous=True) for each in (one, other))
         if not (is_complex or (left.is_real and right.is_real)) or left.has(S.NaN, S.ComplexInfinity):
             continue
         if not _close(left, right):
-            return False
+            if is_complex or (_is_real_throughout(one, values) and _is_real_throughout(other, values)):
+                return False
+            continue
         compared += 1
     return compared > 1
 
 
-def _at(letter: Symbol, value: Rational, turn: int) -> Rational:
-    return Rational(3 * turn + 2 + len(letter.name)) if letter.name in _COUNTERS else value
+def _is_real_throughout(value: Any, at: dict[Any, Any]) -> bool:
+    """Whether no root in it is of a negative number at a point: the product of two such is real again."""
+    powers = [part.subs(at, simultaneous=True) for power in value.atoms(sympy.Pow) for part in power.args]
+    return all(
+        exponent.is_integer or base.is_negative is False
+        for base, exponent in zip(powers[::2], powers[1::2], strict=True)
+    )
+
+
+def _at(letter: Symbol, value: Rational, turn: int, place: int) -> Rational:
+    return Rational(2 + 3 * place + (3 + 2 * place) * turn % 11) if letter.name in _COUNTERS else value
 
 
 def _without_functions(value: Any) -> Any:

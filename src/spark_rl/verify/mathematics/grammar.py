@@ -50,7 +50,7 @@ _APPLIED = frozenset("fgFGP")
 
 _OTHER_NAMES = {
     **{"ln": sympy.log, "max": sympy.Max, "min": sympy.Min, "abs": sympy.Abs, "sgn": sympy.sign, "ceil": sympy.ceiling},
-    **{"Re": sympy.re, "Im": sympy.im, "lcm": sympy.ilcm, "gcd": sympy.igcd},
+    **{"Re": sympy.re, "Im": sympy.im, "lcm": sympy.lcm, "gcd": sympy.gcd},
 }
 
 
@@ -90,6 +90,7 @@ def _by_library(tokens: Sequence[Token]) -> Any:
     text = " ".join(
         rf"\{token.text}" if len(token.text) > 1 and token.kind == "letter" else token.text for token in tokens
     )
+    text = re.sub(r"(?<=\d) \(", r" \\cdot (", text)  # 2 (3) is 5 to it
     try:
         value = latex2sympy(
             text, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False)
@@ -160,30 +161,38 @@ class _Parser:
         return value
 
     def term(self) -> Any:
-        value, mixed = self.factor(), self.may_be_mixed()
-        ratios = 0
+        """Behind a slash or a colon a product without a sign, `1/2x`, could be read in two ways."""
+        value = self.factor()
+        colons = 0
         while True:
             if self.found("*"):
                 value = value * self.factor()
             elif self.found("/", ":"):
-                ratios += self.tokens[self.place - 1].text == ":"
-                if ratios > 1:
-                    raise NotMath("a ratio of three")
+                colons += self.tokens[self.place - 1].text == ":"
                 value = value / self.factor()
-            elif mixed and self.next == r"\frac":
-                part = self.power()
-                is_part = isinstance(part, Rational) and 0 < part < 1
-                value = value + part if is_part and value >= 0 else value - part if is_part else value * part
+                if colons > 1 or (self.starts_factor() and (colons or not self.tokens[self.place].spaced)):
+                    raise NotMath("a quotient in two ways")
             elif self.starts_factor():
-                value = value * self.power()
+                value = value * self.mixed()
             else:
                 return value
-            mixed = False
 
-    def may_be_mixed(self) -> bool:
-        """Whether what was read is an integer that a fraction may follow: 2 and 1/2 is 2.5."""
-        before = self.tokens[self.place - 1]
-        return before.kind == "number" and before.text.isdigit() and self.next == r"\frac" and self.is_fraction()
+    def factor(self) -> Any:
+        if self.found("-"):
+            return -self.factor()
+        if self.found("+"):
+            return self.factor()
+        return self.mixed()
+
+    def mixed(self) -> Any:
+        """A power, or an integer and a part of one: 2 and 1/2 is 2.5."""
+        start = self.place
+        value = self.power()
+        is_integer = self.place == start + 1 and self.tokens[start].text.isdigit()
+        if is_integer and self.next == r"\frac" and self.is_fraction():
+            part = self.power()
+            return value + part if isinstance(part, Rational) and 0 < part < 1 else value * part
+        return value
 
     def is_fraction(self) -> bool:
         """Whether the next is `\\frac` of two integers."""
@@ -195,7 +204,8 @@ class _Parser:
         """Whether a product goes on without a sign. Two numbers are never a product."""
         if self.kind == "number":
             is_power = self.tokens[self.place + 1 : self.place + 2] and self.tokens[self.place + 1].text == "^"
-            return bool(is_power) or self.tokens[self.place - 1].kind != "number"
+            before = self.tokens[self.place - 1]
+            return bool(is_power) or (before.kind != "number" and before.text != r"\degree")
         if self.kind in ("letter", "command"):
             return self.next not in _STOPS and not self.next.startswith(r"\end{")
         if self.kind == "word":
@@ -203,13 +213,6 @@ class _Parser:
         if self.next == "|":
             return not self.in_bars
         return self.next in _CLOSING
-
-    def factor(self) -> Any:
-        if self.found("-"):
-            return -self.factor()
-        if self.found("+"):
-            return self.factor()
-        return self.power()
 
     def power(self) -> Any:
         value = self.atom()
@@ -311,8 +314,11 @@ class _Parser:
             case r"\binom":
                 return _binomial(self.argument(), self.argument())
             case r"\sqrt" | r"\cbrt":
-                degree = 3 if command == r"\cbrt" else self.group("]") if self.found("[") else 2
-                return power(self.atom(), 1 / sympy.sympify(degree))
+                degree = sympy.sympify(3 if command == r"\cbrt" else self.group("]") if self.found("[") else 2)
+                value = self.atom()
+                if degree.is_odd and value.is_negative:  # the real root
+                    return -power(-value, 1 / degree)
+                return power(value, 1 / degree)
             case r"\infty":
                 return sympy.oo
             case r"\lvert":
@@ -375,7 +381,12 @@ class _Parser:
             return [self.atom()]
         value = self.factor() if self.next == "-" else self.power()
         while self.starts_factor() and self.next[1:] not in FUNCTIONS:
+            if self.next in _CLOSING:
+                raise NotMath("a bracket that may be within the function or behind it")
             value = value * self.power()
+        following = self.tokens[self.place + 1 : self.place + 2]
+        if self.next == "/" and not (following and following[0].text[1:] in FUNCTIONS):
+            raise NotMath("a quotient that may be within the function")
         return [value]
 
     def matrix(self, begin: str) -> Any:

@@ -11,7 +11,7 @@ from spark_rl.verify.mathematics.answers import Quantity
 from spark_rl.verify.mathematics.grammar import OF_ANGLES, expression
 from spark_rl.verify.mathematics.notation import NotMath, Token
 from spark_rl.verify.mathematics.tokens import Tokens, split, without_braces
-from spark_rl.verify.quantity import is_no_unit
+from spark_rl.verify.quantity import changes
 
 _CURRENCIES = frozenset(["dollar", "euro", "sterling", "yen"])
 _TIMES = frozenset([r"\min", r"\sec"])
@@ -59,7 +59,7 @@ def _unit(tokens: Tokens) -> tuple[int, str]:
         ):
             return start, name
         if token.kind == "word" and not _scale(token.text):
-            return start, _name(tokens[start:]) or ""
+            return start, ("" if changes(token.text) else _name(tokens[start:])) or ""
     start = len(tokens)
     while start > 1 and tokens[start - 1].kind == "letter" and not (start < len(tokens) and tokens[start].spaced):
         start -= 1
@@ -78,7 +78,7 @@ def _name(tokens: Tokens) -> str | None:
 
 def _counted(words: Tokens) -> str:
     """Words behind a number that do not change it."""
-    if any(token.kind != "word" or is_no_unit(token.text) for token in words):
+    if any(token.kind != "word" or changes(token.text) for token in words):
         raise NotMath("words that may change a number")
     return " ".join(token.text for token in words).casefold()
 

@@ -151,7 +151,8 @@ _TOKEN = re.compile(
 _KINDS = ("space", "environment", "repeating", "based", "number", "command", "letters", "sign")
 _THOUSANDS = re.compile(r"(?<![\w.^,])\d{1,3}(?:(?:\\[,;:! ]|,\\! ?|\{,\}|[ ~])\d{3})+(?![\d,])", re.ASCII)
 _COMMAS = re.compile(r"(?<![\d.,^_])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", re.ASCII)
-_OPENING = re.compile(r"\\[{|]|[(\[{<]|\\(?:langle|lbrace|begin)")
+_LISTS = re.compile(r"\\(?:langle|lbrace|begin)")
+_BRACKETS = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
 _MIXED = re.compile(r"(?<![\w./^])(\d+) +(\d+)/(\d+)(?![\w.])", re.ASCII)
 _DERIVATIVE = re.compile(r"(?<![A-Za-z\\])(d[A-Za-z])/(d[A-Za-z])(?![A-Za-z])")
 _ROOT = re.compile(r"(\\sqrt(?:\[\d\])?) ?(\d+(?:\.\d+)?)", re.ASCII)
@@ -187,9 +188,15 @@ def _tidied(text: str) -> str:
     text = _PERIOD.sub(r"\1", _MATH_SIGNS.sub(" ", text)).strip()
     text = _DEGREE.sub(r"\\degree ", text)
     text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), _ROOT.sub(r"\1{\2}", text))
-    if "," in text and not _OPENING.search(text):  # in brackets a comma parts items
-        text = _COMMAS.sub(lambda number: number[0].replace(",", ""), text)
+    if "," in text and not _LISTS.search(text):
+        text = _COMMAS.sub(_without_commas, text)
     return _MIXED.sub(r"\1\\frac{\2}{\3}", _DERIVATIVE.sub(r"\\frac{\1}{\2}", text))
+
+
+def _without_commas(number: re.Match[str]) -> str:
+    """The digits; in brackets a comma parts items."""
+    depth = sum(_BRACKETS.get(char, 0) for char in number.string[: number.start()])
+    return number[0] if depth else number[0].replace(",", "")
 
 
 def _tokens(text: str, in_text: bool) -> list[Token]:

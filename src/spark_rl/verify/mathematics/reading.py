@@ -25,7 +25,7 @@ from spark_rl.verify.mathematics.answers import (
     Text,
     open_interval,
 )
-from spark_rl.verify.mathematics.equal import equal
+from spark_rl.verify.mathematics.equal import equal, rounds_to
 from spark_rl.verify.mathematics.grammar import expression
 from spark_rl.verify.mathematics.measures import measure
 from spark_rl.verify.mathematics.notation import Broken, NotMath, Token, TooLarge, tokenize
@@ -78,7 +78,8 @@ def _answer(tokens: Tokens) -> Answer:
             "list", tuple(replace(each, kind="tuple") if isinstance(each, Items) else each for each in answers)
         )
     parts, joints = split(tokens, lambda token: token.text in (",", ";", "and", "or"))
-    parts = [part for part in parts if part] if {"and", "or"} & set(joints) else parts  # 1, 2, and 3
+    if {"and", "or"} & set(joints):  # 1, 2, and 3
+        parts = [part for place, part in enumerate(parts) if part or place in (0, len(joints))]
     items: list[Answer] = []
     for part in parts:
         items += _alternatives(part)
@@ -100,7 +101,8 @@ def _together(items: list[Answer], joints: list[str]) -> Answer:
     if len(regions) == len(items) and len({region.variable for region in regions}) == 1:
         sets = [region.set for region in regions]
         both = sympy.Intersection(*sets)
-        return Region(both if "or" not in joints and both != S.EmptySet else sympy.Union(*sets), regions[0].variable)
+        is_both = "and" in joints or ("or" not in joints and both != S.EmptySet)
+        return Region(both if is_both else sympy.Union(*sets), regions[0].variable)
     first = items[0]
     if isinstance(first, Named) and all(not isinstance(item, Named) or item.name == first.name for item in items[1:]):
         values = [item.value if isinstance(item, Named) else item for item in items]
@@ -229,10 +231,13 @@ def _as_region(answer: Answer) -> Answer:
 
 def _equated(parts: list[Tokens], signs: list[str]) -> Answer:
     """`name = value`, also `name = sum = value` if that is true; else an equation."""
-    if signs[-1] == r"\approx" and not _is_name(parts[-2]):
-        parts, signs = parts[:-1], signs[:-1]  # \sqrt{2} \approx 1.41 is \sqrt{2}
+    if signs[-1] == r"\approx" and not _is_name(parts[-2]):  # \sqrt{2} \approx 1.41 is \sqrt{2}
+        rounded, exact = _item(parts[-1]), _item(parts[-2])
+        if not (isinstance(rounded, Quantity) and isinstance(exact, Quantity) and rounds_to(exact.value, rounded)):
+            raise NotMath("it is not about that")
+        parts, signs = parts[:-1], signs[:-1]
         if not signs:
-            return _item(parts[0])
+            return exact
     if not _is_name(parts[0]) and _is_name(parts[-1]) and len(parts) == 2:
         parts = parts[::-1]
     if _is_name(parts[0]):
@@ -270,8 +275,10 @@ def _is_name(tokens: Tokens) -> bool:
     parts, _ = split(tokens, lambda token: token.text in (":", "/"))
     if len(parts) == 2:
         return all(map(_is_name, parts))
-    if tokens[0].text in ("|", r"\lvert"):
-        return _is_name(tokens[1:-1])
+    if tokens[0].text in ("|", r"\lvert"):  # |x| = 5 does not give x
+        return _are_points(tokens[1:-1]) or (tokens[1].kind == "command" and _is_name(tokens[1:-1]))
+    if [token.text for token in tokens[1::2]] == ["(", ")"]:  # p(x), which elsewhere may be a product
+        return tokens[0].kind == tokens[2].kind == "letter"
     if tokens[0].text == r"\frac" and len(tokens) > 4:
         end = closes(tokens[1:]) + 1
         return _is_name(tokens[2:end]) and _is_name(without_braces(tokens[end + 1 :]))
@@ -308,7 +315,7 @@ def _compared(sides: list[Any], signs: list[str]) -> Answer:
             return Region(sympy.Intersection(*(_solved(link, unknown) for link in links)), str(unknown))
         except NotImplementedError:  # of SymPy
             pass
-    return links[0] if len(links) == 1 else Items("tuple", tuple(links))
+    return links[0] if len(links) == 1 else Items("list", tuple(links))
 
 
 def _unknowns(value: Any) -> set[Any]:
