@@ -239,11 +239,7 @@ def _terminates(denominator: int) -> bool:
 _SIZES = [
     Rational(*parts) for parts in zip((16, 5, 53, 13, 137, 25, 407, 11), (13, 17, 19, 23, 29, 31, 37, 41), strict=True)
 ]
-_POINTS = tuple(
-    tuple(_SIZES[(turn + 3 * place) % 8] * (-1 if signs[place % 4] == "-" else 1) for place in range(8))
-    for turn, signs in enumerate(("++++", "++++", "----", "+-+-", "++++", "-+-+", "++--", "----"))
-)
-"""Where expressions are compared: points of up to eight variables, above and below 1, of like and unlike signs."""
+_SIGNS = ("++++", "++++", "----", "+-+-", "++++", "-+-+", "++--", "----")
 _COUNTERS = frozenset("nkmj")
 """Variables that are whole numbers, by custom."""
 
@@ -258,12 +254,10 @@ def same_value(one: Any, other: Any) -> bool:
     letters = sorted(one.free_symbols | other.free_symbols, key=lambda letter: letter.name)
     if not letters:
         return _close(one, other)
-    if len(letters) > len(_POINTS[0]):
-        return bool(sympy.expand(one - other) == 0)
     compared = 0
     is_complex = one.has(I) or other.has(I)
-    for turn, point in enumerate(_POINTS):
-        values = {letter: _at(letter, point[place], turn, place) for place, letter in enumerate(letters)}
+    for turn in range(len(_SIGNS)):
+        values = {letter: _at(letter, turn, place) for place, letter in enumerate(letters)}
         left, right = (each.subs(values, simultaneous=True) for each in (one, other))
         if not (is_complex or (left.is_real and right.is_real)) or left.has(S.NaN, S.ComplexInfinity):
             continue
@@ -284,8 +278,12 @@ def _is_real_throughout(value: Any, at: dict[Any, Any]) -> bool:
     )
 
 
-def _at(letter: Symbol, value: Rational, turn: int, place: int) -> Rational:
-    return Rational(2 + 3 * place + (3 + 2 * place) * turn % 11) if letter.name in _COUNTERS else value
+def _at(letter: Symbol, turn: int, place: int) -> Rational:
+    """The value of the letter of a place, one of eight in turn: above and below 1, with like and with unlike signs."""
+    if letter.name in _COUNTERS:
+        return Rational(2 + 3 * place + (3 + 2 * place) * turn % 11)
+    size = _SIZES[(turn + 3 * place) % len(_SIZES)] + place // len(_SIZES)
+    return -size if _SIGNS[turn][place % 4] == "-" else size
 
 
 def _without_functions(value: Any) -> Any:
@@ -309,7 +307,7 @@ def _proportional(gold: Relation, answer: Relation) -> bool:
     if one.free_symbols != other.free_symbols or not one.free_symbols:
         return False
     letters = sorted(one.free_symbols, key=lambda letter: letter.name)
-    at = {letter: value for letter, value in zip(letters, _POINTS[0], strict=False)}
+    at = {letter: _at(letter, 0, place) for place, letter in enumerate(letters)}
     left, right = (each.subs(at, simultaneous=True) for each in (one, other))
     if left == 0 or right == 0 or not (left.is_real and right.is_real):
         return False

@@ -29,6 +29,10 @@ MAX_RESULT_DIGITS = 10_000
 """Of an integer that a power or a factorial makes."""
 MAX_ROOT = 1000
 """Degree of a root."""
+MAX_TERMS = 1000
+"""Of a sum or a product with numbers for bounds."""
+MAX_ROWS = 4
+"""Of a matrix with letters of which a determinant or a power is taken; of numbers they may be five times as many."""
 
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\lvert": r"\rvert", "|": "|", r"\|": r"\|"}
 _CLOSING |= {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lVert": r"\rVert"}
@@ -95,13 +99,25 @@ def _by_library(tokens: Sequence[Token]) -> Any:
         value = latex2sympy(
             text, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False)
         )
-        value = value.doit()
+        _check_terms(value)
+        value = value.doit(manual=True)  # of integrals: only what is integrated by hand, since the rest may take hours
+    except TooLarge:
+        raise
     except Exception as error:  # its parser raises plain exceptions
         raise NotMath("not read by math-verify") from error
     if not isinstance(value, sympy.Expr):
         raise NotMath("no expression")
     constants = {Symbol("i"): I, Symbol("e"): E}
     return value.xreplace(constants).xreplace({number: Rational(str(number)) for number in value.atoms(sympy.Float)})
+
+
+def _check_terms(value: Any) -> None:
+    for repeated in value.atoms(sympy.Sum, sympy.Product):
+        for _, *bounds in repeated.limits:
+            first, last = bounds if len(bounds) == 2 else (0, sympy.oo)
+            count = last - first
+            if count.is_infinite or (count.is_number and count > MAX_TERMS):
+                raise TooLarge("a sum of too many terms")
 
 
 class _Parser:
@@ -404,6 +420,7 @@ class _Parser:
         rows = [row for row in rows if row]
         matrix = sympy.ImmutableMatrix(rows)
         if kind == "vmatrix":
+            _check_rows(matrix)
             return matrix.det()
         if kind not in ("matrix", "pmatrix", "bmatrix", "array", "smallmatrix"):
             raise NotMath(f"{begin} is not known")
@@ -422,16 +439,22 @@ def power(base: Any, exponent: Any) -> Any:
     if isinstance(base, sympy.MatrixBase):
         if not isinstance(exponent, Integer) or abs(exponent) > 10:
             raise TooLarge("a power of a matrix")
+        _check_rows(base, powers=abs(exponent))
     elif isinstance(exponent, Rational):
         numbers = [part for part in base.atoms(Rational)] if base.is_number else []
         largest = max((max(abs(number.p), number.q) for number in numbers), default=1)
         if exponent.q > MAX_ROOT or abs(exponent) * math.log10(max(largest, 2)) > MAX_RESULT_DIGITS:
             raise TooLarge("a number is too large")
-    elif isinstance(base, Rational) and exponent.is_number and not exponent.has(sympy.log):
-        size = abs(complex(exponent.evalf(5)))
-        if size * math.log10(max(abs(base.p), base.q, 2)) > MAX_RESULT_DIGITS:
+    elif base.is_number and exponent.is_number:
+        digits = exponent.evalf(5) * sympy.log(base, 10).evalf(5) if base != 0 else sympy.S.Zero
+        if sympy.Abs(digits).evalf(5) > MAX_RESULT_DIGITS:
             raise TooLarge("a number is too large")
     return base**exponent
+
+
+def _check_rows(matrix: Any, powers: int = 1) -> None:
+    if matrix.free_symbols and powers > 2 or max(matrix.shape) > MAX_ROWS * (1 if matrix.free_symbols else 5):
+        raise TooLarge("a matrix is too large")
 
 
 def _small(value: Any) -> Any:

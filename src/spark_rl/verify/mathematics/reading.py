@@ -32,10 +32,15 @@ from spark_rl.verify.mathematics.notation import Broken, NotMath, Token, TooLarg
 from spark_rl.verify.mathematics.tokens import Tokens, closes, is_list, split, without_braces
 from spark_rl.verify.wording import as_text, plain
 
+MAX_PARTS = 20
+"""Of a region that is made of several."""
+
 _OPENS = frozenset(["(", "[", "{", r"\{", r"\langle"])
 _RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\notin"])
 _SETS = frozenset([r"\cup", r"\cap", r"\setminus"])
 _LOGICAL = {r"\land": "and", r"\lor": "or"}
+_OF_SYMPY = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
+"""What it raises where an operation makes no sense."""
 _ONE_IN_BRACES = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")
 _FLIPPED = {"<": ">", r"\le": ">=", ">": ">", r"\ge": ">="}
 _NUMBER_SETS = {"R": S.Reals, "Z": S.Integers, "N": S.Naturals, "Q": S.Rationals, "C": S.Complexes}
@@ -53,6 +58,8 @@ def read(text: str) -> Answer | None:
         return Text(words) if isinstance(error, TooLarge) else None
     try:
         return _answer(tokens) if tokens else None
+    except _OF_SYMPY:
+        return _as_text(tokens)
     except Broken:
         return _as_text(tokens) if any(token.kind == "word" for token in tokens) else None
     except NotMath:
@@ -98,6 +105,8 @@ def _alternatives(tokens: Tokens) -> list[Answer]:
 def _together(items: list[Answer], joints: list[str]) -> Answer:
     """Items of a list as one answer: values of one name, parts of one region, or just a list."""
     regions = [item for item in items if isinstance(item, Region) and item.variable]
+    if len(regions) > MAX_PARTS:
+        raise TooLarge("a region has too many parts")
     if len(regions) == len(items) and len({region.variable for region in regions}) == 1:
         sets = [region.set for region in regions]
         both = sympy.Intersection(*sets)
@@ -203,6 +212,8 @@ def _as_set(answer: Answer) -> Answer:
 
 
 def _operated(sets: list[Answer], signs: list[str]) -> Answer:
+    if len(sets) > MAX_PARTS:
+        raise TooLarge("a region has too many parts")
     result = sets[0].set  # type: ignore[union-attr]
     for sign, other in zip(signs, sets[1:], strict=True):
         operation = {r"\cup": sympy.Union, r"\cap": sympy.Intersection, r"\setminus": sympy.Complement}[sign]
@@ -329,7 +340,10 @@ def _solved(link: Relation, variable: Any) -> Any:
     real = sympy.Dummy(real=True)
     difference = link.difference.xreplace({variable: real})
     flat = difference.replace(sympy.Abs, lambda inside: inside)
-    if not flat.is_polynomial(real) or sympy.degree(flat, real) > 4:
+    if not flat.is_polynomial(real):
+        raise NotImplementedError
+    factors = [factor for factor, _ in sympy.factor_list(flat, real)[1]] if flat == difference else [flat]
+    if any(sympy.degree(factor, real) > 2 for factor in factors):
         raise NotImplementedError
     holds = difference > 0 if link.kind == ">" else difference >= 0
     return sympy.solve_univariate_inequality(holds, real, relational=False)
