@@ -41,6 +41,8 @@ class Rules:
 
 DIGITS = 40
 """To which values are computed; the last ten may differ."""
+MAX_ITEMS = 30
+"""Of a set, but for its rational numbers."""
 ROUNDED = 3
 """Significant digits that make a decimal gold a rounded one."""
 STRICT = Rules()
@@ -164,6 +166,8 @@ def _vector(column: Quantity) -> Items:
 
 
 def _distinct(items: Sequence[Answer]) -> tuple[Answer, ...]:
+    if sum(not (isinstance(item, Quantity) and item.value.is_Rational) for item in items) > MAX_ITEMS:
+        raise ValueError("too many to compare each with each")
     kept: list[Answer] = []
     for item in items:
         if not any(equal(item, other) for other in kept):

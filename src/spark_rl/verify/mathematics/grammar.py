@@ -31,6 +31,10 @@ MAX_ROOT = 1000
 """Degree of a root."""
 MAX_TERMS = 1000
 """Of a sum or a product with numbers for bounds."""
+MAX_INTEGRAND = 8
+"""Operations in what is integrated."""
+MAX_OPERANDS = 10
+"""Of a maximum, and functions in each other."""
 MAX_ROWS = 4
 """Of a matrix with letters of which a determinant or a power is taken; of numbers they may be five times as many."""
 
@@ -112,6 +116,8 @@ def _by_library(tokens: Sequence[Token]) -> Any:
 
 
 def _check_terms(value: Any) -> None:
+    if any(integral.function.count_ops() > MAX_INTEGRAND for integral in value.atoms(sympy.Integral)):
+        raise TooLarge("an integral of too much")
     for repeated in value.atoms(sympy.Sum, sympy.Product):
         for _, *bounds in repeated.limits:
             first, last = bounds if len(bounds) == 2 else (0, sympy.oo)
@@ -127,6 +133,7 @@ class _Parser:
         self.depth = 0
         self.in_bars = 0
         self.of_angle = False
+        self.functions = 0
 
     # -------------------------------------------------------------------------------------------- reading
 
@@ -376,9 +383,15 @@ class _Parser:
                 base = self.argument()
             else:
                 exponent = self.exponent()
+        self.functions += 1
+        if self.functions > MAX_OPERANDS:
+            raise TooLarge("too many functions in each other")
         of_angle, self.of_angle = self.of_angle, name in OF_ANGLES
         values = self.operands()
         self.of_angle = of_angle
+        self.functions -= 1
+        if len(values) > MAX_OPERANDS:
+            raise TooLarge("a function of too many")
         if name in ("log", "lg"):
             value = sympy.log(values[0], 10 if base is None else base)
         elif exponent == -1:  # \sin^{-1} is arcsin

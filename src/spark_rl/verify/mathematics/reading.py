@@ -87,6 +87,8 @@ def _answer(tokens: Tokens) -> Answer:
     parts, joints = split(tokens, lambda token: token.text in (",", ";", "and", "or"))
     if {"and", "or"} & set(joints):  # 1, 2, and 3
         parts = [part for place, part in enumerate(parts) if part or place in (0, len(joints))]
+    if sum(map(_is_structured, parts)) > MAX_PARTS:
+        raise TooLarge("a region has too many parts")
     items: list[Answer] = []
     for part in parts:
         items += _alternatives(part)
@@ -105,8 +107,6 @@ def _alternatives(tokens: Tokens) -> list[Answer]:
 def _together(items: list[Answer], joints: list[str]) -> Answer:
     """Items of a list as one answer: values of one name, parts of one region, or just a list."""
     regions = [item for item in items if isinstance(item, Region) and item.variable]
-    if len(regions) > MAX_PARTS:
-        raise TooLarge("a region has too many parts")
     if len(regions) == len(items) and len({region.variable for region in regions}) == 1:
         sets = [region.set for region in regions]
         both = sympy.Intersection(*sets)
