@@ -466,7 +466,7 @@ def power(base: Any, exponent: Any) -> Any:
 
 
 def _check_rows(matrix: Any, powers: int = 1) -> None:
-    if matrix.free_symbols and powers > 2 or max(matrix.shape) > MAX_ROWS * (1 if matrix.free_symbols else 5):
+    if (matrix.free_symbols and powers > 2) or max(matrix.shape) > MAX_ROWS * (1 if matrix.free_symbols else 5):
         raise TooLarge("a matrix is too large")
 
 
