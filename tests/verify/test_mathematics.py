@@ -5,7 +5,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spark_rl.verify import grade
@@ -101,6 +101,7 @@ KINDS = pytest.mark.parametrize("kind", VALUES)
 def test_notations_are_equal_exactly_where_their_values_are(kind, data):
     values, notations = VALUES[kind]
     one, other = data.draw(values), data.draw(values)
+    assume(kind != "fractions" or one == other or abs(one - other) > 0.1)  # a gold 10.5 may be rounded
     draw = {value: list(notations(value)) for value in (one, other)}
     first, again, second = (data.draw(st.sampled_from(draw[value])) for value in (one, one, other))
     assert agree(first, first)
@@ -116,7 +117,7 @@ def test_a_neighbouring_value_is_another_answer(kind, data):
     value = data.draw(values)
     near = value + 1 if not isinstance(value, tuple) else (value[0] + 1, *value[1:])
     if kind == "fractions":
-        near = value + Fraction(1, 60)
+        near = value + Fraction(1, 7)  # no decimal of a place or more is rounded so far
     if kind == "polynomials":
         near = tuple(sorted(near))
     one, other = (data.draw(st.sampled_from(list(notations(each)))) for each in (value, near))
