@@ -3,6 +3,7 @@ r"""Numbers as people write them: `\$1,800`, `x = 18`, `1\frac{1}{2} \text{ cups
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,10 +28,11 @@ class Quantity(NamedTuple):
             return False
         value, unit, target = self.value, units.unit(self.unit), units.unit(other.unit)
         if unit and target and unit != target:
-            converted = units.convert(float(value), unit, target)
-            if converted is None:
+            conversion = units.conversion(unit, target)
+            if conversion is None:
                 return False
-            value, tolerance = Fraction(converted), tolerance + abs(other.value) * units.CONVERTED
+            factor, added = conversion
+            value = value * factor + added
         return abs(value - other.value) <= tolerance
 
 
@@ -51,6 +53,7 @@ _POWER = re.compile(
 )
 _CURRENCY = re.compile(r"^(\D*)[$€£]", re.ASCII)
 _THIN = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))", re.ASCII)
+_SQUEEZED = re.compile("[\uff01-\uff5e¼-¾⅐-⅞]")
 _SPACES = re.compile(r"\\[,;: ]|(?<=\w)~")  # before a number a tilde is "about"
 _THOUSANDS = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/])", re.ASCII)
 _MAX_CHARS = 1000  # with three digits of exponent, this bounds the integers that are built
@@ -66,10 +69,12 @@ _NO_UNITS = (
     "thousandth thousandths millionth millionths billionth billionths sqrt root sin cos tan cot csc sinh cosh tanh log "
     "exp ln infinity alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi chi psi omega "
     "wrong incorrect false too about until maybe perhaps rather twice thrice double doubled triple tripled quadruple "
-    "tens grand gross score off cent cents penny pence more less fewer greater least most"
+    "tens grand gross score off more less fewer greater least most"
 )
 """Words that change the number, deny it, or make it one of two."""
-_IS_SYMBOL, _IS_NO_UNIT = frozenset(_SYMBOLS.split()), frozenset(_NO_UNITS.split())
+_IS_SYMBOL, _CHANGES = frozenset(_SYMBOLS.split()), frozenset(_NO_UNITS.split())
+_CENTS = frozenset(["cent", "cents", "penny", "pence"])
+"""Units that are no number of dollars, where units are not told apart otherwise."""
 
 
 def quantity(text: str) -> Quantity | None:
@@ -109,6 +114,8 @@ def _currency(text: str) -> str:
 def _tidied(text: str) -> str:
     """With one space where there is space, without LaTeX, the currency's sign and separators between thousands."""
     text = text.strip()
+    if not text.isascii():
+        text = _SQUEEZED.sub(_spread, text)
     if formula := _FORMULA.fullmatch(text):
         text = formula[1] or formula[2] or ""
     text = text.replace(r"\$", "$").strip("$€£ \t\n").replace("−", "-").replace("{,}", ",").replace(r"\%", "%")
@@ -121,6 +128,12 @@ def _tidied(text: str) -> str:
     return _THOUSANDS.sub(lambda number: number[0].replace(" ", ""), _CURRENCY.sub(r"\1", text).strip())
 
 
+def _spread(sign: re.Match[str]) -> str:
+    """A full-width sign as the plain one, a fraction of one sign as a fraction behind a space: `2½` as `2 1/2`."""
+    plain = unicodedata.normalize("NFKC", sign[0])
+    return f" {plain.replace('⁄', '/')} " if "⁄" in plain else plain
+
+
 def _exponent(power: re.Match[str]) -> str:
     """Of a power of ten, as in 3e8; the power alone is 1e8."""
     return f"{'' if power.start() and power[0][0] != '1' else '1'}e{power[1] or power[2]}"
@@ -130,12 +143,12 @@ def _is_named_well(label: str, unit: str) -> bool:
     """Whether these name a number, and do not change it."""
     words = [word.partition("^")[0] for word in unit.strip("%° ").replace("/", " ").split()]
     known = all(len(word) > 2 or word in _IS_SYMBOL for word in words)
-    return known and not any(is_no_unit(word) for word in (label, *words))
+    return known and not any(changes(word) or word.lower() in _CENTS for word in (label, *words))
 
 
-def is_no_unit(word: str) -> bool:
+def changes(word: str) -> bool:
     """Whether a word behind a number changes it or denies it: `5 dozen`, `5 wrong`."""
-    return word.lower() in _IS_NO_UNIT
+    return word.lower() in _CHANGES
 
 
 def _fraction(decimal: str) -> Fraction:

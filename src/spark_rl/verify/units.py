@@ -19,7 +19,7 @@ SCALES = {
 }
 """Words that multiply the number before them; a plural is the same."""
 
-_CURRENCIES = """
+_OURS = """
 dollar = [dollar] = USD = dollars
 cent = dollar / 100 = _ = cents
 euro = [euro] = EUR = euros
@@ -28,14 +28,16 @@ yen = [yen] = JPY
 rupee = [rupee] = INR = rupees = Rs
 yuan = [yuan] = CNY = RMB
 @alias percent = pct = percentage
+@alias ohm = Omega
 """
-CONVERTED = Fraction(1, 10**9)
-"""Relative error of values in different units."""
 _LETTERS = frozenset("mgshLNJWVACKF")
-"""Symbols of one letter that are units behind a number and a space; others are variables."""
-_SYMBOLS = "cm mm km dm mi yd ft in kg mg lb oz ml mL hr Hz kHz Pa kPa kW kJ kN dB"
+"""Symbols of one letter that are units behind a number and a space; others are variables, or thousands and millions."""
+_SYMBOLS = (
+    "cm mm km dm mi yd ft in kg mg lb oz ml mL hr Hz Pa kW kJ kN dB "
+    "kHz MHz kPa kWh min sec hrs mol rad deg lbs mph kph rpm ohm yds Omega"
+)
 _SHORT = frozenset(_SYMBOLS.split())
-"""Symbols of two letters that are units behind a number; others are products."""
+"""Symbols of two or three letters that are units behind a number; others are products."""
 _SIGNS = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "%": "percent"}
 _WORDS = "or and to of by at is an as me us we pi ab up so no few all any one two ten"
 _NOT_UNITS = frozenset(_WORDS.split())
@@ -49,8 +51,8 @@ def _registry() -> Any:
     import pint
 
     logging.getLogger("pint").setLevel(logging.ERROR)  # it warns that a cent is no longer one of music
-    registry: Any = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
-    for line in _CURRENCIES.strip().splitlines():
+    registry: Any = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None, non_int_type=Fraction)
+    for line in _OURS.strip().splitlines():
         registry.define(line)
     return registry
 
@@ -63,15 +65,24 @@ def unit(words: str) -> str | None:
     ('mile / hour', 'centimeter ** 2', None)
     """
     text = re.sub(r"\s+", " ", words.strip().rstrip("."))
-    text = _SIGNS.get(text, text)
+    text = _SIGNS.get(text, text).replace("per cent", "percent")
     text = re.sub(r"\b(sq|cu)\b\.?", lambda short: {"sq": "square", "cu": "cubic"}[short[1]], text)
-    if not text or text in _NOT_UNITS or not re.fullmatch(r"[A-Za-z°][A-Za-z° */^().\-\d]*", text):
+    if (
+        not text
+        or text in _NOT_UNITS
+        or (len(text) == 1 and text.isalpha() and text not in _LETTERS)
+        or not re.fullmatch(r"[A-Za-z°][A-Za-z° */^().\-\d]*", text)
+    ):
         return None
     import pint
 
     for spelling in (text, text.lower()):
         try:
-            return str(_registry().parse_units(spelling)) or None
+            powers = pint.util.to_units_container(_registry().parse_units(spelling))
+            return (
+                str(pint.util.UnitsContainer({name: float(Fraction(str(power))) for name, power in powers.items()}))
+                or None
+            )
         except (pint.PintError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError):  # of any text
             continue
         except Exception as error:  # pint's tokenizer raises what Python's does
@@ -82,18 +93,21 @@ def unit(words: str) -> str | None:
 
 def bare_unit(letters: str, spaced: bool) -> str | None:
     """The unit that letters outside of text commands name behind a number: `5 cm`, `5 m`, but no `5x` or `5m`."""
-    known = letters in _SHORT or len(letters) > 2 or (spaced and letters in _LETTERS)
-    return unit(letters) if known else None
+    return unit(letters) if letters in _SHORT or (spaced and letters in _LETTERS) else None
 
 
-def convert(value: float, one: str, other: str) -> float | None:
-    """`value` of one unit in the other, by `unit`'s names; None if the two measure different things.
+@lru_cache(maxsize=4096)
+def conversion(one: str, other: str) -> tuple[Fraction, Fraction] | None:
+    """The factor, and what is added then, that make a value of one unit one of the other, by `unit`'s names.
 
-    >>> convert(36, "kilometer / hour", "meter / second")
-    10.0
+    None if the two measure different things. Exact, but for pi in that of angles, of which pint has fifty digits.
+
+    >>> conversion("degree_Celsius", "degree_Fahrenheit")
+    (Fraction(9, 5), Fraction(32, 1))
     """
     registry = _registry()
     source, target = registry.Unit(one), registry.Unit(other)
     if not source.is_compatible_with(target):
         return None
-    return float(registry.Quantity(value, source).to(target).magnitude)
+    none, unity = (Fraction(registry.Quantity(Fraction(value), source).to(target).magnitude) for value in (0, 1))
+    return unity - none, none

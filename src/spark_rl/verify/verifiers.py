@@ -101,6 +101,7 @@ class Verifier:
     """What `score` is given first: the extracted answer, or the whole response with its reasoning, boxed or not."""
 
 
+_TOLERANCES = frozenset(["tolerance", "relative_tolerance"])
 _INTEGER = re.compile(r"[+-]?\d{1,400}", re.ASCII)
 
 
@@ -110,7 +111,7 @@ def score_math(answer: str, gold: str, metadata: Metadata) -> float | None:
     `metadata` may allow more: a `tolerance` (absolute) or `relative_tolerance` (of gold) for numbers. `units: strict`
     allows less: a unit must be there where the gold has one, and only there.
     """
-    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold) and not _TOLERANCES & metadata.keys():
         return float(int(answer) == int(gold))
     from spark_rl.verify.mathematics import equal, read
 

@@ -92,7 +92,7 @@ _SHORT = "[Dd]o|[Gg]o|[Ii]f|[Ii]n|[Ii]s|[Ii]t|[Nn]o|[Oo]f|[Oo]n|[Oo]r|[Ss]o|[Tt]
 """Words that are hardly ever products; `at`, `be` or `my` may well be."""
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{3,}")
 _WORDS = re.compile(rf"(?:[^\W\d_]{{3,}}|(?:{_SHORT})(?= |$))(?:[ '-][^\W\d_]+)*")
-_FORMULA = re.compile(r"(?=.*?[A-Za-z)]\d)\d* ?[A-Z][A-Za-z\d()]*")
+_FORMULA = re.compile(r"(?!\d+E\d+$)(?=.*?[A-Za-z)]\d)\d* ?[A-Z][A-Za-z\d()]*")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(:[0-5]\d)?(?: ?([ap])\.?m\.?)?", re.IGNORECASE | re.ASCII)
 _YEARS = re.compile(r"([12]\d{3}) ?(?:--?|–) ?([12]\d{3})", re.ASCII)
 _MONTH = (

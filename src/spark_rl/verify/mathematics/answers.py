@@ -18,14 +18,17 @@ class Quantity:
     counted: str = ""
     """What there are so many of, where that is no unit: students."""
     decimals: int | None = None
-    """How many digits a number has behind the point, 0 for an integer; None if it is no plain decimal."""
+    """How many digits a decimal has behind the point; None of what is no decimal, an integer among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Several answers. Those of a tuple are in order, those of a set count once, those of a list neither."""
+    """Several answers. Those of a tuple are in order, those of a set count once, those of a list neither.
 
-    kind: Literal["tuple", "set", "list"]
+    A ratio is of three or more, in order, as multiples of the first.
+    """
+
+    kind: Literal["tuple", "set", "list", "ratio"]
     items: tuple[Answer, ...]
 
 

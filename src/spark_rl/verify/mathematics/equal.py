@@ -7,12 +7,12 @@ are. Expressions are compared by their values at several points, where both are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import sympy
-from sympy import MatrixBase, Rational, S, Symbol
+from sympy import I, MatrixBase, Rational, S, Symbol
 
 from spark_rl.verify import units
 from spark_rl.verify.mathematics.answers import (
@@ -41,6 +41,8 @@ class Rules:
 
 DIGITS = 40
 """To which values are computed; the last ten may differ."""
+MAX_ITEMS = 30
+"""Of a set, but for its rational numbers."""
 ROUNDED = 3
 """Significant digits that make a decimal gold a rounded one."""
 STRICT = Rules()
@@ -138,7 +140,9 @@ def _equal_items(gold: Answer, answer: Answer, rules: Rules) -> bool:
         return _equal_items(gold, _vector(answer), rules) if answer.value.shape[1] == 1 else False
     kinds = {each.kind for each in (gold, answer) if isinstance(each, Items)}
     golds, answers = (each.items if isinstance(each, Items) else (each,) for each in (gold, answer))
-    if "tuple" in kinds:
+    if "ratio" in kinds and len(kinds) > 1:
+        return False
+    if kinds & {"tuple", "ratio"}:
         golds, answers = _values(golds), _values(answers)
         if "set" in kinds or not isinstance(gold, Items) or not isinstance(answer, Items):
             return False
@@ -150,10 +154,11 @@ def _equal_items(gold: Answer, answer: Answer, rules: Rules) -> bool:
 
 
 def _values(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
-    """Of `x = 1, y = 2`; others as they are."""
-    if all(isinstance(item, Named) for item in items):
-        return tuple(item.value for item in items if isinstance(item, Named))
-    return items
+    """Of `y = 2, x = 1` by their names' order; others as they are."""
+    named = [item for item in items if isinstance(item, Named)]
+    if len(named) < len(items):
+        return items
+    return tuple(item.value for item in sorted(named, key=lambda item: item.name))
 
 
 def _vector(column: Quantity) -> Items:
@@ -161,6 +166,8 @@ def _vector(column: Quantity) -> Items:
 
 
 def _distinct(items: Sequence[Answer]) -> tuple[Answer, ...]:
+    if sum(not (isinstance(item, Quantity) and item.value.is_Rational) for item in items) > MAX_ITEMS:
+        raise ValueError("too many to compare each with each")
     kept: list[Answer] = []
     for item in items:
         if not any(equal(item, other) for other in kept):
@@ -186,14 +193,11 @@ def _equal_quantities(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
         return False
     if gold.unit == answer.unit or (not rules.strict_units and not (gold.unit and answer.unit)):
         return _equal_values(gold, answer, rules)
-    value = answer.value
-    if not getattr(gold.value, "is_number", False) or not getattr(value, "is_number", False) or not value.is_real:
+    conversion = units.conversion(answer.unit or "dimensionless", gold.unit or "dimensionless")
+    if conversion is None or isinstance(answer.value, MatrixBase):
         return False
-    converted = units.convert(float(value), answer.unit or "dimensionless", gold.unit or "dimensionless")
-    allowed = max(
-        float(rules.tolerance), float(abs(gold.value)) * float(max(units.CONVERTED, rules.relative_tolerance))
-    )
-    return converted is not None and abs(converted - float(gold.value)) <= allowed
+    factor, added = map(Rational, conversion)
+    return _equal_values(gold, replace(answer, value=answer.value * factor + added), rules)
 
 
 def _equal_values(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
@@ -205,7 +209,7 @@ def _equal_values(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
         return True
     if not (one.is_number and other.is_number):
         return False
-    if gold.decimals is not None and answer.decimals is None and _rounds_to(other, gold):
+    if answer.decimals is None and _is_rounded(other, gold):
         return True
     if not rules.tolerance and not rules.relative_tolerance:
         return False
@@ -213,12 +217,18 @@ def _equal_values(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
     return bool((abs(one - other) - allowed).evalf(DIGITS) <= 0)
 
 
-def _rounds_to(value: Any, gold: Quantity) -> bool:
+def _is_rounded(value: Any, gold: Quantity) -> bool:
     """Whether a gold decimal, of some digits, is `value` rounded; a terminating decimal is itself and nothing else."""
-    digits = len(str(abs(gold.value * Rational(10) ** gold.decimals)))
-    if digits < ROUNDED or not value.is_real or (value.is_Rational and _terminates(value.q)):
+    if gold.decimals is None or len(str(abs(gold.value * Rational(10) ** gold.decimals))) < ROUNDED:
         return False
-    return bool(abs(value - gold.value).evalf(DIGITS) * 2 * Rational(10) ** gold.decimals <= 1)
+    return not (value.is_Rational and _terminates(value.q)) and rounds_to(value, gold)
+
+
+def rounds_to(value: Any, decimal: Quantity) -> bool:
+    """Whether a decimal, or an integer, is `value` rounded to its digits."""
+    if not value.is_real or not decimal.value.is_Rational:
+        return False
+    return bool(abs(value - decimal.value).evalf(DIGITS) * 2 * Rational(10) ** (decimal.decimals or 0) <= 1)
 
 
 def _terminates(denominator: int) -> bool:
@@ -230,11 +240,10 @@ def _terminates(denominator: int) -> bool:
 
 # ------------------------------------------------------------------------------------------------ values
 
-_POINTS = tuple(
-    tuple(Rational(sign * (37 * place + 11 * (turn + 1) ** 2 + 5), 13 + 4 * turn + 6 * place) for place in range(8))
-    for turn, sign in enumerate((1, 1, -1, 1, -1, 1, -1, 1))
-)
-"""Where expressions are compared: eight points of up to eight variables, of both signs."""
+_SIZES = [
+    Rational(*parts) for parts in zip((16, 5, 53, 13, 137, 25, 407, 11), (13, 17, 19, 23, 29, 31, 37, 41), strict=True)
+]
+_SIGNS = ("++++", "++++", "----", "+-+-", "++++", "-+-+", "++--", "----")
 _COUNTERS = frozenset("nkmj")
 """Variables that are whole numbers, by custom."""
 
@@ -249,22 +258,36 @@ def same_value(one: Any, other: Any) -> bool:
     letters = sorted(one.free_symbols | other.free_symbols, key=lambda letter: letter.name)
     if not letters:
         return _close(one, other)
-    if len(letters) > len(_POINTS[0]):
-        return bool(sympy.expand(one - other) == 0)
     compared = 0
-    for turn, point in enumerate(_POINTS):
-        values = {letter: _at(letter, value, turn) for letter, value in zip(letters, point, strict=False)}
+    is_complex = one.has(I) or other.has(I)
+    for turn in range(len(_SIGNS)):
+        values = {letter: _at(letter, turn, place) for place, letter in enumerate(letters)}
         left, right = (each.xreplace(values) for each in (one, other))
-        if not (left.is_real and right.is_real) or left.has(S.NaN, S.ComplexInfinity):
+        if not (is_complex or (left.is_real and right.is_real)) or left.has(S.NaN, S.ComplexInfinity):
             continue
         if not _close(left, right):
-            return False
+            if is_complex or (_is_real_throughout(one, values) and _is_real_throughout(other, values)):
+                return False
+            continue
         compared += 1
     return compared > 1
 
 
-def _at(letter: Symbol, value: Rational, turn: int) -> Rational:
-    return Rational(3 * turn + 2 + len(letter.name)) if letter.name in _COUNTERS else value
+def _is_real_throughout(value: Any, at: dict[Any, Any]) -> bool:
+    """Whether no root in it is of a negative number at a point: the product of two such is real again."""
+    powers = [part.subs(at, simultaneous=True) for power in value.atoms(sympy.Pow) for part in power.args]
+    return all(
+        exponent.is_integer or base.is_negative is False
+        for base, exponent in zip(powers[::2], powers[1::2], strict=True)
+    )
+
+
+def _at(letter: Symbol, turn: int, place: int) -> Rational:
+    """The value of the letter of a place, one of eight in turn: above and below 1, with like and with unlike signs."""
+    if letter.name in _COUNTERS:
+        return Rational(2 + 3 * place + (3 + 2 * place) * turn % 11)
+    size = _SIZES[(turn + 3 * place) % len(_SIZES)] + place // len(_SIZES)
+    return -size if _SIGNS[turn][place % 4] == "-" else size
 
 
 def _without_functions(value: Any) -> Any:
@@ -288,7 +311,7 @@ def _proportional(gold: Relation, answer: Relation) -> bool:
     if one.free_symbols != other.free_symbols or not one.free_symbols:
         return False
     letters = sorted(one.free_symbols, key=lambda letter: letter.name)
-    at = {letter: value for letter, value in zip(letters, _POINTS[0], strict=False)}
+    at = {letter: _at(letter, 0, place) for place, letter in enumerate(letters)}
     left, right = (each.xreplace(at) for each in (one, other))
     if left == 0 or right == 0 or not (left.is_real and right.is_real):
         return False

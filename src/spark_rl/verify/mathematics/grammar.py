@@ -1,6 +1,7 @@
 r"""Expressions: tokens to SymPy, by precedence. What could be read in two ways, or not at all, is refused.
 
-expression = term {(+ | -) term}
+expression = sum [\over sum | \choose sum]
+sum        = term {(+ | -) term}
 term       = factor {(* | / | nothing) factor}      `2 x`, `2(3)` and `x(x+1)` are products, `2\frac{1}{2}` is 5/2
 factor     = {+ | -} power
 power      = atom {! | '} [^ exponent]
@@ -14,6 +15,7 @@ measured before it is made.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,24 +29,36 @@ MAX_RESULT_DIGITS = 10_000
 """Of an integer that a power or a factorial makes."""
 MAX_ROOT = 1000
 """Degree of a root."""
+MAX_TERMS = 1000
+"""Of a sum or a product with numbers for bounds."""
+MAX_INTEGRAND = 8
+"""Operations in what is integrated."""
+MAX_OPERANDS = 10
+"""Of a maximum, and functions in each other."""
+MAX_ROWS = 4
+"""Of a matrix with letters of which a determinant or a power is taken; of numbers they may be five times as many."""
 
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\lvert": r"\rvert", "|": "|", r"\|": r"\|"}
 _CLOSING |= {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lVert": r"\rVert"}
-_ENDS = r"\le \ge \ne \in \notin \approx \cup \cap \setminus \ldots \pm \mp \to \degree \rangle \langle \emptyset"
+_ENDS = (
+    r"\le \ge \ne \in \notin \approx \cup \cap \setminus \ldots \pm \mp \to \degree \rangle \langle \emptyset "
+    r"\over \choose"
+)
 _STOPS = frozenset(_CLOSING.values()) | frozenset(_ENDS.split())
 """Commands that no product goes on with."""
 _MARKS = r"\vec \hat \bar \tilde \dot \ddot \underline \mathcal \mathbb \mathfrak \mathscr"
 _DECORATIONS = frozenset(_MARKS.split())
 _NEEDS_LIBRARY = frozenset([r"\int", r"\iint", r"\iiint", r"\oint", r"\sum", r"\prod", r"\lim"])
+_NO_BRACES = str.maketrans("", "", "{}")
 _CONSTANTS = {"e": E, "i": I, "pi": pi}
-_OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
+OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
 _APPLIED = frozenset("fgFGP")
 """Letters that name functions where brackets follow: f(x) is no product."""
 
 
 _OTHER_NAMES = {
     **{"ln": sympy.log, "max": sympy.Max, "min": sympy.Min, "abs": sympy.Abs, "sgn": sympy.sign, "ceil": sympy.ceiling},
-    **{"Re": sympy.re, "Im": sympy.im, "lcm": sympy.ilcm, "gcd": sympy.igcd},
+    **{"Re": sympy.re, "Im": sympy.im, "lcm": sympy.lcm, "gcd": sympy.gcd},
 }
 
 
@@ -84,17 +98,32 @@ def _by_library(tokens: Sequence[Token]) -> Any:
     text = " ".join(
         rf"\{token.text}" if len(token.text) > 1 and token.kind == "letter" else token.text for token in tokens
     )
+    text = re.sub(r"(?<=\d) \(", r" \\cdot (", text)  # 2 (3) is 5 to it
     try:
         value = latex2sympy(
             text, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False)
         )
-        value = value.doit()
+        _check_terms(value)
+        value = value.doit(manual=True)  # of integrals: only what is integrated by hand, since the rest may take hours
+    except TooLarge:
+        raise
     except Exception as error:  # its parser raises plain exceptions
         raise NotMath("not read by math-verify") from error
     if not isinstance(value, sympy.Expr):
         raise NotMath("no expression")
     constants = {Symbol("i"): I, Symbol("e"): E}
     return value.xreplace(constants).xreplace({number: Rational(str(number)) for number in value.atoms(sympy.Float)})
+
+
+def _check_terms(value: Any) -> None:
+    if any(integral.function.count_ops() > MAX_INTEGRAND for integral in value.atoms(sympy.Integral)):
+        raise TooLarge("an integral of too much")
+    for repeated in value.atoms(sympy.Sum, sympy.Product):
+        for _, *bounds in repeated.limits:
+            first, last = bounds if len(bounds) == 2 else (0, sympy.oo)
+            count = last - first
+            if count.is_infinite or (count.is_number and count > MAX_TERMS):
+                raise TooLarge("a sum of too many terms")
 
 
 class _Parser:
@@ -104,6 +133,7 @@ class _Parser:
         self.depth = 0
         self.in_bars = 0
         self.of_angle = False
+        self.functions = 0
 
     # -------------------------------------------------------------------------------------------- reading
 
@@ -138,34 +168,54 @@ class _Parser:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise TooLarge("nested too deeply")
+        value = self.sum()
+        if self.found(r"\over"):
+            value = value / self.sum()
+        elif self.found(r"\choose"):
+            value = _binomial(value, self.sum())
+        self.depth -= 1
+        return value
+
+    def sum(self) -> Any:
         value = self.term()
         while self.next in ("+", "-"):
             sign = self.take().text
             value = value + self.term() if sign == "+" else value - self.term()
-        self.depth -= 1
         return value
 
     def term(self) -> Any:
-        value, mixed = self.factor(), self.may_be_mixed()
+        """Behind a slash or a colon a product without a sign, `1/2x`, could be read in two ways."""
+        value = self.factor()
+        colons = 0
         while True:
             if self.found("*"):
                 value = value * self.factor()
             elif self.found("/", ":"):
+                colons += self.tokens[self.place - 1].text == ":"
                 value = value / self.factor()
-            elif mixed and self.next == r"\frac":
-                part = self.power()
-                is_part = isinstance(part, Rational) and 0 < part < 1
-                value = value + part if is_part and value >= 0 else value - part if is_part else value * part
+                if colons > 1 or (self.starts_factor() and (colons or not self.tokens[self.place].spaced)):
+                    raise NotMath("a quotient in two ways")
             elif self.starts_factor():
-                value = value * self.power()
+                value = value * self.mixed()
             else:
                 return value
-            mixed = False
 
-    def may_be_mixed(self) -> bool:
-        """Whether what was read is an integer that a fraction may follow: 2 and 1/2 is 2.5."""
-        before = self.tokens[self.place - 1]
-        return before.kind == "number" and before.text.isdigit() and self.next == r"\frac" and self.is_fraction()
+    def factor(self) -> Any:
+        if self.found("-"):
+            return -self.factor()
+        if self.found("+"):
+            return self.factor()
+        return self.mixed()
+
+    def mixed(self) -> Any:
+        """A power, or an integer and a part of one: 2 and 1/2 is 2.5."""
+        start = self.place
+        value = self.power()
+        is_integer = self.place == start + 1 and self.tokens[start].text.isdigit()
+        if is_integer and self.next == r"\frac" and self.is_fraction():
+            part = self.power()
+            return value + part if isinstance(part, Rational) and 0 < part < 1 else value * part
+        return value
 
     def is_fraction(self) -> bool:
         """Whether the next is `\\frac` of two integers."""
@@ -177,7 +227,8 @@ class _Parser:
         """Whether a product goes on without a sign. Two numbers are never a product."""
         if self.kind == "number":
             is_power = self.tokens[self.place + 1 : self.place + 2] and self.tokens[self.place + 1].text == "^"
-            return bool(is_power) or self.tokens[self.place - 1].kind != "number"
+            before = self.tokens[self.place - 1]
+            return bool(is_power) or (before.kind != "number" and before.text != r"\degree")
         if self.kind in ("letter", "command"):
             return self.next not in _STOPS and not self.next.startswith(r"\end{")
         if self.kind == "word":
@@ -185,13 +236,6 @@ class _Parser:
         if self.next == "|":
             return not self.in_bars
         return self.next in _CLOSING
-
-    def factor(self) -> Any:
-        if self.found("-"):
-            return -self.factor()
-        if self.found("+"):
-            return self.factor()
-        return self.power()
 
     def power(self) -> Any:
         value = self.atom()
@@ -287,13 +331,17 @@ class _Parser:
     def command(self, command: str) -> Any:
         match command:
             case r"\frac":
-                over = self.argument()
-                return over / self.argument()
+                start = self.place
+                over, under = self.argument(), self.argument()
+                return self.derivative(start) or over / under
             case r"\binom":
                 return _binomial(self.argument(), self.argument())
             case r"\sqrt" | r"\cbrt":
-                degree = 3 if command == r"\cbrt" else self.group("]") if self.found("[") else 2
-                return power(self.atom(), 1 / sympy.sympify(degree))
+                degree = sympy.sympify(3 if command == r"\cbrt" else self.group("]") if self.found("[") else 2)
+                value = self.atom()
+                if degree.is_odd and value.is_negative:  # the real root
+                    return -power(-value, 1 / degree)
+                return power(value, 1 / degree)
             case r"\infty":
                 return sympy.oo
             case r"\lvert":
@@ -312,6 +360,12 @@ class _Parser:
                 return self.function(command[1:])
         raise NotMath(f"{command} is not known")
 
+    def derivative(self, start: int) -> Any:
+        """What the tokens from `start` to here write if it is dy/dx, which is no ratio of products; else None."""
+        text = "".join(token.text for token in self.tokens[start : self.place])
+        is_one = re.fullmatch(r"\{d(?!d|[+*/-]).*\}\{d[^d^+*/}-].*\}", text)
+        return Symbol(text.replace("}{", "/").translate(_NO_BRACES)) if is_one else None
+
     def decorated(self, command: str) -> Any:
         """A letter with a mark is another letter; a bar over a complex number is its conjugate."""
         start = self.place
@@ -329,9 +383,15 @@ class _Parser:
                 base = self.argument()
             else:
                 exponent = self.exponent()
-        of_angle, self.of_angle = self.of_angle, name in _OF_ANGLES
+        self.functions += 1
+        if self.functions > MAX_OPERANDS:
+            raise TooLarge("too many functions in each other")
+        of_angle, self.of_angle = self.of_angle, name in OF_ANGLES
         values = self.operands()
         self.of_angle = of_angle
+        self.functions -= 1
+        if len(values) > MAX_OPERANDS:
+            raise TooLarge("a function of too many")
         if name in ("log", "lg"):
             value = sympy.log(values[0], 10 if base is None else base)
         elif exponent == -1:  # \sin^{-1} is arcsin
@@ -350,7 +410,12 @@ class _Parser:
             return [self.atom()]
         value = self.factor() if self.next == "-" else self.power()
         while self.starts_factor() and self.next[1:] not in FUNCTIONS:
+            if self.next in _CLOSING:
+                raise NotMath("a bracket that may be within the function or behind it")
             value = value * self.power()
+        following = self.tokens[self.place + 1 : self.place + 2]
+        if self.next == "/" and not (following and following[0].text[1:] in FUNCTIONS):
+            raise NotMath("a quotient that may be within the function")
         return [value]
 
     def matrix(self, begin: str) -> Any:
@@ -368,6 +433,7 @@ class _Parser:
         rows = [row for row in rows if row]
         matrix = sympy.ImmutableMatrix(rows)
         if kind == "vmatrix":
+            _check_rows(matrix)
             return matrix.det()
         if kind not in ("matrix", "pmatrix", "bmatrix", "array", "smallmatrix"):
             raise NotMath(f"{begin} is not known")
@@ -386,16 +452,22 @@ def power(base: Any, exponent: Any) -> Any:
     if isinstance(base, sympy.MatrixBase):
         if not isinstance(exponent, Integer) or abs(exponent) > 10:
             raise TooLarge("a power of a matrix")
+        _check_rows(base, powers=abs(exponent))
     elif isinstance(exponent, Rational):
         numbers = [part for part in base.atoms(Rational)] if base.is_number else []
         largest = max((max(abs(number.p), number.q) for number in numbers), default=1)
         if exponent.q > MAX_ROOT or abs(exponent) * math.log10(max(largest, 2)) > MAX_RESULT_DIGITS:
             raise TooLarge("a number is too large")
-    elif isinstance(base, Rational) and exponent.is_number and not exponent.has(sympy.log):
-        size = abs(complex(exponent.evalf(5)))
-        if size * math.log10(max(abs(base.p), base.q, 2)) > MAX_RESULT_DIGITS:
+    elif base.is_number and exponent.is_number:
+        digits = exponent.evalf(5) * sympy.log(base, 10).evalf(5) if base != 0 else sympy.S.Zero
+        if sympy.Abs(digits).evalf(5) > MAX_RESULT_DIGITS:
             raise TooLarge("a number is too large")
     return base**exponent
+
+
+def _check_rows(matrix: Any, powers: int = 1) -> None:
+    if (matrix.free_symbols and powers > 2) or max(matrix.shape) > MAX_ROWS * (1 if matrix.free_symbols else 5):
+        raise TooLarge("a matrix is too large")
 
 
 def _small(value: Any) -> Any:

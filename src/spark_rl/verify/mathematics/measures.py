@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from spark_rl.verify import units
 from spark_rl.verify.mathematics.answers import Quantity
-from spark_rl.verify.mathematics.grammar import expression
-from spark_rl.verify.mathematics.notation import NotMath
-from spark_rl.verify.mathematics.tokens import Tokens, without_braces
-from spark_rl.verify.quantity import is_no_unit
+from spark_rl.verify.mathematics.grammar import OF_ANGLES, expression
+from spark_rl.verify.mathematics.notation import NotMath, Token
+from spark_rl.verify.mathematics.tokens import Tokens, split, without_braces
+from spark_rl.verify.quantity import changes
 
 _CURRENCIES = frozenset(["dollar", "euro", "sterling", "yen"])
+_TIMES = frozenset([r"\min", r"\sec"])
+"""Functions by their names, but nothing follows them."""
 _DEGREES = {"": "degree", "C": "degree_Celsius", "F": "degree_Fahrenheit"}
 
 
 def measure(tokens: Tokens) -> Quantity:
     """An expression with a currency before it, or a scale and a unit behind it."""
+    if tokens[-1].text in _TIMES:
+        tokens = [*tokens[:-1], Token("word", tokens[-1].text[1:], tokens[-1].spaced)]
     currency = next((token.text for token in tokens[:2] if token.text in _CURRENCIES), "") if len(tokens) > 1 else ""
     if currency and (tokens[0].text == currency or tokens[0].text in "+-"):
         tokens = [token for place, token in enumerate(tokens) if place > 1 or token.text != currency]
@@ -46,15 +50,20 @@ def _scale(word: str) -> int | None:
 
 def _unit(tokens: Tokens) -> tuple[int, str]:
     """Where the unit begins, or what is counted, and the unit's name; the end and nothing if there is none."""
+    _, of_angles = split(tokens, lambda token: token.text[1:] in OF_ANGLES)  # \sin 30^\circ is no angle
     depth = tokens[0].nesting
     for start, token in enumerate(tokens[1:], start=1):
         depth += token.nesting
         if depth:
             continue
-        if token.text == r"\degree" and (name := _DEGREES.get("".join(part.text for part in tokens[start + 1 :]))):
+        if (
+            token.text == r"\degree"
+            and not of_angles
+            and (name := _DEGREES.get("".join(part.text for part in tokens[start + 1 :])))
+        ):
             return start, name
         if token.kind == "word" and not _scale(token.text):
-            return start, _name(tokens[start:]) or ""
+            return start, ("" if changes(token.text) else _name(tokens[start:])) or ""
     start = len(tokens)
     while start > 1 and tokens[start - 1].kind == "letter" and not (start < len(tokens) and tokens[start].spaced):
         start -= 1
@@ -73,7 +82,7 @@ def _name(tokens: Tokens) -> str | None:
 
 def _counted(words: Tokens) -> str:
     """Words behind a number that do not change it."""
-    if any(token.kind != "word" or is_no_unit(token.text) for token in words):
+    if any(token.kind != "word" or changes(token.text) for token in words):
         raise NotMath("words that may change a number")
     return " ".join(token.text for token in words).casefold()
 
@@ -83,7 +92,7 @@ def _decimals(number: Tokens) -> int | None:
     texts = [token.text for token in number if token.text not in "+{}"]
     texts = texts[1:] if texts[:1] == ["-"] else texts
     exponent = "".join(texts[4:]) if texts[1:4] == ["*", "10", "^"] else ""
-    if not texts or "/" in texts[0] or not texts[0].replace(".", "").isdigit() or (len(texts) > 1 and not exponent):
+    if not texts or "." not in texts[0] or (len(texts) > 1 and not exponent):
         return None
     places = len(texts[0].partition(".")[2])
     return places - int(exponent or 0) if exponent.removeprefix("-").isdigit() or not exponent else None

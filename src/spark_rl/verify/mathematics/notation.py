@@ -67,6 +67,7 @@ _SIGNS = {
     **{"″": "''", "∣": "|", "、": ",", "。": ".", "√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"},
     **{"≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap "},
     **{"∈": r"\in ", "∉": r"\notin ", "∅": r"\emptyset ", "∖": r"\setminus ", "∧": r"\land ", "∨": r"\lor "},
+    **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "‖": r"\|"},
     **{"∠": r"\angle ", "△": r"\triangle ", "→": r"\to ", "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod "},
     **{sign: rf"\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)},
 }
@@ -95,12 +96,12 @@ _COMMANDS = {
     **dict.fromkeys((r"\simeq", r"\thickapprox"), r"\approx"),
     **{r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\Vert": r"\|", "**": "^"},
     **{r"\lt": "<", r"\gt": ">", r"\div": "/", r"\varnothing": r"\emptyset", r"\prime": "'"},
+    **{r"\wedge": r"\land", r"\vee": r"\lor"},
     **{r"\overline": r"\bar", r"\widehat": r"\hat", r"\overrightarrow": r"\vec", r"\infinity": r"\infty"},
     **{rf"\var{name}": rf"\{name}" for name in ("epsilon", "phi", "theta", "rho", "sigma", "kappa", "pi")},
 }
 _WORDS = {
     **{r"\%": "percent", "%": "percent", r"\$": "dollar", "€": "euro", "£": "sterling", "¥": "yen"},
-    **{r"\land": "and", r"\wedge": "and", r"\lor": "or", r"\vee": "or"},
 }
 _OPENS = frozenset(["(", "[", "{", r"\{", r"\langle"])
 _CLOSES = frozenset([")", "]", "}", r"\}", r"\rangle"])
@@ -110,7 +111,7 @@ _WITHOUT_MEANING = (
     r"\displaystyle \textstyle \scriptstyle \limits \nolimits \rm \bf \it"
 )
 _TEXT_COMMANDS = r"\text \textrm \textnormal \textup \mbox \mathrm \operatorname \textsf \texttt \textit"
-_STYLE_COMMANDS = r"\mathbf \boldsymbol \bm \mathit \mathsf \textbf \mathtt \emph"
+_STYLE_COMMANDS = r"\boxed \mathbf \boldsymbol \bm \mathit \mathsf \textbf \mathtt \emph"
 _DROPPED, _TEXT, _STYLES = (frozenset(names.split()) for names in (_WITHOUT_MEANING, _TEXT_COMMANDS, _STYLE_COMMANDS))
 
 
@@ -139,7 +140,8 @@ _TOKEN = re.compile(
     r"(?P<space>[\s~]+)"
     r"|(?P<environment>\\(?:begin|end) *\{[a-z]+\*?\})"
     r"|(?P<repeating>\d*\.(?P<before>\d*)\\(?:overline|bar|dot) *(?:\{ *(?P<period>\d+) *\}|(?P<digit>\d)))"
-    r"|(?P<based>(?P<digits>\d+|(?=\d*[A-F])[0-9A-F]{2,}(?=_\{? ?16\b))_(?:\{ *(?P<base>\d\d?) *\}|(?P<bare>\d\d?)))"
+    r"|(?P<based>(?P<opens>(?<![\w)\]}])\((?=\d+\)_))?(?P<digits>\d+|(?=\d*[A-F])[0-9A-F]{2,}(?=_\{? ?16\b))"
+    r"(?(opens)\))_(?:\{ *(?P<base>\d\d?) *\}|(?P<bare>\d\d?)))"
     r"|(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE](?P<exponent>[+-]?\d+)(?![\w.]))?)"
     r"|(?P<command>\\[A-Za-z]+|\\.)"
     r"|(?P<letters>[A-Za-z]+)"
@@ -149,8 +151,10 @@ _TOKEN = re.compile(
 _KINDS = ("space", "environment", "repeating", "based", "number", "command", "letters", "sign")
 _THOUSANDS = re.compile(r"(?<![\w.^,])\d{1,3}(?:(?:\\[,;:! ]|,\\! ?|\{,\}|[ ~])\d{3})+(?![\d,])", re.ASCII)
 _COMMAS = re.compile(r"(?<![\d.,^_])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", re.ASCII)
-_OPENING = re.compile(r"\\[{|]|[(\[{<]|\\(?:langle|lbrace|begin)")
+_LISTS = re.compile(r"\\(?:langle|lbrace|begin)")
+_BRACKETS = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
 _MIXED = re.compile(r"(?<![\w./^])(\d+) +(\d+)/(\d+)(?![\w.])", re.ASCII)
+_DERIVATIVE = re.compile(r"(?<![A-Za-z\\])(d[A-Za-z])/(d[A-Za-z])(?![A-Za-z])")
 _ROOT = re.compile(r"(\\sqrt(?:\[\d\])?) ?(\d+(?:\.\d+)?)", re.ASCII)
 _ESCAPED = re.compile(r"\\\\(?=[A-Za-z])")
 _DEGREE = re.compile(r"\^ *(?:\{ *)?\\(?:circ|degree)(?![A-Za-z])(?: *\})?")
@@ -184,9 +188,15 @@ def _tidied(text: str) -> str:
     text = _PERIOD.sub(r"\1", _MATH_SIGNS.sub(" ", text)).strip()
     text = _DEGREE.sub(r"\\degree ", text)
     text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), _ROOT.sub(r"\1{\2}", text))
-    if "," in text and not _OPENING.search(text):  # in brackets a comma parts items
-        text = _COMMAS.sub(lambda number: number[0].replace(",", ""), text)
-    return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    if "," in text and not _LISTS.search(text):
+        text = _COMMAS.sub(_without_commas, text)
+    return _MIXED.sub(r"\1\\frac{\2}{\3}", _DERIVATIVE.sub(r"\\frac{\1}{\2}", text))
+
+
+def _without_commas(number: re.Match[str]) -> str:
+    """The digits; in brackets a comma parts items."""
+    depth = sum(_BRACKETS.get(char, 0) for char in number.string[: number.start()])
+    return number[0] if depth else number[0].replace(",", "")
 
 
 def _tokens(text: str, in_text: bool) -> list[Token]:
@@ -200,7 +210,8 @@ def _tokens(text: str, in_text: bool) -> list[Token]:
             spaced = True
         elif piece in _TEXT or piece in _STYLES:
             content, place = _argument(text, place)
-            inner = _tokens(content, in_text=piece in _TEXT)
+            is_function = piece == r"\operatorname" and content.strip() in FUNCTIONS
+            inner = _tokens(content, in_text=piece in _TEXT and not is_function)
             tokens += [token._replace(spaced=spaced) if token is inner[0] and spaced else token for token in inner]
             spaced = content.endswith(" ") or (spaced and not inner)
         elif piece not in _DROPPED:

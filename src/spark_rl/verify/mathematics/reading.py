@@ -6,6 +6,7 @@ r"""From tokens to answers: finds lists, tuples, sets, intervals, relations and 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -24,16 +25,23 @@ from spark_rl.verify.mathematics.answers import (
     Text,
     open_interval,
 )
-from spark_rl.verify.mathematics.equal import equal
+from spark_rl.verify.mathematics.equal import equal, rounds_to
 from spark_rl.verify.mathematics.grammar import expression
 from spark_rl.verify.mathematics.measures import measure
 from spark_rl.verify.mathematics.notation import Broken, NotMath, Token, TooLarge, tokenize
 from spark_rl.verify.mathematics.tokens import Tokens, closes, is_list, split, without_braces
 from spark_rl.verify.wording import as_text, plain
 
+MAX_PARTS = 20
+"""Of a region that is made of several."""
+
 _OPENS = frozenset(["(", "[", "{", r"\{", r"\langle"])
 _RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\notin"])
 _SETS = frozenset([r"\cup", r"\cap", r"\setminus"])
+_LOGICAL = {r"\land": "and", r"\lor": "or"}
+_OF_SYMPY = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
+"""What it raises where an operation makes no sense."""
+_ONE_IN_BRACES = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")
 _FLIPPED = {"<": ">", r"\le": ">=", ">": ">", r"\ge": ">="}
 _NUMBER_SETS = {"R": S.Reals, "Z": S.Integers, "N": S.Naturals, "Q": S.Rationals, "C": S.Complexes}
 
@@ -50,6 +58,8 @@ def read(text: str) -> Answer | None:
         return Text(words) if isinstance(error, TooLarge) else None
     try:
         return _answer(tokens) if tokens else None
+    except _OF_SYMPY:
+        return _as_text(tokens)
     except Broken:
         return _as_text(tokens) if any(token.kind == "word" for token in tokens) else None
     except NotMath:
@@ -57,13 +67,17 @@ def read(text: str) -> Answer | None:
 
 
 def _as_text(tokens: Tokens) -> Text:
-    """As it is spelled; in words case does not count."""
-    text = " ".join(token.text for token in tokens)
+    """As it is spelled, but for braces around one token; in words case does not count."""
+    text = _ONE_IN_BRACES.sub(r"\1", " ".join(token.text for token in tokens))
     return Text(text.casefold() if any(token.kind == "word" for token in tokens) else text)
 
 
 def _answer(tokens: Tokens) -> Answer:
     """A list, or one item. Semicolons part lists of their own: `p=1,q=2; p=3,q=4`."""
+    if any(token.text in _LOGICAL for token in tokens) and all(
+        map(_is_structured, split(tokens, lambda token: token.text in _LOGICAL)[0])
+    ):  # conditions; of statements they make another statement
+        tokens = [token._replace(text=_LOGICAL.get(token.text, token.text)) for token in tokens]
     groups, _ = split(tokens, lambda token: token.text == ";")
     if len(groups) > 1 and any(is_list(group) for group in groups):
         answers = [_answer(group) for group in groups]
@@ -71,7 +85,10 @@ def _answer(tokens: Tokens) -> Answer:
             "list", tuple(replace(each, kind="tuple") if isinstance(each, Items) else each for each in answers)
         )
     parts, joints = split(tokens, lambda token: token.text in (",", ";", "and", "or"))
-    parts = [part for part in parts if part] if {"and", "or"} & set(joints) else parts  # 1, 2, and 3
+    if {"and", "or"} & set(joints):  # 1, 2, and 3
+        parts = [part for place, part in enumerate(parts) if part or place in (0, len(joints))]
+    if sum(map(_is_structured, parts)) > MAX_PARTS:
+        raise TooLarge("a region has too many parts")
     items: list[Answer] = []
     for part in parts:
         items += _alternatives(part)
@@ -93,7 +110,8 @@ def _together(items: list[Answer], joints: list[str]) -> Answer:
     if len(regions) == len(items) and len({region.variable for region in regions}) == 1:
         sets = [region.set for region in regions]
         both = sympy.Intersection(*sets)
-        return Region(both if "or" not in joints and both != S.EmptySet else sympy.Union(*sets), regions[0].variable)
+        is_both = "and" in joints or ("or" not in joints and both != S.EmptySet)
+        return Region(both if is_both else sympy.Union(*sets), regions[0].variable)
     first = items[0]
     if isinstance(first, Named) and all(not isinstance(item, Named) or item.name == first.name for item in items[1:]):
         values = [item.value if isinstance(item, Named) else item for item in items]
@@ -111,6 +129,12 @@ def _item(tokens: Tokens) -> Answer:
     parts, signs = split(tokens, lambda token: token.text in _SETS)
     if signs:
         return _operated([_as_set(_item(part)) for part in parts], signs)
+    terms, _ = split(tokens, lambda token: token.text == ":")
+    if len(terms) > 2:
+        first, *others = map(_number, terms)
+        if first.is_zero:
+            raise NotMath("a ratio to nothing")
+        return Items("ratio", tuple(Quantity(other / first) for other in others))
     return _bracketed(tokens) or _angle(tokens) or measure(tokens)
 
 
@@ -155,10 +179,23 @@ def _set(inside: Tokens) -> Answer:
     if not inside:
         return Region(S.EmptySet)
     parts, _ = split(inside, lambda token: token.text in ("|", ":"))
-    if len(parts) == 2 and not any(token.text in (",", ";") for token in parts[0]):
-        return _as_set(_answer(parts[1]))
+    if len(parts) == 2:
+        return _where(_item(parts[0]), _answer(parts[1]), _spelled(parts[0]))
     answer = _answer(inside)
     return Items("set", answer.items if isinstance(answer, Items) and answer.kind == "list" else (answer,))
+
+
+def _where(element: Answer, condition: Answer, name: str) -> Region:
+    r"""`\{x : x > 3\}` and `\{x \in \mathbb{Z} : x > 3\}`; of other elements, as in `\{2n : n > 3\}`, none is made."""
+    domain = S.Reals
+    if isinstance(element, Named):
+        name, domain = element.name, _as_set(element.value).set  # type: ignore[union-attr]
+    elif not isinstance(element, Quantity) or not isinstance(element.value, Symbol):
+        raise NotMath("a set of what is no variable")
+    of = condition.name if isinstance(condition, Named) else getattr(condition, "variable", "")
+    if of != name:
+        raise NotMath("a condition on something else")
+    return Region(sympy.Intersection(domain, _as_set(condition).set))  # type: ignore[union-attr]
 
 
 def _as_set(answer: Answer) -> Answer:
@@ -175,6 +212,8 @@ def _as_set(answer: Answer) -> Answer:
 
 
 def _operated(sets: list[Answer], signs: list[str]) -> Answer:
+    if len(sets) > MAX_PARTS:
+        raise TooLarge("a region has too many parts")
     result = sets[0].set  # type: ignore[union-attr]
     for sign, other in zip(signs, sets[1:], strict=True):
         operation = {r"\cup": sympy.Union, r"\cap": sympy.Intersection, r"\setminus": sympy.Complement}[sign]
@@ -203,14 +242,19 @@ def _as_region(answer: Answer) -> Answer:
 
 def _equated(parts: list[Tokens], signs: list[str]) -> Answer:
     """`name = value`, also `name = sum = value` if that is true; else an equation."""
-    if signs[-1] == r"\approx" and not _is_name(parts[-2]):
-        parts, signs = parts[:-1], signs[:-1]  # \sqrt{2} \approx 1.41 is \sqrt{2}
+    if signs[-1] == r"\approx" and not _is_name(parts[-2]):  # \sqrt{2} \approx 1.41 is \sqrt{2}
+        rounded, exact = _item(parts[-1]), _item(parts[-2])
+        if not (isinstance(rounded, Quantity) and isinstance(exact, Quantity) and rounds_to(exact.value, rounded)):
+            raise NotMath("it is not about that")
+        parts, signs = parts[:-1], signs[:-1]
         if not signs:
-            return _item(parts[0])
+            return exact
     if not _is_name(parts[0]) and _is_name(parts[-1]) and len(parts) == 2:
         parts = parts[::-1]
     if _is_name(parts[0]):
         values = [_item(part) for part in parts[1:]]
+        if len(parts) == 2 and _holds(values[0], parts[0]):
+            return Relation("=", expression(parts[0]) - values[0].value)  # type: ignore[union-attr]
         if all(equal(values[-1], value) for value in values[:-1]):
             return Named(_spelled(parts[0]), values[-1])
         raise NotMath("its sides differ")
@@ -218,6 +262,16 @@ def _equated(parts: list[Tokens], signs: list[str]) -> Answer:
         raise NotMath("a chain without a name")
     left, right = (expression(part) for part in parts)
     return Relation("=", left - right)
+
+
+def _holds(value: Answer, name: Tokens) -> bool:
+    """Whether the name that is given a value stands in it: `x = 2x - 5` states no value."""
+    if not isinstance(value, Quantity) or not value.value.free_symbols:
+        return False
+    try:
+        return bool(value.value.has(expression(name)))
+    except NotMath:  # a name in words
+        return False
 
 
 def _is_name(tokens: Tokens) -> bool:
@@ -232,8 +286,10 @@ def _is_name(tokens: Tokens) -> bool:
     parts, _ = split(tokens, lambda token: token.text in (":", "/"))
     if len(parts) == 2:
         return all(map(_is_name, parts))
-    if tokens[0].text in ("|", r"\lvert"):
-        return _is_name(tokens[1:-1])
+    if tokens[0].text in ("|", r"\lvert"):  # |x| = 5 does not give x
+        return _are_points(tokens[1:-1]) or (tokens[1].kind == "command" and _is_name(tokens[1:-1]))
+    if [token.text for token in tokens[1::2]] == ["(", ")"]:  # p(x), which elsewhere may be a product
+        return tokens[0].kind == tokens[2].kind == "letter"
     if tokens[0].text == r"\frac" and len(tokens) > 4:
         end = closes(tokens[1:]) + 1
         return _is_name(tokens[2:end]) and _is_name(without_braces(tokens[end + 1 :]))
@@ -270,7 +326,7 @@ def _compared(sides: list[Any], signs: list[str]) -> Answer:
             return Region(sympy.Intersection(*(_solved(link, unknown) for link in links)), str(unknown))
         except NotImplementedError:  # of SymPy
             pass
-    return links[0] if len(links) == 1 else Items("tuple", tuple(links))
+    return links[0] if len(links) == 1 else Items("list", tuple(links))
 
 
 def _unknowns(value: Any) -> set[Any]:
@@ -283,8 +339,11 @@ def _solved(link: Relation, variable: Any) -> Any:
     """Where an inequality holds, by SymPy, over the reals."""
     real = sympy.Dummy(real=True)
     difference = link.difference.xreplace({variable: real})
-    flat = difference.xreplace({sympy.Abs(real): real})
-    if not flat.is_polynomial(real) or sympy.degree(flat, real) > 4:
+    flat = difference.replace(sympy.Abs, lambda inside: inside)
+    if not flat.is_polynomial(real):
+        raise NotImplementedError
+    factors = [factor for factor, _ in sympy.factor_list(flat, real)[1]] if flat == difference else [flat]
+    if any(sympy.degree(factor, real) > 2 for factor in factors):
         raise NotImplementedError
     holds = difference > 0 if link.kind == ">" else difference >= 0
     return sympy.solve_univariate_inequality(holds, real, relational=False)
