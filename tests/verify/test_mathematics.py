@@ -208,6 +208,7 @@ HUGE = {
     "parts of a power": r"\arg(\frac{x}{y}^{1000})",
     "a degree": "x>3|x|^{1000}",
     "a binomial": r"\binom{10^9}{k}",
+    "a unit": r"5\text{ cm}^{9^{9^{9^{9}}}}",
     "a tower": "e^{e^{e^{e^{5}}}}",
 }
 
