@@ -205,6 +205,10 @@ HUGE = {
     "a maximum": rf"\max({','.join(f'x_{place}' for place in range(60))})",
     "a set": r"\{" + ",".join(rf"\sqrt{{{place}}}" for place in range(2, 170)) + r"\}",
     "logarithms": r"\log_{\log_{2}3}" * 20 + "5",
+    "parts of a power": r"\arg(\frac{x}{y}^{1000})",
+    "a degree": "x>3|x|^{1000}",
+    "a binomial": r"\binom{10^9}{k}",
+    "a unit": r"5\text{ cm}^{9^{9^{9^{9}}}}",
     "a tower": "e^{e^{e^{e^{5}}}}",
 }
 

@@ -40,6 +40,8 @@ _SHORT = frozenset(_SYMBOLS.split())
 """Symbols of two or three letters that are units behind a number; others are products."""
 _SIGNS = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "%": "percent"}
 _WORDS = "or and to of by at is an as me us we pi ab up so no few all any one two ten"
+_LARGE = re.compile(r"\d\d|\d *[\^(]|\d *\*\*")
+"""Numbers that pint would compute, of any size."""
 _NOT_UNITS = frozenset(_WORDS.split())
 """Short words that pint takes for units."""
 
@@ -73,6 +75,8 @@ def unit(words: str) -> str | None:
         or (len(text) == 1 and text.isalpha() and text not in _LETTERS)
         or not re.fullmatch(r"[A-Za-z°][A-Za-z° */^().\-\d]*", text)
     ):
+        return None
+    if _LARGE.search(text):
         return None
     import pint
 

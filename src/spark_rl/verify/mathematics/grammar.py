@@ -52,6 +52,8 @@ _NEEDS_LIBRARY = frozenset([r"\int", r"\iint", r"\iiint", r"\oint", r"\sum", r"\
 _NO_BRACES = str.maketrans("", "", "{}")
 _CONSTANTS = {"e": E, "i": I, "pi": pi}
 OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
+_OF_PARTS = frozenset(("Re", "Im", "arg"))
+"""Functions of the parts of a complex number, into which SymPy takes apart powers of letters for minutes."""
 _APPLIED = frozenset("fgFGP")
 """Letters that name functions where brackets follow: f(x) is no product."""
 
@@ -392,6 +394,8 @@ class _Parser:
         self.functions -= 1
         if len(values) > MAX_OPERANDS:
             raise TooLarge("a function of too many")
+        if name in _OF_PARTS and values[0].free_symbols:
+            raise NotMath("a part of what is no number")
         if name in ("log", "lg"):
             value = sympy.log(values[0], 10 if base is None else base)
         elif exponent == -1:  # \sin^{-1} is arcsin
@@ -478,6 +482,6 @@ def _small(value: Any) -> Any:
 
 
 def _binomial(over: Any, under: Any) -> Any:
-    if isinstance(over, Rational) and isinstance(under, Rational) and max(abs(over), abs(under)) > 30_000:
+    if any(isinstance(part, Rational) and abs(part) > 30_000 for part in (over, under)):
         raise TooLarge("a number is too large")
     return sympy.binomial(over, under)

@@ -340,7 +340,7 @@ def _solved(link: Relation, variable: Any) -> Any:
     real = sympy.Dummy(real=True)
     difference = link.difference.xreplace({variable: real})
     flat = difference.replace(sympy.Abs, lambda inside: inside)
-    if not flat.is_polynomial(real):
+    if not flat.is_polynomial(real) or sympy.degree(flat, real) > MAX_PARTS:
         raise NotImplementedError
     factors = [factor for factor, _ in sympy.factor_list(flat, real)[1]] if flat == difference else [flat]
     if any(sympy.degree(factor, real) > 2 for factor in factors):
