@@ -102,7 +102,7 @@ def classify(case: Case, gold: str, answer: str) -> str:
         return "option"
     if "\n" in case.prediction.strip():
         return "line break"
-    if any(text.count("=") > 1 or "$ =" in text for text in (gold, answer)):
+    if any(text.count("=") > 1 or "$ =" in text or r"\approx" in text for text in (gold, answer)):
         return "chain"
     if gold.startswith("(") != answer.startswith("(") or r"\in" in gold:
         return "kind"

@@ -117,4 +117,4 @@ def test_every_item_gets_its_own_verdict_whatever_is_answered():
         assert memory(pool) < 1.3 * at_half + 2**27
     print(dict(reasons.most_common()))
     assert reasons.total() == len(expected) == NUM_ANSWERS + NUM_ANSWERS // 4
-    assert reasons["crash"] == 0, reasons
+    assert not any(reason.startswith(("crash", "error")) for reason in reasons), reasons

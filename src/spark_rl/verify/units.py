@@ -34,7 +34,7 @@ _LETTERS = frozenset("mgshLNJWVACKF")
 """Symbols of one letter that are units behind a number and a space; others are variables, or thousands and millions."""
 _SYMBOLS = (
     "cm mm km dm mi yd ft in kg mg lb oz ml mL hr Hz Pa kW kJ kN dB "
-    "kHz MHz kPa kWh min sec hrs mol rad deg lbs mph kph rpm ohm yds Omega"
+    "kHz MHz kPa kWh min sec hrs mol rad deg lbs mph kph rpm ohm yds pct Omega"
 )
 _SHORT = frozenset(_SYMBOLS.split())
 """Symbols of two or three letters that are units behind a number; others are products."""
