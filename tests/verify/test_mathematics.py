@@ -209,6 +209,7 @@ HUGE = {
     "a degree": "x>3|x|^{1000}",
     "a binomial": r"\binom{10^9}{k}",
     "a unit": r"5\text{ cm}^{9^{9^{9^{9}}}}",
+    "hyperbolic": r"\exp(\sinh(\sinh(10^9)))",
     "a tower": "e^{e^{e^{e^{5}}}}",
 }
 

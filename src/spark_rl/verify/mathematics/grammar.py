@@ -394,6 +394,8 @@ class _Parser:
         self.functions -= 1
         if len(values) > MAX_OPERANDS:
             raise TooLarge("a function of too many")
+        if name.endswith("h") and not name.startswith("a") and values[0].is_number:
+            power(E, values[0])  # sinh and the like are as large
         if name in _OF_PARTS and values[0].free_symbols:
             raise NotMath("a part of what is no number")
         if name in ("log", "lg"):
