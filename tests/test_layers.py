@@ -1,7 +1,7 @@
 """The floors of the package: imports run downwards only, and in no circle.
 
     cli > evaluate, report > infer, train, integrations > rollout, recycle > data, prompts, embedded, models, images >
-        verify > config, types, jsonl
+        verify > config, types, jsonl, progress
 
 Rooms of one floor may use each other as long as no circle comes of it: a room is entered through its `__init__`, so
 circles are looked for between rooms as well as between modules. Two differences to the sketch in the design: `config`

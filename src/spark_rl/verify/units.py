@@ -29,6 +29,7 @@ rupee = [rupee] = INR = rupees = Rs
 yuan = [yuan] = CNY = RMB
 @alias percent = pct = percentage
 @alias ohm = Omega
+@alias count = unit = units
 """
 _LETTERS = frozenset("mgshLNJWVACKF")
 """Symbols of one letter that are units behind a number and a space; others are variables, or thousands and millions."""
@@ -43,6 +44,12 @@ _WORDS = "or and to of by at is an as me us we pi ab up so no few all any one tw
 _LARGE = re.compile(r"\d\d|\d *[\^(]|\d *\*\*")
 """Numbers that pint would compute, of any size."""
 _NOT_UNITS = frozenset(_WORDS.split())
+_COUNTED = (
+    "circle circles point points dot dots hand hands link links chain chains rod rods pole poles stone stones "
+    "line lines turn turns page pages"
+)
+_THINGS = frozenset(_COUNTED.split())
+"""Things that are also names of units."""
 """Short words that pint takes for units."""
 
 
@@ -81,18 +88,26 @@ def unit(words: str) -> str | None:
     import pint
 
     for spelling in (text, text.lower()):
+        if not all(map(_is_unit, re.findall(r"[A-Za-z]+", spelling))):
+            continue
         try:
-            powers = pint.util.to_units_container(_registry().parse_units(spelling))
-            return (
-                str(pint.util.UnitsContainer({name: float(Fraction(str(power))) for name, power in powers.items()}))
-                or None
-            )
+            powers = pint.util.to_units_container(_registry().parse_units(spelling)).items()
         except (pint.PintError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError):  # of any text
             continue
         except Exception as error:  # pint's tokenizer raises what Python's does
             if type(error).__module__ not in ("tokenize", "builtins"):
                 raise
+            continue
+        return str(pint.util.UnitsContainer({name: float(Fraction(str(power))) for name, power in powers})) or None
     return None
+
+
+def _is_unit(word: str) -> bool:
+    """Whether a word may be in a unit. Symbols behind symbols of prefixes make words of everything: c-at-s, p-in-s."""
+    if word in ("per", "square", "cubic", "squared", "cubed") or len(word) < 3 or word in _SHORT:
+        return True
+    readings = _registry().parse_unit_name(word)
+    return word not in _THINGS and any(not prefix or word.lower().startswith(prefix) for prefix, _, _ in readings)
 
 
 def bare_unit(letters: str, spaced: bool) -> str | None:

@@ -1,7 +1,6 @@
 """Whether two answers say the same.
 
-Numbers are compared exactly where both are rational, else by their value to 40 digits: relatively, however small they
-are. Expressions are compared by their values at several points, where both are real. Sets are compared by SymPy.
+Numbers and expressions are compared by `values.py`, units by pint, sets by their parts or by SymPy.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import sympy
-from sympy import I, MatrixBase, Rational, S, Symbol
+from sympy import MatrixBase, Rational, S, Symbol
 
 from spark_rl.verify import units
 from spark_rl.verify.mathematics.answers import (
@@ -25,6 +24,7 @@ from spark_rl.verify.mathematics.answers import (
     Text,
     open_interval,
 )
+from spark_rl.verify.mathematics.values import DIGITS, point, same_value, without_functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,6 @@ class Rules:
     """Whether a unit that only one side has makes them differ. What is counted only the answer may leave out."""
 
 
-DIGITS = 40
-"""To which values are computed; the last ten may differ."""
 MAX_ITEMS = 30
 """Of a set, but for its rational numbers."""
 ROUNDED = 3
@@ -107,18 +105,24 @@ def _equal_regions(gold: Answer, answer: Answer) -> bool:
         return False
     if one.set == other.set:
         return True
+    parts, others = (_parts(region.set) for region in (one, other))
+    if parts and len(parts) == len(others):
+        return all(map(_equal_ends, parts, others))
     if one.set.free_symbols or other.set.free_symbols:
-        return _equal_ends(one.set, other.set)
-    try:
-        return sympy.SymmetricDifference(one.set, other.set).doit() == S.EmptySet
-    except (TypeError, NotImplementedError):
         return False
+    return bool(sympy.SymmetricDifference(one.set, other.set).doit() == S.EmptySet)
+
+
+def _parts(region: Any) -> list[Any]:
+    """The intervals of a region by their order; none if it is none of intervals."""
+    parts = list(region.args) if isinstance(region, sympy.Union) else [region]
+    if not all(isinstance(part, sympy.Interval) for part in parts):
+        return []
+    return sorted(parts, key=lambda part: float(part.start)) if len(parts) > 1 else parts
 
 
 def _equal_ends(one: Any, other: Any) -> bool:
-    """Of intervals whose ends hold letters."""
-    if not isinstance(one, sympy.Interval) or not isinstance(other, sympy.Interval):
-        return False
+    """Of intervals, in whatever form their ends are written."""
     opens = (one.left_open, one.right_open) == (other.left_open, other.right_open)
     return opens and same_value(one.start, other.start) and same_value(one.end, other.end)
 
@@ -148,6 +152,9 @@ def _equal_items(gold: Answer, answer: Answer, rules: Rules) -> bool:
             return False
         pairs = zip(golds, answers, strict=False)
         return len(golds) == len(answers) and all(equal(one, other, rules) for one, other in pairs)
+    if _are_distinct(golds) != _are_distinct(answers):  # x = 1, y = 2 and bare values: by their order
+        golds, answers = _values(golds), _values(answers)
+        return len(golds) == len(answers) and all(map(lambda one, other: equal(one, other, rules), golds, answers))
     if "set" in kinds or all(isinstance(item, Items) for item in golds):  # pairs in a list are solutions
         golds, answers = _distinct(golds), _distinct(answers)
     return len(golds) == len(answers) and _matched(list(golds), list(answers), rules)
@@ -159,6 +166,11 @@ def _values(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
     if len(named) < len(items):
         return items
     return tuple(item.value for item in sorted(named, key=lambda item: item.name))
+
+
+def _are_distinct(items: tuple[Answer, ...]) -> bool:
+    """Whether they are values of several unknowns; x_1 and x_2 are two values of one."""
+    return len({item.name.partition("_")[0] if isinstance(item, Named) else "" for item in items}) > 1
 
 
 def _vector(column: Quantity) -> Items:
@@ -238,81 +250,13 @@ def _terminates(denominator: int) -> bool:
     return denominator == 1
 
 
-# ------------------------------------------------------------------------------------------------ values
-
-_SIZES = [
-    Rational(*parts) for parts in zip((16, 5, 53, 13, 137, 25, 407, 11), (13, 17, 19, 23, 29, 31, 37, 41), strict=True)
-]
-_SIGNS = ("++++", "++++", "----", "+-+-", "++++", "-+-+", "++--", "----")
-_COUNTERS = frozenset("nkmj")
-"""Variables that are whole numbers, by custom."""
-
-
-def same_value(one: Any, other: Any) -> bool:
-    """Whether two expressions have the same value, for all values of their letters."""
-    if one == other:
-        return True
-    if isinstance(one, Rational) and isinstance(other, Rational):
-        return False
-    one, other = _without_functions(one), _without_functions(other)
-    letters = sorted(one.free_symbols | other.free_symbols, key=lambda letter: letter.name)
-    if not letters:
-        return _close(one, other)
-    compared = 0
-    is_complex = one.has(I) or other.has(I)
-    for turn in range(len(_SIGNS)):
-        values = {letter: _at(letter, turn, place) for place, letter in enumerate(letters)}
-        left, right = (each.xreplace(values) for each in (one, other))
-        if not (is_complex or (left.is_real and right.is_real)) or left.has(S.NaN, S.ComplexInfinity):
-            continue
-        if not _close(left, right):
-            if is_complex or (_is_real_throughout(one, values) and _is_real_throughout(other, values)):
-                return False
-            continue
-        compared += 1
-    return compared > 1
-
-
-def _is_real_throughout(value: Any, at: dict[Any, Any]) -> bool:
-    """Whether no root in it is of a negative number at a point: the product of two such is real again."""
-    powers = [part.subs(at, simultaneous=True) for power in value.atoms(sympy.Pow) for part in power.args]
-    return all(
-        exponent.is_integer or base.is_negative is False
-        for base, exponent in zip(powers[::2], powers[1::2], strict=True)
-    )
-
-
-def _at(letter: Symbol, turn: int, place: int) -> Rational:
-    """The value of the letter of a place, one of eight in turn: above and below 1, with like and with unlike signs."""
-    if letter.name in _COUNTERS:
-        return Rational(2 + 3 * place + (3 + 2 * place) * turn % 11)
-    size = _SIZES[(turn + 3 * place) % len(_SIZES)] + place // len(_SIZES)
-    return -size if _SIGNS[turn][place % 4] == "-" else size
-
-
-def _without_functions(value: Any) -> Any:
-    """With a letter in the place of each f(x), which has no values."""
-    unknown = value.atoms(sympy.core.function.AppliedUndef)
-    return value.xreplace({each: Symbol(str(each)) for each in unknown}) if unknown else value
-
-
-def _close(one: Any, other: Any) -> bool:
-    """Whether two numbers are the same to the last ten of `DIGITS` digits."""
-    if one.is_infinite or other.is_infinite:
-        return bool(one == other)
-    difference = sympy.Abs((one - other).evalf(DIGITS))
-    size = max(sympy.Abs(one.evalf(DIGITS)), sympy.Abs(other.evalf(DIGITS)))
-    return bool(difference <= size * Rational(1, 10 ** (DIGITS - 10)))
-
-
 def _proportional(gold: Relation, answer: Relation) -> bool:
     """Whether the two sides' differences are the same but for a factor, a positive one for inequalities."""
-    one, other = _without_functions(gold.difference), _without_functions(answer.difference)
+    one, other = without_functions(gold.difference), without_functions(answer.difference)
     if one.free_symbols != other.free_symbols or not one.free_symbols:
         return False
     letters = sorted(one.free_symbols, key=lambda letter: letter.name)
-    at = {letter: _at(letter, 0, place) for place, letter in enumerate(letters)}
-    left, right = (each.xreplace(at) for each in (one, other))
+    left, right = (each.xreplace(point(letters)) for each in (one, other))
     if left == 0 or right == 0 or not (left.is_real and right.is_real):
         return False
     factor = left / right

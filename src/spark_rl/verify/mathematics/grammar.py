@@ -60,7 +60,7 @@ _APPLIED = frozenset("fgFGP")
 
 _OTHER_NAMES = {
     **{"ln": sympy.log, "max": sympy.Max, "min": sympy.Min, "abs": sympy.Abs, "sgn": sympy.sign, "ceil": sympy.ceiling},
-    **{"Re": sympy.re, "Im": sympy.im, "lcm": sympy.lcm, "gcd": sympy.gcd},
+    **{"Re": sympy.re, "Im": sympy.im},
 }
 
 
@@ -405,7 +405,7 @@ class _Parser:
         elif name == "exp":
             value = power(E, values[0])
         else:
-            value = _function(name)(*values)
+            value = _divisor(name, values) if name in ("gcd", "lcm") else _function(name)(*values)
         return value if exponent is None else power(value, exponent)
 
     def operands(self) -> list[Any]:
@@ -481,6 +481,13 @@ def _small(value: Any) -> Any:
     if isinstance(value, Rational) and abs(value) > 3000:
         raise TooLarge("a number is too large")
     return value
+
+
+def _divisor(name: str, values: Sequence[Any]) -> Any:
+    """Of numbers; of letters nothing is known, and their polynomials' is another one."""
+    if not all(isinstance(value, Integer) for value in values):
+        return sympy.Function(name)(*values)
+    return Integer((sympy.igcd if name == "gcd" else sympy.ilcm)(*values))
 
 
 def _binomial(over: Any, under: Any) -> Any:

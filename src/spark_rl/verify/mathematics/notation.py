@@ -47,7 +47,7 @@ class Token(NamedTuple):
     @property
     def nesting(self) -> int:
         """1 where a bracket or an environment opens, -1 where it closes, else 0."""
-        opens = self.text in _OPENS or self.text.startswith(r"\begin{")
+        opens = self.text in OPENS or self.text.startswith(r"\begin{")
         return opens - (self.text in _CLOSES or self.text.startswith(r"\end{"))
 
 
@@ -103,7 +103,7 @@ _COMMANDS = {
 _WORDS = {
     **{r"\%": "percent", "%": "percent", r"\$": "dollar", "€": "euro", "£": "sterling", "¥": "yen"},
 }
-_OPENS = frozenset(["(", "[", "{", r"\{", r"\langle"])
+OPENS = frozenset(["(", "[", "{", r"\{", r"\langle"])
 _CLOSES = frozenset([")", "]", "}", r"\}", r"\rangle"])
 _SPACES = frozenset([r"\,", r"\;", r"\:", r"\>", "\\ ", r"\quad", r"\qquad", r"\thinspace", r"\enspace"])
 _WITHOUT_MEANING = (
@@ -150,7 +150,7 @@ _TOKEN = re.compile(
 )
 _KINDS = ("space", "environment", "repeating", "based", "number", "command", "letters", "sign")
 _THOUSANDS = re.compile(r"(?<![\w.^,])\d{1,3}(?:(?:\\[,;:! ]|,\\! ?|\{,\}|[ ~])\d{3})+(?![\d,])", re.ASCII)
-_COMMAS = re.compile(r"(?<![\d.,^_])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", re.ASCII)
+_COMMAS = re.compile(r"(?<![\d.,^_])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)", re.ASCII)
 _LISTS = re.compile(r"\\(?:langle|lbrace|begin)")
 _BRACKETS = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
 _MIXED = re.compile(r"(?<![\w./^])(\d+) +(\d+)/(\d+)(?![\w.])", re.ASCII)

@@ -1,7 +1,8 @@
 r"""From tokens to answers: finds lists, tuples, sets, intervals, relations and units around expressions.
 
 >>> read(r"x \in (1, 2]"), read(r"5 \text{ cm}")
-(Named(name='x', value=Region(set=Interval.Lopen(1, 2), variable='')), Quantity(value=5, unit='centimeter', decimals=0))
+(Named(name='x', value=Region(set=Interval.Lopen(1, 2), variable='')),
+ Quantity(value=5, unit='centimeter', counted='', decimals=None))
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ from spark_rl.verify.mathematics.answers import (
 from spark_rl.verify.mathematics.equal import equal, rounds_to
 from spark_rl.verify.mathematics.grammar import expression
 from spark_rl.verify.mathematics.measures import measure
-from spark_rl.verify.mathematics.notation import Broken, NotMath, Token, TooLarge, tokenize
+from spark_rl.verify.mathematics.notation import OPENS, Broken, NotMath, Token, TooLarge, tokenize
 from spark_rl.verify.mathematics.tokens import Tokens, closes, is_list, split, without_braces
 from spark_rl.verify.wording import as_text, plain
 
 MAX_PARTS = 20
 """Of a region that is made of several."""
 
-_OPENS = frozenset(["(", "[", "{", r"\{", r"\langle"])
 _RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\notin"])
 _SETS = frozenset([r"\cup", r"\cap", r"\setminus"])
 _LOGICAL = {r"\land": "and", r"\lor": "or"}
@@ -152,7 +152,7 @@ def _bracketed(tokens: Tokens) -> Answer | None:
         and tokens[2].text in _NUMBER_SETS
     ):
         return Region(_NUMBER_SETS[tokens[2].text])
-    if opening not in _OPENS or closes(tokens) != len(tokens) - 1:
+    if opening not in OPENS or closes(tokens) != len(tokens) - 1:
         return None
     inside = tokens[1:-1]
     if opening in (r"\{", "{"):
