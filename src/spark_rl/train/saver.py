@@ -52,6 +52,15 @@ class Saver:
         if self.accelerator.is_main_process:
             self.directory.create(resume)
             self.directory.lock(self.display.warn)
+        try:
+            return self._opened(needed, resume, allow_changes)
+        except BaseException:
+            self.directory.unlock()
+            raise
+
+    def _opened(self, needed: int, resume: bool, allow_changes: bool) -> int | None:
+        """`open`, once the directory is locked."""
+        if self.accelerator.is_main_process:
             self.directory.check_space(needed)
         self.accelerator.wait_for_everyone()
         found = self._find_whole() if resume else None
