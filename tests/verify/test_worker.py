@@ -73,8 +73,17 @@ def test_what_a_verifier_writes_to_the_socket_is_never_a_verdict(pool, noise):
 
 @pytest.mark.parametrize(
     "verdict",
-    ["NaN, 7, null", 'NaN, "wrong", ""', '1e999, "wrong", ""', "1" + "0" * 400 + ', "wrong", ""', 'true, "correct", ""']
-    + ['"1", "correct", ""', '1, null, ""', '1, "correct", 7', '1, "correct"'],
+    [
+        "NaN, 7, null",
+        'NaN, "wrong", ""',
+        '1e999, "wrong", ""',
+        f'1{"0" * 400}, "wrong", ""',
+        'true, "correct", ""',
+        '"1", "correct", ""',
+        '1, null, ""',
+        '1, "correct", 7',
+        '1, "correct"',
+    ],
 )
 def test_what_is_no_verdict_is_none_even_with_the_right_number(pool, verdict):
     """A verifier that learns the number of its request may say anything in its name."""
