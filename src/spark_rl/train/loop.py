@@ -192,7 +192,7 @@ class Trainer:
             is_best = self.state.best_step == self.state.step
             if is_best or _is_due(self.config.checkpoint.every, self.state.step):
                 self._save()
-        if self.state.step not in self.run_directory.checkpoints():
+        if self.state.step not in self.saver.checkpoints():
             self._save()
         if self.state.step < self.config.train.steps:
             self.display.warn(f"stopped after step {self.state.step}; go on with --resume")

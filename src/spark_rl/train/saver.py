@@ -1,7 +1,7 @@
 """Saving a run and going on with it, on all ranks together.
 
-Every rank writes and checks its own files; the first one names a checkpoint complete, and none waits for another that
-cannot write.
+All ranks must share the output folder. Every rank writes and checks its own files; the first one says which
+checkpoints there are and names one complete, and none waits for another that cannot write.
 """
 
 from __future__ import annotations
@@ -101,6 +101,13 @@ class Saver:
             set_random_state(random_states, self.accelerator.device)
         return parts
 
+    def checkpoints(self) -> list[int]:
+        """Steps of the complete checkpoints as the first rank sees them: what a rank sees of a network share may be
+        late, and all must do the same."""
+        steps = self.directory.checkpoints()
+        listings: list[list[int]] = [steps] if self.world == 1 else gather_object([steps])
+        return listings[0]
+
     def flaw(self, step: int) -> str | None:
         """What is wrong with a checkpoint, of whose files each rank looks at its share."""
         return self._of_any(self.directory.flaw(step, slice(self.rank, None, self.world)))
@@ -112,7 +119,7 @@ class Saver:
             ValueError: it has some, and none is whole.
         """
         flaws: list[str] = []
-        for step in reversed(self.directory.checkpoints()):
+        for step in reversed(self.checkpoints()):
             if (flaw := self.flaw(step)) is None:
                 for each in flaws:
                     self.display.warn(f"{each}; going on from {self.directory.checkpoint(step).name} instead")
@@ -171,7 +178,6 @@ class Saver:
 
     def _write(self, folder: Path, parts: Mapping[str, Any], model: Any, optimizer: Any) -> dict[str, str]:
         """This rank's files of a checkpoint; the hashes of the large ones."""
-        folder.mkdir(parents=True, exist_ok=True)  # where ranks have disks of their own
         write_json(folder / f"random-{self.rank}.json", random_state(self.accelerator.device))
         if not self.accelerator.is_main_process:
             return {}
