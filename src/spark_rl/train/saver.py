@@ -21,6 +21,7 @@ from spark_rl.train.hub import warn_without_token
 from spark_rl.train.records import Changes, environment, hub_source, refuse_other_data, resumption
 from spark_rl.train.state import load_weights, random_state, save_weights, set_random_state
 from spark_rl.train.telemetry import Display
+from spark_rl.verify import VerifierHangs
 
 _FORMAT = 1
 """Of `trainer.json`: another number whenever what it holds is read in another way."""
@@ -137,16 +138,20 @@ class Saver:
         return mine if self.world == 1 else next(filter(None, gather_object([mine])), None)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """`CannotWrite` on all ranks if it is raised on one, so that none waits for it; all leave together."""
-        failed = None
+    def together(self) -> Iterator[None]:
+        """What stops a run is raised on all ranks if it is raised on one, so that none waits for it."""
+        failed: Exception | None = None
         try:
-            with self.directory.writing():
-                yield
-        except CannotWrite as error:
-            failed = str(error)
+            yield
+        except (CannotWrite, VerifierHangs) as error:
+            failed = error
         if failed := self._of_any(failed):
-            raise CannotWrite(failed)
+            raise failed
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self.together(), self.directory.writing():
+            yield
 
     def _environment(self) -> dict[str, Any]:
         return environment(self.accelerator, hub_source(self.config.model))
