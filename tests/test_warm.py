@@ -68,7 +68,9 @@ def test_signals_reach_it_and_nothing_outlives_its_caller(tmp_path: Path) -> Non
     for end, expected in ((lambda process: process.send_signal(signal.SIGTERM), 7), (kill, -signal.SIGKILL)):
         alive.unlink(missing_ok=True)
         with subprocess.Popen([*PYTHON, "-c", code]) as process:
+            late = time.monotonic() + 60
             while not alive.exists():
+                assert process.poll() is None and time.monotonic() < late
                 time.sleep(0.01)
             end(process)
             assert process.wait() == expected

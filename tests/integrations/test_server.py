@@ -471,7 +471,7 @@ def reply_on(connection: socket.socket) -> bytes:
 
 
 def test_a_body_that_comes_too_slowly_is_not_waited_for():
-    with running(body_seconds=0.3) as served, half_sent(served.client.base_url) as (slow,):
+    with running(body_seconds=1) as served, half_sent(served.client.base_url) as (slow,):
         for _ in range(3):
             time.sleep(0.05)
             slow.sendall(b" ")

@@ -167,6 +167,24 @@ def test_replies_that_are_the_same_with_any_seed_are_taken_as_they_are(logprob, 
     assert texts(replies) == [[r"It is \boxed{Yes}."] * 4] * len(requests) and not caplog.records
 
 
+@pytest.mark.parametrize(("copies", "num_found"), [(False, 0), (True, 1)])
+def test_equal_samples_of_a_model_that_is_nearly_sure_do_not_make_a_server_repeat(copies, num_found, caplog):
+    """One reply in ten is another. All eight of a request are often equal by chance; again and again they are not."""
+
+    def text(body):
+        return "B" if body["seed"] % 10 == 9 else "A"
+
+    requests = [ask("?", n=8, temperature=1.0, seed=10 * i + 2 * (i > 0)) for i in range(20)]
+    with serving(answer=sampling(copies=copies, text=text)) as (address, state):
+        engine = EndpointEngine(address, EngineConfig(concurrency=1))
+        if not copies:  # the first request is unanimous, and asked for again with another seed it is not
+            sample = state.answer
+            state.answer = lambda body: sample({**body, "seed": body["seed"] + 2 * (body.get("n", 1) == 1)})
+        replies = texts(engine.generate(requests))
+    assert len([record for record in caplog.records if " gives all samples" in record.getMessage()]) == num_found
+    assert num_singles(state) == (20 * 8 if copies else 8) and "B" in replies[0 if not copies else 1]
+
+
 def test_greedy_samples_are_the_same():
     with serving(answer=lambda body: (200, completion({**body, "logprobs": False}), {})) as (address, state):
         EndpointEngine(address, EngineConfig()).generate([ask(n=4, temperature=0.0)])

@@ -8,6 +8,7 @@ import pickle
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -323,6 +324,28 @@ def test_a_living_run_cannot_be_resumed_and_a_killed_one_can_at_once(tmp_path: P
     directory.lock(pytest.fail)
     directory.unlock()
     assert read_rows(run / "metrics.jsonl")
+
+
+def test_a_process_neither_shares_its_run_with_itself_nor_loses_it_by_asking(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path / "link")
+    first.lock(pytest.fail)
+    for refused in (second.refuse_if_at_work, lambda: second.lock(pytest.fail)):
+        with pytest.raises(ValueError, match="this process is at work on this run; wait for its end, or stop it"):
+            refused()
+    other = (
+        "import sys, pathlib; from spark_rl.train.checkpoint import RunDirectory; run = pathlib.Path(sys.argv[1])\n"
+        "RunDirectory(run).refuse_if_at_work()"
+    )
+    done = subprocess.run([*PYTHON, "-c", other, str(tmp_path)], capture_output=True, text=True)
+    assert f"process {os.getpid()} on {socket.gethostname()} is at work on this run" in done.stderr
+    first.unlock()
+    before = (tmp_path / "run.lock").stat()
+    second.refuse_if_at_work()
+    after = (tmp_path / "run.lock").stat()
+    assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
+    second.lock(pytest.fail)
+    second.unlock()
 
 
 def test_where_nothing_can_be_locked_it_is_said_and_the_run_goes_on(

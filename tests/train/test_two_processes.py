@@ -46,6 +46,19 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
             assert mine[key] == theirs[key], key
 
 
+def test_a_verifier_that_hangs_on_one_rank_stops_them_all(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(
+        "import os, time\ndef grade(completions, **kwargs):\n"
+        "    time.sleep(3600 * (os.environ['RANK'] == '1'))\n    return [1.0]\n"
+    )
+    (tmp_path / "rows.jsonl").write_text(lines([{"prompt": f"What is {i}+1?", "answer": i + 1} for i in range(12)]))
+    (tmp_path / "empty.yaml").write_text("{}")
+    settings = [*SMALL, f"data.train={tmp_path / 'rows.jsonl'}", "data.verifier=trl:odd:grade"]
+    settings += ["data.check_golds=false", "verify.wall_seconds=0.5"]
+    with pytest.raises(AssertionError, match=r"stopped in step 0: the verifier trl:odd:grade ran out of time"):
+        train_on_ranks(2, tmp_path / "empty.yaml", *settings, f"train.output={tmp_path / 'run'}", cwd=tmp_path)
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
 def test_two_ranks_equal_one_with_images(family: str, tmp_path: Path) -> None:
     """Questions with and without images: in some micro-batches of a rank there is nothing to see. The towers of some

@@ -131,6 +131,16 @@ def writes_everywhere(answer, gold, metadata):
     return right(answer, gold, metadata)
 
 
+def answers_for_its_worker(answer, gold, metadata):
+    """With the number of the request, which the frames above know."""
+    frame = sys._getframe()
+    while "channel" not in frame.f_locals or "number" not in frame.f_locals:
+        frame = frame.f_back
+    message = f"[{frame.f_locals['number']}, {metadata['verdict']}]\n"
+    frame.f_locals["channel"]._socket.sendall(message.encode())
+    time.sleep(3600)
+
+
 def closes_everything(answer, gold, metadata):
     os.closerange(3, 64)
     return right(answer, gold, metadata)

@@ -22,7 +22,8 @@ def pool():
 
 @pytest.fixture(scope="module")
 def hasty_pool():
-    with VerifierPool(wall_seconds=0.4) as pool:
+    """For what sleeps; what does not has a second to be graded in, however busy the machine."""
+    with VerifierPool(wall_seconds=1) as pool:
         yield pool
 
 
@@ -68,6 +69,26 @@ def test_what_a_verifier_writes_to_the_socket_is_never_a_verdict(pool, noise):
     given = rewards(pool, "writes_everywhere", noise=noise)
     assert given[6:] == [1, 0] * 3
     assert all(got in (None, expected) for got, expected in zip(given[:6], [1, 0] * 3, strict=True))
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "NaN, 7, null",
+        'NaN, "wrong", ""',
+        '1e999, "wrong", ""',
+        f'1{"0" * 400}, "wrong", ""',
+        'true, "correct", ""',
+        '"1", "correct", ""',
+        '1, null, ""',
+        '1, "correct", 7',
+        '1, "correct"',
+    ],
+)
+def test_what_is_no_verdict_is_none_even_with_the_right_number(pool, verdict):
+    """A verifier that learns the number of its request may say anything in its name."""
+    (given,) = pool.verify([check("5", "answers_for_its_worker", verdict=verdict)])
+    assert (given.reward, given.reason, given.detail) == (None, "crash", "")
 
 
 def test_what_a_verifier_changes_is_undone():

@@ -5,7 +5,8 @@ help to be sent again ends the call. Options that a server does not know (log-pr
 from then on. What servers say when they refuse is read in `endpoint_errors.py`.
 
 Some servers draw all samples of a request with its one seed, so that all are the same: votes would be unanimous. Equal
-samples that chance hardly explains are asked for once more, each in a request with a seed of its own.
+samples that chance hardly explains are asked for once more, each in a request with a seed of its own. What these hold
+tells how likely it was that the samples were equal by chance: if it was not, all are asked for so from then on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -40,7 +42,8 @@ server asks for."""
 LONGEST_WAIT = 600.0
 """Seconds; a server that asks for more has no quota left today."""
 _CHANCE = 1e-3
-"""Samples whose log-probabilities make it at least so likely that all are the same raise no doubt."""
+"""Samples whose log-probabilities make it at least so likely that all are the same raise no doubt; a server repeats if
+its replies to single requests make it less likely."""
 _DOUBTS = 64
 """Requests whose equal samples are asked for again, in vain, before this is given up: the model is that sure."""
 _REMEMBERED = 32
@@ -77,6 +80,9 @@ class EndpointEngine:
         self._left_out: set[str] = set()
         self._doubts = _DOUBTS
         """How often equal samples of a request are still doubted: never again once the samples of one differ."""
+        self._chance = 1.0
+        """Of all equal samples so far, if none of them were copies; no evidence any more once the samples of one
+        request differ."""
         self._template_kwargs = dict(chat_template_kwargs or {})
         self._data_url = lru_cache(_REMEMBERED)(partial(_data_url, max_pixels=max_pixels))
         self.model = _carry_out(self._served_model())
@@ -122,9 +128,10 @@ class EndpointEngine:
             else:
                 self._doubts -= 1
                 singles = await self._one_by_one(client, gate, request)
-                if len({each.text for each in singles}) == 1:
-                    return completions
-                self._repeats()
+                most = max(Counter(each.text for each in singles).values())
+                self._chance *= (most / request.n) ** request.n
+                if self._chance < _CHANCE:
+                    self._repeats()
                 return singles
         return await self._one_by_one(client, gate, request)
 
@@ -139,7 +146,7 @@ class EndpointEngine:
         if request.temperature == 0 or completions[0].finish_reason == "no_room":
             return False
         if len({each.text for each in completions}) > 1:
-            self._doubts = 0
+            self._doubts, self._chance = 0, math.inf
             return False
         if "n" in self._left_out:  # by what came of another request meanwhile
             return True

@@ -22,9 +22,10 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakValueDictionary
 
 from safetensors import SafetensorError
 
@@ -40,6 +41,8 @@ _PICKLES = ("custom_checkpoint_0.pkl", "optimizer.bin")
 _FILES = ("config.yaml", "environment.json", "data.json")
 _LOGS = ("metrics.jsonl", "resumes.jsonl")
 """What a checkpoint keeps a copy of, and a resume cuts back to it."""
+_held: WeakValueDictionary[Path, RunDirectory] = WeakValueDictionary()
+"""Runs that this process has locked. It must not open their lock files: closing one would give up its own lock."""
 
 
 class CannotWrite(ValueError):
@@ -100,17 +103,13 @@ class RunDirectory:
             warn: told in a sentence if the file system has no locks.
 
         Raises:
-            ValueError: another process has the run.
+            ValueError: another process has the run, or another part of this one.
         """
+        self._refuse_if_held()
         with self.writing():
             file = (self.root / _LOCK).open("a+", encoding="utf-8")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # which of them, depends on the system
-            file.seek(0)
-            holder = file.read() or "another process"
-            file.close()
-            raise ValueError(f"{self.root}: {holder} is at work on this run; wait for its end, or stop it") from None
+            self._try_lock(file, fcntl.LOCK_EX)
         except OSError as error:
             warn(f"{self.root} cannot be locked ({error.strerror}); see that no other process works on this run")
         with self.writing():
@@ -118,17 +117,35 @@ class RunDirectory:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         self._lock = file
+        _held[self.root.resolve()] = self
 
     def unlock(self) -> None:
         if self._lock:
             self._lock.close()
             self._lock = None
+            _held.pop(self.root.resolve(), None)
 
     def refuse_if_at_work(self) -> None:
         """Raises what `lock` raises, and leaves the run as it is."""
-        if (self.root / _LOCK).exists():
-            self.lock(lambda said: None)
-            self.unlock()
+        self._refuse_if_held()
+        with suppress(OSError), (self.root / _LOCK).open(encoding="utf-8") as file:  # else there is none, or no locks
+            self._try_lock(file, fcntl.LOCK_SH)
+
+    def _refuse_if_held(self) -> None:
+        if self.root.resolve() in _held:
+            raise self._at_work("this process")
+
+    def _try_lock(self, file: IO[str], kind: int) -> None:
+        """Raises OSError if the file system has no locks."""
+        try:
+            fcntl.lockf(file, kind | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of them, depends on the system
+            with file:
+                file.seek(0)
+                raise self._at_work(file.read() or "another process") from None
+
+    def _at_work(self, holder: str) -> ValueError:
+        return ValueError(f"{self.root}: {holder} is at work on this run; wait for its end, or stop it")
 
     @contextmanager
     def writing(self) -> Iterator[None]:

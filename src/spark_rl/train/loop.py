@@ -192,7 +192,7 @@ class Trainer:
             is_best = self.state.best_step == self.state.step
             if is_best or _is_due(self.config.checkpoint.every, self.state.step):
                 self._save()
-        if self.state.step not in self.run_directory.checkpoints():
+        if self.state.step not in self.saver.checkpoints():
             self._save()
         if self.state.step < self.config.train.steps:
             self.display.warn(f"stopped after step {self.state.step}; go on with --resume")
@@ -228,13 +228,15 @@ class Trainer:
         self.state.step = step
         with clock("validate"):
             validated = self._validate_if_due()
-        with clock("log"):
+        with clock("log"), self.saver.together():
             if self.accelerator.is_main_process:
                 self.run_directory.write_rollouts(step, map(rollout_record, groups))
         metrics = {**seen, **self._metrics(groups, losses, counts, clock), **watched, **validated}
         self.state.wall_seconds += metrics["time/step"]
+        with self.saver.together():
+            if self.accelerator.is_main_process:
+                self.run_directory.append_metrics({"step": step, **metrics})
         if self.accelerator.is_main_process:
-            self.run_directory.append_metrics({"step": step, **metrics})
             self.trackers.log(metrics, step)
             self.trackers.log_samples(groups, step)
         self.display.step(step, metrics)
@@ -250,7 +252,8 @@ class Trainer:
             mine = self._roll_out(tasks, training_sampling(self.config), seed=self.config.train.seed, step=step)
         with clock("score"), self.accelerator.autocast():
             self.display.stage("scoring")
-            self.scorer.score(mine, self.engine)
+            with self.saver.together():
+                self.scorer.score(mine, self.engine)
             return self._gather(mine)
 
     def _roll_out(
@@ -307,14 +310,16 @@ class Trainer:
 
     def _before(self) -> dict[str, Any]:
         started = time.monotonic()
-        before = self.held_out.begin(self.run_directory, self.accelerator.is_main_process)
+        with self.saver.together():
+            before = self.held_out.begin(self.run_directory, self.accelerator.is_main_process)
         self.state.wall_seconds += time.monotonic() - started
         return before
 
     def _ask_held_out(self, tasks: Sequence[Task], sampling: Sampling, name: str) -> list[Group]:
         self.display.announce(name)
         mine = self._roll_out(tasks, sampling, seed=0, step=0, name=name)
-        self.grader.score(mine)
+        with self.saver.together():
+            self.grader.score(mine)
         return self._gather(mine)
 
     def _validate_if_due(self) -> Metrics:

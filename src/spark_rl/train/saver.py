@@ -1,7 +1,7 @@
 """Saving a run and going on with it, on all ranks together.
 
-Every rank writes and checks its own files; the first one names a checkpoint complete, and none waits for another that
-cannot write.
+All ranks must share the output folder. Every rank writes and checks its own files; the first one says which
+checkpoints there are and names one complete, and none waits for another that cannot write.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from spark_rl.train.hub import warn_without_token
 from spark_rl.train.records import Changes, environment, hub_source, refuse_other_data, resumption
 from spark_rl.train.state import load_weights, random_state, save_weights, set_random_state
 from spark_rl.train.telemetry import Display
+from spark_rl.verify import VerifierHangs
 
 _FORMAT = 1
 """Of `trainer.json`: another number whenever what it holds is read in another way."""
@@ -52,6 +53,15 @@ class Saver:
         if self.accelerator.is_main_process:
             self.directory.create(resume)
             self.directory.lock(self.display.warn)
+        try:
+            return self._opened(needed, resume, allow_changes)
+        except BaseException:
+            self.directory.unlock()
+            raise
+
+    def _opened(self, needed: int, resume: bool, allow_changes: bool) -> int | None:
+        """`open`, once the directory is locked."""
+        if self.accelerator.is_main_process:
             self.directory.check_space(needed)
         self.accelerator.wait_for_everyone()
         found = self._find_whole() if resume else None
@@ -92,6 +102,13 @@ class Saver:
             set_random_state(random_states, self.accelerator.device)
         return parts
 
+    def checkpoints(self) -> list[int]:
+        """Steps of the complete checkpoints as the first rank sees them: what a rank sees of a network share may be
+        late, and all must do the same."""
+        steps = self.directory.checkpoints()
+        listings: list[list[int]] = [steps] if self.world == 1 else gather_object([steps])
+        return listings[0]
+
     def flaw(self, step: int) -> str | None:
         """What is wrong with a checkpoint, of whose files each rank looks at its share."""
         return self._of_any(self.directory.flaw(step, slice(self.rank, None, self.world)))
@@ -103,7 +120,7 @@ class Saver:
             ValueError: it has some, and none is whole.
         """
         flaws: list[str] = []
-        for step in reversed(self.directory.checkpoints()):
+        for step in reversed(self.checkpoints()):
             if (flaw := self.flaw(step)) is None:
                 for each in flaws:
                     self.display.warn(f"{each}; going on from {self.directory.checkpoint(step).name} instead")
@@ -121,16 +138,20 @@ class Saver:
         return mine if self.world == 1 else next(filter(None, gather_object([mine])), None)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """`CannotWrite` on all ranks if it is raised on one, so that none waits for it; all leave together."""
-        failed = None
+    def together(self) -> Iterator[None]:
+        """What stops a run is raised on all ranks if it is raised on one, so that none waits for it."""
+        failed: Exception | None = None
         try:
-            with self.directory.writing():
-                yield
-        except CannotWrite as error:
-            failed = str(error)
+            yield
+        except (CannotWrite, VerifierHangs) as error:
+            failed = error
         if failed := self._of_any(failed):
-            raise CannotWrite(failed)
+            raise failed
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self.together(), self.directory.writing():
+            yield
 
     def _environment(self) -> dict[str, Any]:
         return environment(self.accelerator, hub_source(self.config.model))
@@ -162,7 +183,6 @@ class Saver:
 
     def _write(self, folder: Path, parts: Mapping[str, Any], model: Any, optimizer: Any) -> dict[str, str]:
         """This rank's files of a checkpoint; the hashes of the large ones."""
-        folder.mkdir(parents=True, exist_ok=True)  # where ranks have disks of their own
         write_json(folder / f"random-{self.rank}.json", random_state(self.accelerator.device))
         if not self.accelerator.is_main_process:
             return {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -108,13 +109,13 @@ class Worker:
         try:
             for line in lines:
                 self._hear(json.loads(line))
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             self.fail("crash")
         if len(self._heard) > _MOST_BYTES:
             self.fail("crash")
 
     def _hear(self, message: Any) -> None:
-        """Raises ValueError or TypeError if the worker cannot have said that."""
+        """Raises ValueError, TypeError or OverflowError if the worker cannot have said that."""
         number, *verdict = message
         if self.job is None or number != self._number:
             return
@@ -123,7 +124,13 @@ class Worker:
             self.deadline = time.monotonic() + self.wall_seconds
             return
         reward, reason, detail = verdict
-        self.job.verdict = Verdict(None if reward is None else float(reward), self.job.answer, reason, detail)
+        is_reward = reward is None or (isinstance(reward, int | float) and not isinstance(reward, bool))
+        if not is_reward or not isinstance(reason, str) or not isinstance(detail, str):
+            raise TypeError
+        reward = None if reward is None else float(reward)
+        if reward is not None and not math.isfinite(reward):
+            raise ValueError
+        self.job.verdict = Verdict(reward, self.job.answer, reason, detail)
         self.job = None
 
     def _has_died(self) -> None:
