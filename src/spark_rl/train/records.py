@@ -53,7 +53,17 @@ def rollout_record(group: Group) -> dict[str, Any]:
 
 def environment(accelerator: Accelerator, hub: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Versions and machine, for `environment.json`, and where on the Hub the model is from; see `hub_source`."""
-    packages = ("spark-rl", "torch", "transformers", "accelerate", "tokenizers", "sympy", "math-verify", "pint", "numpy")
+    packages = (
+        "spark-rl",
+        "torch",
+        "transformers",
+        "accelerate",
+        "tokenizers",
+        "sympy",
+        "math-verify",
+        "pint",
+        "numpy",
+    )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -468,7 +468,10 @@ def power(base: Any, exponent: Any) -> Any:
         digits = exponent.evalf(5) * sympy.log(base, 10).evalf(5) if base != 0 else sympy.S.Zero
         if sympy.Abs(digits).evalf(5) > MAX_RESULT_DIGITS:
             raise TooLarge("a number is too large")
-    return base**exponent
+    result = base**exponent
+    if isinstance(result, sympy.Pow) and result.exp.is_Rational and result.exp.q > MAX_ROOT:  # roots of roots
+        raise TooLarge("a root of too high a degree")
+    return result
 
 
 def _check_rows(matrix: Any, powers: int = 1) -> None:

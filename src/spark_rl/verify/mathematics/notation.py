@@ -159,6 +159,7 @@ _ROOT = re.compile(r"(\\sqrt(?:\[\d\])?) ?(\d+(?:\.\d+)?)", re.ASCII)
 _ESCAPED = re.compile(r"\\\\(?=[A-Za-z])")
 _DEGREE = re.compile(r"\^ *(?:\{ *)?\\(?:circ|degree)(?![A-Za-z])(?: *\})?")
 _PERIOD = re.compile(r"(?<!\.)\. *(\}*) *$")
+_SIGN_OF_MATH = re.compile(r"(?<!\\)\$")
 _MATH_SIGNS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 
 
@@ -183,6 +184,8 @@ def tokenize(text: str) -> tuple[Token, ...]:
 def _tidied(text: str) -> str:
     """In LaTeX, without the signs around a formula and the separators between thousands."""
     text = text if text.isascii() else _in_latex(text)
+    if len(_SIGN_OF_MATH.findall(text)) % 2:  # one alone is a dollar
+        text = _SIGN_OF_MATH.sub(r"\\$", text, count=1)
     if r"\begin" not in text:
         text = _ESCAPED.sub(r"\\", text)
     text = _PERIOD.sub(r"\1", _MATH_SIGNS.sub(" ", text)).strip()
