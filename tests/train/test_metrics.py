@@ -8,7 +8,7 @@ import pytest
 from factories import make_example, make_group, reward_group
 
 from spark_rl.data import question_task
-from spark_rl.train.metrics import balanced_accuracy, is_yes, role_metrics, warnings
+from spark_rl.train.metrics import balanced_accuracy, is_yes, role_metrics, warnings, why_no_signal
 from spark_rl.types import Response, Role
 
 SLOTS = {Role.ANSWER: 4, Role.POINTWISE: 0, Role.PAIRWISE: 0, Role.REFLECTION: 0}
@@ -90,3 +90,11 @@ def test_accuracy_is_a_share_whatever_the_rewards_are() -> None:
     assert metrics["answer/accuracy"] == pytest.approx(1 / 3) and metrics["answer/reward"] == 2
     assert metrics["answer/zero_variance_rate"] == 0
     assert metrics["pointwise/accuracy"] == metrics["pointwise/reward"] == 0.5
+
+
+def test_a_verifier_that_fails_on_many_rollouts_is_said() -> None:
+    healthy, failing = (role_metrics([reward_group(rewards)]) for rewards in ([1, 0, 1, 0], [1, None, None, 0]))
+    assert warnings([healthy] * 3, SLOTS) == []
+    (warning,) = warnings([failing] * 3, SLOTS)
+    assert warning.startswith("answer: many rollouts could not be graded in the last 3 steps (50%)")
+    assert why_no_signal({"accuracy": 1.0, "ungraded_rate": 0.5}).startswith("since only 50% of the rollouts could be")

@@ -66,7 +66,7 @@ def judge(
 
         spark-rl judge runs/quickstart/final responses.jsonl --out judged.jsonl
 
-        spark-rl judge embedded --question "What is 3+4?" --response "\\boxed{8}"
+        spark-rl judge embedded --question "What is 3+4+2?" --response "\\boxed{8}"
 
         spark-rl judge http://localhost:8000 judge.samples=4 < pairs.jsonl
     """

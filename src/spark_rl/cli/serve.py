@@ -38,7 +38,7 @@ def serve(
 
         spark-rl serve runs/quickstart/final --host 0.0.0.0 --token-env JUDGE_TOKEN serve.max_batch=128
 
-        curl 127.0.0.1:8100/score --json '{"question": "3+4?", "response": "\\\\boxed{8}"}'
+        curl 127.0.0.1:8100/score --json '{"question": "What is 3+4+2?", "response": "\\\\boxed{8}"}'
     """
     config = settings_for(model, overrides or [], seed, max_new_tokens)
     token = None if token_env is None else os.environ.get(token_env)

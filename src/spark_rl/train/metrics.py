@@ -11,6 +11,8 @@ from spark_rl.verify import resolve
 Metrics = dict[str, float]
 ALARM = "health/alarm_"
 """Begins the metrics, of the value 1, that name a step's alarms (`health.py`)."""
+_MANY = 0.2
+"""Share of rollouts that could not be graded, from which on it is said."""
 COLLAPSED = "since the model has collapsed, as the alarms say: lower train.learning_rate"
 
 
@@ -85,7 +87,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int], alternating: bool = False) -> list[str]:
-    """Plain words on every role that had no learning signal in any of the recent steps, and why.
+    """Plain words on every role that had no learning signal in any of the recent steps, and why, and on every role of
+    whose rollouts many could not be graded.
 
     Where the schedule alternates, a role may well be missing for some steps.
     """
@@ -103,13 +106,19 @@ def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int], alternating: 
             rates = {name.removeprefix(f"{role}/"): value for name, value in present[-1].items()}
             why = COLLAPSED if is_alarmed(present[-1]) else why_no_signal(rates)
             found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why}")
+        elif present and (ungraded := fmean(metrics[f"{role}/ungraded_rate"] for metrics in present)) > _MANY:
+            found.append(
+                f"{role}: many rollouts could not be graded in the last {len(recent)} steps ({ungraded:.0%}), and "
+                "count nowhere: look at `reason` in rollouts/ for what the verifier says"
+            )
     return found
 
 
 def why_no_signal(rates: Metrics) -> str:
     """The likeliest cause, from a role's `accuracy`, `ungraded_rate`, `truncated_rate` and `parse_rate`."""
-    if rates.get("ungraded_rate") == 1:
-        return "since no rollout could be graded: look at `reason` in rollouts/ for what the verifier says"
+    if (ungraded := rates.get("ungraded_rate", 0)) > _MANY:
+        share = "no rollout" if ungraded == 1 else f"only {1 - ungraded:.0%} of the rollouts"
+        return f"since {share} could be graded: look at `reason` in rollouts/ for what the verifier says"
     if rates.get("accuracy", 0) >= 1:
         return "since every rollout is right: the prompts are too easy to teach anything"
     if (cut := rates.get("truncated_rate", 0)) > 0.5:

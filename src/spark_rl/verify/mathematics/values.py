@@ -105,7 +105,7 @@ def _is_bent(value: Any) -> bool:
 
 
 def _whole_letters(value: Any) -> set[Symbol]:
-    """Letters that only whole numbers make sense of: n! and (-1)^n; by custom those n, k and m that count half turns."""
+    """Letters that only whole numbers make sense of: n! and (-1)^n; by custom n, k and m that count half turns."""
     counted = [*value.atoms(*_OF_WHOLE), *(power.exp for power in value.atoms(sympy.Pow) if power.base.is_negative)]
     turns = [turn for wave in value.atoms(*_WAVES) if (turn := wave.args[0]).has(sympy.pi)]
     by_custom = {letter for turn in turns for letter in turn.free_symbols if letter.name in ("n", "k", "m")}
