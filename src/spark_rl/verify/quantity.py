@@ -27,6 +27,8 @@ class Quantity(NamedTuple):
         if len({self.label, other.label} - {""}) > 1:
             return False
         value, unit, target = self.value, units.unit(self.unit), units.unit(other.unit)
+        if self.unit and other.unit and not unit and not target and _counted(self.unit) != _counted(other.unit):
+            return False  # students and teachers
         if unit and target and unit != target:
             conversion = units.conversion(unit, target)
             if conversion is None:
@@ -132,6 +134,11 @@ def _spread(sign: re.Match[str]) -> str:
     """A full-width sign as the plain one, a fraction of one sign as a fraction behind a space: `2½` as `2 1/2`."""
     plain = unicodedata.normalize("NFKC", sign[0])
     return f" {plain.replace('⁄', '/')} " if "⁄" in plain else plain
+
+
+def _counted(words: str) -> str:
+    """What is counted, one or many."""
+    return words.casefold().removesuffix("s")
 
 
 def _exponent(power: re.Match[str]) -> str:
