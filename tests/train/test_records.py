@@ -147,7 +147,8 @@ MOVED = "since the machine has changed"
 
 def test_a_change_that_trained_no_step_can_be_taken_back(run: Path) -> None:
     """A resume with other settings that dies before a checkpoint leaves the run what its newest checkpoint is."""
-    Trainer(small(run, "loss.kl_coef=0.1"), resume=True, allow_changes=True)
+    dead = Trainer(small(run, "loss.kl_coef=0.1"), resume=True, allow_changes=True)
+    dead.run_directory.unlock()  # as the end of a process does
     assert load_config(run / "config.yaml").loss.kl_coef == 0.1
     train(run, resume=True)
     assert not (run / "resumes.jsonl").exists()

@@ -208,6 +208,7 @@ def test_a_run_that_failed_before_its_first_step_may_leave_tracker_folders(tmp_p
     trainer = Trainer(small(run, "train.trackers=[tensorboard]"))
     with pytest.raises(Killed), trainer.trackers.running(0):
         raise Killed
+    trainer.run_directory.unlock()  # as the end of a process does
     assert (run / "tensorboard").exists()
     time.sleep(1.1)  # TensorBoard reads its files in the order of their names, which hold the second
     Trainer(small(run, "train.trackers=[tensorboard]")).run()
