@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from sympy import Interval
 
+OF_SYMPY = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
+"""What SymPy raises where an operation makes no sense."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quantity:

@@ -15,6 +15,7 @@ from sympy import MatrixBase, Rational, S, Symbol
 
 from spark_rl.verify import units
 from spark_rl.verify.mathematics.answers import (
+    OF_SYMPY,
     Answer,
     Items,
     Named,
@@ -50,7 +51,7 @@ def equal(gold: Answer, answer: Answer, rules: Rules = STRICT) -> bool:
     """Whether `answer` says what `gold` does; what SymPy fails to compare does not."""
     try:
         return _equal(gold, answer, rules)
-    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):
+    except OF_SYMPY:
         return False
 
 
@@ -150,14 +151,17 @@ def _equal_items(gold: Answer, answer: Answer, rules: Rules) -> bool:
         golds, answers = _values(golds), _values(answers)
         if "set" in kinds or not isinstance(gold, Items) or not isinstance(answer, Items):
             return False
-        pairs = zip(golds, answers, strict=False)
-        return len(golds) == len(answers) and all(equal(one, other, rules) for one, other in pairs)
+        return _in_order(golds, answers, rules)
     if _are_distinct(golds) != _are_distinct(answers):  # x = 1, y = 2 and bare values: by their order
-        golds, answers = _values(golds), _values(answers)
-        return len(golds) == len(answers) and all(map(lambda one, other: equal(one, other, rules), golds, answers))
+        return _in_order(_values(golds), _values(answers), rules)
     if "set" in kinds or all(isinstance(item, Items) for item in golds):  # pairs in a list are solutions
         golds, answers = _distinct(golds), _distinct(answers)
     return len(golds) == len(answers) and _matched(list(golds), list(answers), rules)
+
+
+def _in_order(golds: Sequence[Answer], answers: Sequence[Answer], rules: Rules) -> bool:
+    pairs = zip(golds, answers, strict=False)
+    return len(golds) == len(answers) and all(equal(one, other, rules) for one, other in pairs)
 
 
 def _values(items: tuple[Answer, ...]) -> tuple[Answer, ...]:

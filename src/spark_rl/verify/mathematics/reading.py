@@ -17,6 +17,7 @@ from sympy import Interval, S, Symbol
 from sympy.core.function import AppliedUndef
 
 from spark_rl.verify.mathematics.answers import (
+    OF_SYMPY,
     Answer,
     Items,
     Named,
@@ -39,8 +40,6 @@ MAX_PARTS = 20
 _RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in", r"\notin"])
 _SETS = frozenset([r"\cup", r"\cap", r"\setminus"])
 _LOGICAL = {r"\land": "and", r"\lor": "or"}
-_OF_SYMPY = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
-"""What it raises where an operation makes no sense."""
 _ONE_IN_BRACES = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")
 _FLIPPED = {"<": ">", r"\le": ">=", ">": ">", r"\ge": ">="}
 _NUMBER_SETS = {"R": S.Reals, "Z": S.Integers, "N": S.Naturals, "Q": S.Rationals, "C": S.Complexes}
@@ -58,7 +57,7 @@ def read(text: str) -> Answer | None:
         return Text(words) if isinstance(error, TooLarge) else None
     try:
         return _answer(tokens) if tokens else None
-    except _OF_SYMPY:
+    except OF_SYMPY:
         return _as_text(tokens)
     except Broken:
         return _as_text(tokens) if any(token.kind == "word" for token in tokens) else None
