@@ -212,6 +212,8 @@ class _Fields:
             value = str(value)
         if value is None and not needed:
             return ""
+        if value is None:
+            raise ValueError(f"has no {key!r}; add it")
         if not isinstance(value, str) or not value.strip():
             quotes = "; put quotes around it" if isinstance(value, bool) else ""
             raise ValueError(f"{key!r} must be text, not {_yaml(value):.40}{quotes}")
