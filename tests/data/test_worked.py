@@ -66,7 +66,7 @@ def test_a_row_whose_response_is_wrong_is_no_example_but_a_question(tmp_path: Pa
     rows[3]["response"] = r"\boxed{4}"
     data = loaded(tmp_path, rows, num=1)
     assert asked(data) == ["What is 3+1?"] and data.train.num_rows == 9
-    with pytest.raises(ValueError, match="asks for 2 rows of data.train, and 1 of 10 that were looked at can be"):
+    with pytest.raises(ValueError, match=r"asks for 2 rows of data\.train, and 1 of 10 that were looked at can be"):
         loaded(tmp_path, rows, num=2)
 
 
