@@ -15,7 +15,7 @@ def alike_prompts(draw) -> list[list[int]]:
     """Prompts put together from a few passages, so that they begin alike in all ways."""
     passages = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=3))
     parts = st.lists(st.sampled_from(passages), min_size=1, max_size=4)
-    return [sum(draw(parts), []) for _ in range(draw(st.integers(1, 7)))]
+    return [[i for part in draw(parts) for i in part] for _ in range(draw(st.integers(1, 7)))]
 
 
 def best_saving(prompts: list[list[int]], depth: int = 0) -> int:

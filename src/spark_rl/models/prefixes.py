@@ -1,4 +1,4 @@
-"""Which prompts begin alike, and with how many tokens: worked examples, long system turns, one passage of many questions.
+"""Which prompts begin alike, and with how many tokens: worked examples, long system turns, a passage of many questions.
 
 A prefix that is computed once for n prompts saves n - 1 times its length. Roles have examples of their own after one
 and the same header, so a step has a few classes of prompts, each with a prefix of its own.
@@ -75,7 +75,7 @@ class _Node:
 def _best(common: Sequence[int]) -> list[tuple[int, int, int]]:
     """The classes (length, start, end) of sorted prompts that save most, by what each has in common with the next one.
 
-    The nodes of the prompts' trie are visited from the leaves up: a node is closed where neighbours have less in common.
+    Nodes of the prompts' trie are visited from the leaves up: one is closed where neighbours have less in common.
     """
     path = [_Node(0, 0)]
     for i, length in enumerate([*common, 0]):
