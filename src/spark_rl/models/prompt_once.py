@@ -189,9 +189,13 @@ States = dict[int, tuple[Tensor, Tensor]]
 class Prefix:
     """The tokens that all prompts of a row, or of several, begin with."""
 
-    length: int
+    ids: Sequence[int]
     states: States = field(default_factory=dict)
     """Of these tokens, computed before. Where they are leaves that require gradients, rows gather these in them."""
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
 
     def gathered(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values as a row computes them itself: what others have gathered for them goes backward with them."""
@@ -271,7 +275,7 @@ class PackedRow:
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)
 
-        self.prefix, self._inside = prefix, inside
+        self.prefix, self._before, self._inside = prefix, before, inside
         self.last_B = tensor(inside + grid_BP[:, -1])
         """Where the prompts' last tokens are in the row."""
         self.positions = tensor(position_N[..., None, :])
@@ -397,9 +401,8 @@ class PackedRow:
 
     def _see_prefix(self, window: int | None) -> Tensor:
         """What all tokens of the row see of the prefix."""
-        length = self.prefix.length if self.prefix else 0
-        column_L = torch.arange(length, device=self._place_N.device)
-        return (length + self._place_N[:, None] - column_L < (window or torch.inf))[None]
+        distance_L = torch.arange(self._before, 0, -1, device=self._place_N.device)
+        return (self._place_N[:, None] + distance_L < (window or torch.inf))[None]
 
     def _prompts_see(self, window: int | None) -> Tensor:
         column_P = torch.arange(self.grid_BP.shape[1], device=self.grid_BP.device)

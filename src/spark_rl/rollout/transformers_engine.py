@@ -100,10 +100,9 @@ class TransformersEngine:
         prompts = [request.prompt_ids for request in requests]
         most = self.vision.before_images(prompts) if self.vision else None
         for length, members in prompt_classes(prompts, most):
-            prefix = None
-            if length:
-                (states,) = prefix_states(self.model, [prompts[members[0]][:length]], logits_to_keep=1)
-                prefix = Prefix(length, states)
+            prefix = Prefix(prompts[members[0]][:length]) if length else None
+            if prefix:
+                (prefix.states,) = prefix_states(self.model, [prefix.ids], logits_to_keep=1)
             yield prefix, members
 
     def _chunks(
