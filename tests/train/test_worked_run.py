@@ -173,9 +173,9 @@ def test_examples_that_leave_no_room_are_refused_before_anything_is_loaded(tmp_p
 
 
 def test_a_question_that_fits_only_without_them_is_passed_over(tmp_path: Path) -> None:
-    rows = [{"prompt": f"What is {i}+1? " + "again " * 40 * (i % 2), "answer": i + 1} for i in range(12)]
+    rows = [{"prompt": f"What is {i}+1? " + "again " * 60 * (i % 2), "answer": i + 1} for i in range(12)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    few = [f"data.train={tmp_path / 'data.jsonl'}", "data.max_prompt_tokens=260", "rollout.groups_per_step=4"]
+    few = [f"data.train={tmp_path / 'data.jsonl'}", "data.max_prompt_tokens=240", "rollout.groups_per_step=4"]
     grpo = ["preset=grpo", "train.steps=1", *few]
 
     def passed(*more: str) -> Any:
