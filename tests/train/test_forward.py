@@ -102,7 +102,7 @@ def run_in_parts(model, parts, implementation, length):
     logps, entropies, generator = [], [], torch.Generator().manual_seed(1)
     for i, groups in enumerate(parts):
         batch = collate(groups, prefix=prefix, ends_prefix=i == len(parts) - 1)
-        out = module(batch, 0.7, with_entropy=True)
+        out = module(batch, torch.linspace(0.5, 2.0, len(batch.group_R)), with_entropy=True)
         weights = torch.randn(2, *out.logps_RT.shape, generator=generator)
         ((out.logps_RT * weights[0]).sum() + (out.entropy_RT * weights[1]).sum()).backward()
         logps.append(out.logps_RT.detach().flatten()), entropies.append(out.entropy_RT.detach().flatten())
@@ -131,13 +131,11 @@ def test_a_prefix_computed_once_has_the_plain_gradient(family, parts, tiny_model
         assert_same(run_in_parts(model, some, "shared", 10), run_in_parts(model, some, "plain", 10))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("family", ["Qwen3", "Mistral"])
-def test_so_it_has_under_activation_checkpointing(family, reentrant, parts, tiny_model):
+def test_so_it_has_under_activation_checkpointing(family, parts, tiny_model):
     model = tiny_model(family, **FAMILIES[family]).train()
     expected = run_in_parts(model, parts, "plain", 10)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert_same(run_in_parts(model, parts, "shared", 10), expected)
 
 
