@@ -123,10 +123,8 @@ def test_batches_of_a_prefix_hold_no_other_and_the_last_has_room_for_it(groups, 
     shared = prefixes_of(batches)
     for i, (parts, prefix) in enumerate(zip(batches, shared, strict=True)):
         assert all(part.prefix_ids == list(prefix.ids if prefix else ()) for part in parts)
-        tokens = sum(part.num_tokens for part in parts) + (
-            prefix.length if prefix not in (None, *shared[i + 1 :]) else 0
-        )
-        assert tokens <= max_tokens or len(parts) == 1
+        held = prefix.length if prefix and prefix not in shared[i + 1 :] else 0
+        assert held + sum(part.num_tokens for part in parts) <= max_tokens or len(parts) == 1
     by_ids = {tuple(prefix.ids): prefix for prefix in shared if prefix}
     assert len(by_ids) == len({prefix for prefix in shared if prefix})
 

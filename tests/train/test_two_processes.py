@@ -68,7 +68,7 @@ def test_two_ranks_equal_one_with_images(family: str, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = []
     for i in range(12):
         picture(i).save(tmp_path / f"{i}.png")
-        question = f"{'Look well. ' * 15 if i % 4 else ''}Number {i}?" + " <image>" * (i % 3 == 0)
+        question = f"{'Look well. ' * 20 if i % 6 else ''}Number {i}?" + " <image>" * (i % 3 == 0)
         rows.append({"prompt": question, "answer": "Yes", "images": [f"{i}.png"] if i % 3 == 0 else []})
     (tmp_path / "rows.jsonl").write_text(lines(rows))
     (tmp_path / "graders.py").write_text(
@@ -84,7 +84,7 @@ def test_two_ranks_equal_one_with_images(family: str, tmp_path: Path) -> None:
         "data.check_golds=false",
         "rollout.max_new_tokens=6",
         "train.learning_rate=1e-4",
-        "train.micro_batch_tokens=300",
+        "train.micro_batch_tokens=400",
     ]
     finals = []
     for world in (1, 2):
