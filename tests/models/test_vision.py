@@ -21,9 +21,9 @@ from spark_rl.config import ModelConfig
 from spark_rl.images import open_image, shrunk
 from spark_rl.models import prefixes, processor
 from spark_rl.models.load import load_model, load_tokenizer
+from spark_rl.models.packed_row import Prefix
 from spark_rl.models.prefixes import prompt_classes
 from spark_rl.models.processor import ImageProcessor, load_image_processor
-from spark_rl.models.prompt_once import Prefix
 from spark_rl.models.vision import Vision, freeze_vision, vision_modules
 from spark_rl.prompts import ChatRenderer
 from spark_rl.rollout.engine import Request

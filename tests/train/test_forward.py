@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from spark_rl.models import fused, prompt_once
-from spark_rl.models.prompt_once import Prefix
+from spark_rl.models import fused, packed_row
+from spark_rl.models.packed_row import Prefix
 from spark_rl.train import forward as forward_module
 from spark_rl.train.forward import GroupLogProbs, collate
 
@@ -197,8 +197,8 @@ def test_self_check_passes_where_it_should_and_speaks_where_not(batch, tiny_mode
         model = tiny_model("Qwen3").train()
         assert GroupLogProbs(model, implementation).self_check(batch) is None
         assert model.training
-    see = prompt_once.PackedRow._completions_see
-    monkeypatch.setattr(prompt_once.PackedRow, "_completions_see", lambda *args: torch.ones_like(see(*args)))
+    see = packed_row.PackedRow._completions_see
+    monkeypatch.setattr(packed_row.PackedRow, "_completions_see", lambda *args: torch.ones_like(see(*args)))
     assert "nats off" in GroupLogProbs(tiny_model("Qwen3")).self_check(batch)
 
 

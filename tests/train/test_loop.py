@@ -23,7 +23,7 @@ from warm import PYTHON, kill
 
 from spark_rl.config import Config, load_config
 from spark_rl.models.folder import resolve_path
-from spark_rl.models.prompt_once import prefix_states
+from spark_rl.models.packed_row import prefix_states
 from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.train.loop import Trainer
 from spark_rl.types import Role
