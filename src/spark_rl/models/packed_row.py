@@ -12,7 +12,6 @@ K key/value heads, F = H / K, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,16 @@ States = dict[int, tuple[Tensor, Tensor]]
 """Keys and values [1, K, L, D] by layer."""
 
 
-@dataclass(eq=False, slots=True)
 class Prefix:
-    """The tokens that all prompts of a row, or of several, begin with."""
+    """The tokens that all prompts of a row, or of several, begin with.
 
-    ids: Sequence[int]
-    states: States = field(default_factory=dict)
-    """Of these tokens, computed before. Where they are leaves that require gradients, rows gather these in them."""
+    No dataclass: sharding wraps the tensors in those, and leaves must stay the same ones.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = ids
+        self.states: States = {}
+        """Of these tokens, computed before. Where they are leaves that require gradients, rows gather these in them."""
 
     @property
     def length(self) -> int:
