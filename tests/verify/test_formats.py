@@ -5,7 +5,7 @@ import logging
 import re
 
 import pytest
-from clock import steps_of
+from clock import seconds_of, step
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -14,6 +14,12 @@ from spark_rl.verify import BOXED, Check, VerifierPool, box, format_of, formats
 NAMED = ("boxed", "tags", "hash", "phrase", "last_number", "json:answer")
 PATTERN = r"Result:\s*(\S+)"
 ALL = (*NAMED, PATTERN)
+
+
+@pytest.fixture(scope="module")
+def verifiers():
+    with VerifierPool() as pool:
+        yield pool
 
 
 @pytest.mark.parametrize(
@@ -156,11 +162,10 @@ def test_another_formats_statement_is_none(name):
 @pytest.mark.parametrize(
     ("gold", "verifier"), [("42", "math"), ("-3", "numeric"), ("1,234", "math"), ("3/4", "math"), ("0.5", "exact")]
 )
-def test_the_ideal_reply_is_right_and_another_is_not(name, gold, verifier):
+def test_the_ideal_reply_is_right_and_another_is_not(name, gold, verifier, verifiers):
     stated = format_of(name)
     replies = [f"Let me see.\n{stated.write(answer)}" for answer in (gold, "77")]
-    with VerifierPool() as pool:
-        verdicts = pool.verify([Check(reply, gold, verifier, format=stated) for reply in replies])
+    verdicts = verifiers.verify([Check(reply, gold, verifier, format=stated) for reply in replies])
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.0]
 
 
@@ -177,9 +182,8 @@ def test_the_ideal_reply_is_right_and_another_is_not(name, gold, verifier):
         ("json:answer", '{"answer": "$18"}', "18"),
     ],
 )
-def test_numbers_as_models_write_them_are_right(name, reply, gold):
-    with VerifierPool() as pool:
-        assert [v.reward for v in pool.verify([Check(reply, gold, "math", format=format_of(name))])] == [1.0]
+def test_numbers_as_models_write_them_are_right(name, reply, gold, verifiers):
+    assert verifiers.verify([Check(reply, gold, "math", format=format_of(name))])[0].reward == 1.0
 
 
 # ------------------------------------------------------------------------------------------------ properties
@@ -240,9 +244,10 @@ def test_nothing_raises_and_what_is_read_can_be_encoded(name, text):
 def test_reading_takes_time_linear_in_the_text(name):
     stated = format_of(name)
     units = [*PIECES, *(a + b for a in ("<answer>", "####", "answer is", '"answer":', ".", "1") for b in PIECES)]
+    tick = step()
     for unit in units:
         text = unit * (2**14 // len(unit))
-        assert steps_of(lambda text=text: stated.read(text)) < 100 * len(text), unit  # quadratic: 10,000 times as many
+        assert seconds_of(lambda text=text: stated.read(text)) < 100 * len(text) * tick, unit  # quadratic: 10,000 times
 
 
 # ------------------------------------------------------------------------------------------------ names
@@ -282,11 +287,11 @@ def test_a_statement_is_shown_in_no_language():
 
 def test_an_expression_that_backtracks_without_end_is_given_up_and_said_once(caplog):
     formats._say_given_up.cache_clear()
-    stated = format_of(r"so: ((?:\w+\s?)+)$")
-    assert stated.read("so: it is 5") == "it is 5"
+    stated = format_of(r"so: ((?:x|xx)+)$")
+    assert stated.read("so: xxx") == "xxx"
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert stated.read("so: " + "word " * 40 + "?") is None
+            assert stated.read("so: " + "x" * 60 + "?") is None
     assert [record.getMessage().split(" on a reply")[0] for record in caplog.records] == [
-        rf"the regular expression {stated.name!r} took more than 0.1 seconds"
+        f"the regular expression {stated.name!r} took more than 0.1 seconds"
     ]

@@ -10,7 +10,7 @@ from spark_rl.config import Config
 from spark_rl.data.check import Checker, Track, question_key, refuse_unknown_columns, untracked
 from spark_rl.data.questions import Questions
 from spark_rl.data.sources import Source, open_sources
-from spark_rl.prompts import ChatRenderer, Prompts, build_prompts
+from spark_rl.prompts import ChatRenderer, Prompts, build_prompts, fingerprint
 from spark_rl.types import Image, Task
 from spark_rl.verify import VerifierPool
 
@@ -35,9 +35,15 @@ class Data:
 
     @property
     def report(self) -> dict[str, list[dict[str, Any]]]:
-        """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`."""
+        """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`; and the
+        fingerprint of the prompts in the same form."""
         held_out, n = self.held_out.report(), self.num_validation
-        return {"train": self.training.report(), "validation": held_out[:n], "monitor": held_out[n:]}
+        return {
+            "train": self.training.report(),
+            "validation": held_out[:n],
+            "monitor": held_out[n:],
+            "prompts": [{"fingerprint": fingerprint(self.prompts)}],
+        }
 
     @property
     def messages(self) -> list[str]:

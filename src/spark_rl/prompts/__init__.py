@@ -1,6 +1,6 @@
 """What the model is shown: one set of prompts for training, test time and evaluation, and how they become token ids."""
 
-from spark_rl.prompts.build import build_prompts, save_prompts, saved_prompts
+from spark_rl.prompts.build import build_prompts, fingerprint, save_prompts, saved_prompts
 from spark_rl.prompts.chat import CannotRender, ChatRenderer
 from spark_rl.prompts.prompts import Prompts
 from spark_rl.prompts.quoting import View, shown
@@ -14,6 +14,7 @@ __all__ = [
     "Template",
     "View",
     "build_prompts",
+    "fingerprint",
     "save_prompts",
     "saved_prompts",
     "shown",

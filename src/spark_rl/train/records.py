@@ -114,6 +114,7 @@ _FIXED = {
     "model.revision": "the checkpoints hold that revision's weights",
     "train.seed": "data order, sampling and recycling hang on it",
     "data.": "the run's place in its questions and its held-out items hang on them",
+    "prompts.": "the held-out items and what waits to be asked were made with them",
     "validation.items": "the held-out items were made when the run was begun",
     "validation.best": "the best checkpoint so far was chosen by it",
 }
@@ -208,7 +209,14 @@ def refuse_other_data(saved: Mapping[str, Any] | None, report: Mapping[str, Any]
     Raises:
         ValueError: there are other sources than when the run was begun, or one has other rows.
     """
-    for part in sorted(report if saved else (), key="train".__eq__):  # last: it leaves out what the others hold out
+    prompts = report.get("prompts")
+    if saved and saved.get("prompts", prompts) != prompts:
+        raise ValueError(
+            "--resume: the prompts have changed since the run was begun (prompts.templates, or what it shows as "
+            "examples): put them back, or begin a new run"
+        )
+    parts = report.keys() - {"prompts"} if saved else set()
+    for part in sorted(parts, key=lambda part: (part == "train", part)):  # last: it leaves out what the others hold out
         before, sources = (saved or {}).get(part, []), report[part]
         if len(sources) != len(before):
             old, new = ({each["source"] for each in side} for side in (before, sources))
