@@ -20,6 +20,7 @@ from spark_rl.prompts.prompts import Prompts
 from spark_rl.prompts.templates import Template
 from spark_rl.types import Role
 
+_ROLES = [role.value for role in Role]
 _KEYS = ("name", "text", "verdicts")
 
 
@@ -30,8 +31,8 @@ def read_templates(path: Path, known: Prompts) -> tuple[Template, ...]:
         ValueError: it cannot be read, or is not of this form; one sentence.
     """
     listed = read_yaml(path, "roles such as 'answer:' and 'pointwise:'", texts=True)
-    if unknown := [name for name in listed if name not in list(Role)]:
-        raise ValueError(f"{path}: {_unknown(unknown[0], list(Role))}; a key is a role, and its value lists templates")
+    if unknown := [name for name in listed if name not in _ROLES]:
+        raise ValueError(f"{path}: {_unknown(unknown[0], _ROLES)}; a key is a role, and its value lists templates")
     templates: list[Template] = []
     for role in Role:
         entries = listed.get(role, [template.name for template in known.templates_for(role)])
