@@ -215,8 +215,8 @@ def _unescaped(written: str) -> str:
 # ------------------------------------------------------------------------------------------------ regular expressions
 
 _PIECE = re.compile(
-    r"(?P<nothing>\^|\$|\\[bAZ]|\(\?[a-zA-Z]+\)|\(\?:[^()]*\)[*?])|(?P<space>\\s)[*+?]?[?+]?"
-    r"|\\?(?P<literal>[^\\.()\[\]{}|*+?]|(?<=\\)\W)(?P<times>[*+?]?)"
+    r"(?P<space>\\s)[*+?]?[?+]?|(?P<nothing>\^|\$|\\[a-zA-Z]|\(\?[a-zA-Z]+\)|\(\?:[^()]*\)[*?]|\[[^\]]*\])"
+    r"|(?:\\(?P<escaped>\W)|(?P<literal>[^\\.()\[\]{}|*+?]))(?P<times>[*+?]?)"
 )
 
 
@@ -286,6 +286,6 @@ def _plain(pattern: str) -> str:
     for piece in _PIECE.finditer(pattern):
         if piece["space"]:
             text += " "
-        elif piece["literal"] and piece["times"] in ("", "+"):
-            text += piece["literal"]
+        elif piece["times"] in ("", "+"):
+            text += piece["escaped"] or piece["literal"]
     return text
