@@ -12,6 +12,8 @@ class PromptsConfig(Section):
     named."""
 
     templates: Path | None = None
-    """A YAML file with templates of yours, by role, which take the place of the shipped ones of that role."""
+    """A YAML file with templates of yours, by role, which take the place of the shipped ones of that role; see
+    prompts.md."""
     verdict_format: str = "boxed"
-    """How judgements state their verdict: `boxed`, `tags`, `phrase` or `json:<key>` (paper: `boxed`)."""
+    """How judgements state their verdict: `boxed`, `tags`, `phrase`, `json:<key>` or a regular
+    expression that can state them (paper: `boxed`)."""
