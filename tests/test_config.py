@@ -294,6 +294,27 @@ def test_override_values_are_yaml(text, expected):
     assert parse_override(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (r"Result:\s*(.+)", r"Result:\s*(.+)"),
+        (r"Result: (.+)", r"Result: (.+)"),
+        (r"####\s*(.+)", r"####\s*(.+)"),
+        (r"\[(.+)\] # end", r"\[(.+)\] # end"),
+        (r"[Rr]esult (\d+)", r"[Rr]esult (\d+)"),
+        (r"*(.+)*", r"*(.+)*"),
+        ("17", "17"),
+        ("'#### (.+)'", "#### (.+)"),
+        ('"a\\tb"', "a\tb"),
+        ("~", None),
+    ],
+)
+def test_overrides_of_texts_are_no_yaml_unless_they_are_quoted(value, text):
+    assert load_config(None, [f"data.answer_pattern={value}"]).data.answer_pattern == text
+    if text:
+        assert load_inference([f"data.answer_format={value}"]).data.answer_format == text
+
+
 def sections(section: type[BaseModel], path: str = "") -> list[tuple[str, type[BaseModel]]]:
     inner = [(f"{path}{name}.", f.annotation) for name, f in section.model_fields.items()]
     found = [s for p, a in inner if isinstance(a, type) and issubclass(a, BaseModel) for s in sections(a, p)]

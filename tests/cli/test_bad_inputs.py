@@ -308,6 +308,66 @@ DATA = [
         spoil=rows(Q, {**Q, "answer": "Yes", "role": "pointwise", "verifier": "self"}),
     ),
 ]
+ANSWERS = 'answer: {name: mine, text: "{question} Use <answer></answer>."}'
+FORMATS = [
+    train("unknown answer format", "data.answer_format=boxd", words=["data.answer_format", "did you mean 'boxed'"]),
+    train(
+        "answer format that is no expression", "data.answer_format=(a", words=["data.answer_format: '(a'", "missing )"]
+    ),
+    train(
+        "answer format that cannot be written",
+        r"data.answer_format=\w+: (\d+)",
+        words=["data.answer_format", "not clear how to write", "put plain text around the group"],
+    ),
+    train(
+        "gold that the answer format cannot state",
+        "data.answer_format=last_number",
+        words=["data.jsonl, row 2", "cannot be stated in the format last_number", "data.answer_format"],
+        spoil=rows(Q, {**Q, "answer": "B", "verifier": "choice"}),
+    ),
+    train(
+        "gold of which the answer format states a part",
+        "data.answer_format=last_number",
+        words=["data.jsonl, row 1", "exact verifier", "stated in the format last_number"],
+        spoil=rows({**Q, "answer": "2 apples", "verifier": "exact"}),
+    ),
+    train("verdicts in a format for answers", "prompts.verdict_format=hash", words=["prompts.verdict_format: 'hash'"]),
+    train(
+        "verdicts in a format for numbers",
+        r"prompts.verdict_format=Result: (\d+)",
+        words=["'Yes'", "cannot state", "prompts.verdict_format"],
+    ),
+    train("no file of templates", "prompts.templates=no.yaml", words=["prompts.templates: no.yaml", "cannot be read"]),
+    train(
+        "template that asks for another format",
+        *("prompts.templates=mine.yaml", "data.answer_format=####(.+)"),
+        words=["prompts.templates: the answer template 'mine' asks for <answer></answer>", "{give_answer}"],
+        spoil=write("mine.yaml", ANSWERS),
+    ),
+    Case(
+        "verify: unknown format",
+        ["verify", "data.jsonl", "--format", "tag"],
+        ["--format: 'tag'", "did you mean 'tags'"],
+    ),
+    Case(
+        "recycle: unknown format",
+        ["recycle", "data.jsonl", "--format", "jsonn"],
+        ["--format: 'jsonn'", "did you mean 'json'"],
+        rows(ROLLOUTS),
+    ),
+    Case(
+        "judge: template that is none",
+        ["judge", "model", "--question", "1+1?", "--response", "2", "prompts.templates=mine.yaml"],
+        ["prompts.templates", "no {question}"],
+        write("mine.yaml", "pointwise: {name: mine, text: '{yes} or {no}?'}"),
+    ),
+    Case(
+        "saved prompts that were spoilt",
+        ["solve", "model", "--question", "1+1?"],
+        ["spark_rl_prompts.json is no file of prompts", "mend or remove it"],
+        write("model/spark_rl_prompts.json", "{}"),
+    ),
+]
 DISCS = {"prompt": "How many discs are there?", "answer": 3}
 
 
@@ -740,7 +800,7 @@ EXAMPLES = [
         shots({**SHOT, "question": "What is 2+2? " * 300}),
     ),
 ]
-CASES = [*EVAL, *ENGINES, *CONFIG, *DATA, *EXAMPLES, *IMAGES, *MODEL, *OUTPUT, *VERBS, *SERVE, *INFER]
+CASES = [*EVAL, *ENGINES, *CONFIG, *DATA, *FORMATS, *EXAMPLES, *IMAGES, *MODEL, *OUTPUT, *VERBS, *SERVE, *INFER]
 
 
 @pytest.fixture

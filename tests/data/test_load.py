@@ -7,6 +7,7 @@ from image_files import png
 from spark_rl.config import SourceConfig
 from spark_rl.prompts import Prompts
 from spark_rl.types import Role
+from spark_rl.verify import box
 
 
 def refusal(*sources, **settings) -> str:
@@ -27,8 +28,10 @@ def test_training_leaves_out_what_is_held_out(tmp_path):
     assert data.train.num_rows == 4
     assert [data.report[part][0]["skipped"] for part in ("train", "validation", "monitor")] == [{"held_out": 2}, {}, {}]
     assert data.report["train"][0].keys() == {"source", "rows", "skipped", "fingerprint"}
-    assert [m.partition(";")[0] for m in data.messages] == [
-        f"2 of the 6 rows of {path} are left out of training (held out)"
+    asks_for_nothing = f"no prompt of {tmp_path / 'm.jsonl'} asks for {box('')}, and only that will be read"
+    assert [m.partition(";")[0].partition(" as an answer")[0] for m in data.messages] == [
+        asks_for_nothing,
+        f"2 of the 6 rows of {path} are left out of training (held out)",
     ]
     json.dumps(data.report)
 

@@ -13,7 +13,7 @@ from spark_rl.config import load_inference
 from spark_rl.infer import ChatModel
 from spark_rl.prompts import ChatRenderer, Prompts
 from spark_rl.rollout.engine import Completion, Request
-from spark_rl.verify import extract_answer
+from spark_rl.verify import extract_answer, format_of
 
 
 def ask(question: str, n: int = 1, max_new_tokens: int = 40) -> Request:
@@ -86,6 +86,27 @@ def test_the_tokens_of_the_word_in_the_last_box_are_counted(
     assert (
         model.logp_of_verdict(Completion([], logps, "no box", "stop", ["no box"] * len(logps)), content, word) is None
     )
+
+
+@pytest.mark.parametrize("name", ["boxed", "tags", "phrase", "json:verdict", r"Verdict: (\w+)"])
+@pytest.mark.parametrize("word", ["Yes", "No", "Nein", "Zweite"])
+def test_the_tokens_of_a_verdict_are_found_in_every_format(embedded: ChatModel, name: str, word: str) -> None:
+    """By the tokens of the base: they cover the word, and start and end with it, whatever stands around."""
+    assert embedded.renderer
+    model, stated, tokenizer = copy.copy(embedded), format_of(name), embedded.renderer.tokenizer
+    model.prompts = Prompts(verdict_format=stated)
+    said = f"It says {stated.write('Maybe')}, {word}? I say {word}.\n{stated.write(word)}"
+    ids = tokenizer(said + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+    texts = [tokenizer.decode([i]) for i in ids]
+    reply = Completion(ids, [-(2.0**i) for i in range(len(ids))], said, "stop")
+    total = model.logp_of_verdict(reply, str(stated.read(said)), word)
+    assert total is not None
+    counted = [i for i in range(len(ids)) if int(-total) >> i & 1]
+    assert counted == list(range(counted[0], counted[-1] + 1))
+    before, covered = "".join(texts[: counted[0]]), "".join(texts[counted[0] : counted[-1] + 1])
+    start = said.rindex(word)
+    assert word in covered and len(before) <= start < len(before) + len(texts[counted[0]])
+    assert len(before) + len(covered) - len(texts[counted[-1]]) < start + len(word)
 
 
 def test_log_probability_of_a_box_is_that_of_the_model(embedded: ChatModel) -> None:

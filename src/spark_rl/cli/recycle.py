@@ -22,6 +22,7 @@ from spark_rl.cli.rows import (
     file_and_settings,
     say,
     take,
+    take_format,
     take_verifier,
     verify_settings,
 )
@@ -73,6 +74,8 @@ def recycle(
 
         cat run/rollouts/*.jsonl | spark-rl recycle recycle.items_per_group=1
 
+        spark-rl recycle sampled.jsonl --format tags prompts.templates=mine.yaml
+
         spark-rl recycle sampled.jsonl --preset paper --out items.jsonl --json
 
         spark-rl train run.yaml data.train=items.jsonl \\
@@ -86,7 +89,7 @@ def recycle(
 
     grading = [setting for setting in settings if setting.startswith("verify.")]
     config = _settings(preset, [setting for setting in settings if setting not in grading])
-    prompts = build_prompts(config.prompts, answer_format)
+    prompts = build_prompts(config.prompts, take_format(answer_format).name)
     if grading and not verify:
         raise ValueError(f"{grading[0]!r} is about grading, which is not asked for; add --verify or leave it out")
     limits = verify_settings(grading, workers=workers)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from spark_rl.config import VerifyConfig, load_inference
 from spark_rl.jsonl import MAX_ROW_BYTES, read_row
-from spark_rl.verify import check_trusted, resolve
+from spark_rl.verify import Format, check_trusted, format_of, resolve
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -46,6 +46,18 @@ RIGHT_AT = "Reward from which on an answer is right: on another scale than 0 to 
 """What the option `--right-at` says."""
 FORMAT = "How responses state answers: boxed, tags, hash, phrase, last_number, json:<key>, or a regular expression."
 """What the option `--format` says."""
+
+
+def take_format(name: str) -> Format:
+    """The format that `--format` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return format_of(name)
+    except ValueError as error:
+        raise ValueError(f"--format: {error}") from None
 
 
 def check_right_at(right_at: float) -> None:

@@ -23,11 +23,12 @@ from spark_rl.cli.rows import (
     file_and_settings,
     say,
     take,
+    take_format,
     take_verifier,
     verify_settings,
 )
 from spark_rl.progress import Shown
-from spark_rl.verify import Check, VerifierPool, format_of, resolve
+from spark_rl.verify import Check, VerifierPool, resolve
 
 
 def verify(
@@ -64,6 +65,8 @@ def verify(
 
         spark-rl verify rows.jsonl verify.wall_seconds=10 --verifier mine:grade
 
+        spark-rl verify rows.jsonl --format hash --out graded.jsonl
+
         zcat rows.jsonl.gz | spark-rl verify --verifier numeric | grep wrong
 
         spark-rl verify rows.jsonl --verifier trl:rewards:brevity | head
@@ -75,7 +78,7 @@ def verify(
     file, given = file_and_settings(file, overrides)
     settings = verify_settings(given, workers=workers, cpu_seconds=cpu_seconds)
     resolve(verifier)
-    stated = format_of(answer_format)
+    stated = take_format(answer_format)
     source = Input(file, skip_bad)
 
     def parse(row: Row, number: int) -> tuple[Row, Check]:

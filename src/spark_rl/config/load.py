@@ -36,8 +36,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flattened
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """`section.key=value` as a nested mapping; the value is YAML.
+def parse_override(text: str, kind: type[Section] = Section) -> dict[str, Any]:
+    """`section.key=value` as a nested mapping. The value is YAML; but where `kind` wants text it is this text as it
+    stands, unless quoted: in YAML `#### (.+)` is a comment, and `Result: (.+)` a mapping.
 
     Raises:
         ValueError: there is no `=`, or the value is not YAML.
@@ -45,15 +46,34 @@ def parse_override(text: str) -> dict[str, Any]:
     path, found, value = text.partition("=")
     if not found or not path.strip():
         raise ValueError(f"override {text!r} is not of the form section.key=value")
+    keys = path.strip().split(".")
     try:
-        nested: Any = _parsed(value, yaml.SafeLoader)
+        nested: Any = _plain_text(value) if _wants_text(kind, keys) else None
+        if nested is None:
+            nested = _parsed(value, yaml.SafeLoader)
     except yaml.YAMLError:
         raise ValueError(f"override {text!r}: {value!r} is not valid YAML; quote it") from None
     except _TooDeep as error:
         raise ValueError(f"override {path.strip()}: {error}") from None
-    for key in reversed(path.strip().split(".")):
+    for key in reversed(keys):
         nested = {key: nested}
     return dict(nested)
+
+
+def _plain_text(value: str) -> str | None:
+    """A text that is neither quoted nor one of YAML's words for nothing."""
+    value = value.strip()
+    return None if value[:1] in ("'", '"') or value.lower() in ("", "~", "null") else value
+
+
+def _wants_text(kind: type[Section], keys: list[str]) -> bool:
+    """Whether the field at a path takes text, and nothing but text."""
+    section: Any = kind
+    for key in keys[:-1]:
+        field = getattr(section, "model_fields", {}).get(key)
+        section = field.annotation if field else None
+    field = getattr(section, "model_fields", {}).get(keys[-1])
+    return field is not None and field.annotation in (str, str | None)
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -64,9 +84,9 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values = _read_yaml(Path(path))
+        values = read_mapping(Path(path))
     for override in overrides:
-        values = merge(values, parse_override(override))
+        values = merge(values, parse_override(override, Config))
     if (preset := values.get("preset")) is not None:
         values = merge(_preset(preset), values)
     return config_from(values, where=str(path) if path else "config")
@@ -79,7 +99,7 @@ def load_inference(overrides: Iterable[str] = (), **values: Any) -> Inference:
         ValueError: as `load_config`.
     """
     for override in overrides:
-        values = merge(values, parse_override(override))
+        values = merge(values, parse_override(override, Inference))
     return _validated(Inference, values, "settings")
 
 
@@ -95,22 +115,30 @@ def _validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
         raise ValueError("; ".join(f"{where}: {_sentence(kind, e)}" for e in error.errors())) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that is given twice is an error, not a silent last word."""
+class _KeysOnce:
+    """YAML in which a key that is given twice is an error, not a silent last word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep)  # type: ignore[misc]
+
+
+class _Loader(_KeysOnce, yaml.SafeLoader):
+    """Safe YAML."""
+
+
+class _TextLoader(_KeysOnce, yaml.BaseLoader):
+    """YAML in which all that is no list and no mapping is text: `Yes` and `No` stay words."""
 
 
 class _TooDeep(Exception):
     """Of YAML."""
 
 
-def _parsed(text: str, loader: type[yaml.SafeLoader]) -> Any:
+def _parsed(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader]) -> Any:
     """What YAML says.
 
     Raises:
@@ -127,29 +155,38 @@ def _parsed(text: str, loader: type[yaml.SafeLoader]) -> Any:
     raise _TooDeep(f"is nested more than {MAX_DEPTH} levels deep; look for brackets that are not closed")
 
 
-def read_yaml(path: Path, what: str = "file") -> Any:
+def read_yaml(path: Path, texts: bool = False) -> Any:
     """What a YAML file says.
 
     Args:
-        what: what the file should be, for messages.
+        texts: whether all values are read as texts.
 
     Raises:
-        ValueError: it cannot be read, or is no YAML.
+        ValueError: it cannot be read, or is no YAML; one sentence.
     """
     try:
-        return _parsed(path.read_text(encoding="utf-8"), _Loader)
+        return _parsed(path.read_text(encoding="utf-8"), _TextLoader if texts else _Loader)
     except _TooDeep as error:
         raise ValueError(f"{path}: {error}") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML {what}") from None
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    values = read_yaml(path, "config")
+def read_mapping(path: Path, of: str = "sections such as 'model:' and 'train:'", texts: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        of: what its keys are, for messages.
+        texts: whether all values are read as texts.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else; one sentence.
+    """
+    values = read_yaml(path, texts)
     if not isinstance(values or {}, dict):
-        raise ValueError(f"{path}: must hold a mapping of sections such as 'model:' and 'train:'")
+        raise ValueError(f"{path}: must hold a mapping of {of}")
     return values or {}
 
 

@@ -60,9 +60,11 @@ class PromptsConfig(Section):
     turns of user and assistant: `ready` (those of the package), `none`, a JSONL or YAML file, a list, or for answers
     `{num: 2, from: data.train}`, rows that are then not trained on. By role, or one of these for all of them."""
     templates: Path | None = None
-    """A YAML file with templates of yours, by role, which take the place of the shipped ones of that role."""
+    """A YAML file with templates of yours, by role, which take the place of the shipped ones of that role; see
+    prompts.md."""
     verdict_format: str = "boxed"
-    """How judgements state their verdict: `boxed`, `tags`, `phrase` or `json:<key>` (paper: `boxed`)."""
+    """How judgements state their verdict: `boxed`, `tags`, `phrase`, `json:<key>` or a regular
+    expression that can state them (paper: `boxed`)."""
 
     @property
     def examples_by_role(self) -> dict[Role, Any]:

@@ -17,7 +17,7 @@ from spark_rl.data.sources import Source
 from spark_rl.images import ImageError
 from spark_rl.prompts import Prompts
 from spark_rl.types import IMAGE, Image, Role, Task
-from spark_rl.verify import SELF, Check, VerifierPool, gold_problem
+from spark_rl.verify import SELF, Check, VerifierPool, gold_problem, resolve
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
@@ -128,6 +128,10 @@ class Checker:
         self._with_images: dict[Source, array[int]] = defaultdict(lambda: array("q"))
         self._says_image: Counter[Source] = Counter()
         """Rows whose text has a marker, and which have no images."""
+        self._unasked: dict[Source, str] = {}
+        """What a statement looks like that no prompt of a source asks for, as far as it was read."""
+        self._asks = set[Source]()
+        """Sources of which some prompt does."""
 
     def run(self, verifiers: VerifierPool) -> None:
         """Fill `left_out` of every source.
@@ -209,7 +213,12 @@ class Checker:
             for s, count in self._says_image.items()
             if s.reader and not self._with_images[s] and "bad_image" not in s.left_out.values()
         ]
-        return blind + [
+        unasked = [
+            f"no prompt of {source.path} asks for {form}, and only that will be read as an answer: chat messages are "
+            "shown as they are, so have them ask for it, or set data.answer_format to what the model writes"
+            for source, form in self._unasked.items()
+        ]
+        return [*blind, *unasked] + [
             f"{count} of the {s.num_rows} rows of {s.path} are left out of {self.part} ({kind.replace('_', ' ')}); "
             f"the first one is {self.first_reasons[s][kind]}"
             for s in self.sources
@@ -239,6 +248,7 @@ class Checker:
                         self.images.update((image.sha256, image) for image in task.example.images)
                     elif any(MARKER in message["content"] for message in task.messages):
                         self._says_image[source] += 1
+                    self._note_what_it_asks(source, task)
                     self.has_rule = self.has_rule or task.verifier != SELF
                     if self.refuse_self and task.verifier == SELF:
                         reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"
@@ -253,6 +263,16 @@ class Checker:
                 ids.append(key or 1)
             self._digests.append(digest)
         self._find_duplicates(ids, owners)
+
+    def _note_what_it_asks(self, source: Source, task: Task) -> None:
+        if source in self._asks:
+            return
+        stated, shown = self.prompts.format(task.role), self.prompts.conversation(task.role, task.messages)
+        if resolve(task.verifier).reads == "response" or any(stated.asked_in(turn["content"]) for turn in shown):
+            self._asks.add(source)
+            self._unasked.pop(source, None)
+        else:
+            self._unasked[source] = stated.form
 
     def _find_duplicates(self, ids: array[int], owners: list[tuple[int, Source]]) -> None:
         """Keys that occur twice are looked up again: equal keys need not mean equal ids."""

@@ -97,7 +97,8 @@ class RowReader:
         role = _role(values["role"])
         verifier = self._verifier(values["verifier"], role)
         label = self._label(values["answer"], role, verifier)
-        messages, question, given = self._prompt(values["prompt"], role, values["system"] or self.system, column)
+        system = values["system"] or self.system
+        messages, question, given = self._prompt(values["prompt"], role, label, system, column)
         if (length := sum(len(m["content"]) for m in messages)) > MAX_PROMPT_CHARS:
             raise ValueError(f"'prompt' has {length} characters, more than {MAX_PROMPT_CHARS}; shorten it")
         example = Example(
@@ -110,7 +111,7 @@ class RowReader:
             metadata=self._metadata(values["metadata"], row, verifier),
             images=tuple(reference(value, self.folder, allow_urls=self.allow_urls) for value in given),
         )
-        verdicts = self.prompts.verdicts(role) if role.is_judge else None
+        verdicts = self.prompts.verdicts(role, label) if role.is_judge else None
         return question_task(example, role, verdicts if verdicts != role.verdicts else None)
 
     def response(self, row: Any) -> str | None:
@@ -180,14 +181,14 @@ class RowReader:
 
     def _verdict(self, role: Role, answer: str) -> str:
         """The gold verdict of a judge item, as our own prompts spell it."""
-        known = self.prompts.verdicts(role)
+        known = self.prompts.verdicts(role, answer.strip())
         found = [label for label in known if label.casefold() == answer.strip().casefold()]
         if not found:
             raise ValueError(f"the answer of a {role} row must be {' or '.join(known)}, not {answer[:40]!r}")
         return found[0]
 
     def _prompt(
-        self, prompt: Any, role: Role, system: str | None, column: Sequence[Any]
+        self, prompt: Any, role: Role, label: str, system: str | None, column: Sequence[Any]
     ) -> tuple[tuple[Message, ...], str, list[Any]]:
         """The chat messages, the question as judges will see it, and the images' values in the order of both."""
         system = system and without_images(system)
@@ -196,7 +197,7 @@ class RowReader:
             text = turn["content"]
             if not role.is_judge:
                 return self.prompts.question(text, system), text, images
-            offered = " or ".join(map(self.prompts.verdict_format.write, self.prompts.verdicts(role)))
+            offered = " or ".join(map(self.prompts.verdict_format.write, self.prompts.verdicts(role, label)))
             return (*_opening(system), {"role": "user", "content": f"{text}\n\nEnd with {offered}."}), text, images
         _check_turns(prompt)
         messages, images = placed(prompt, column)

@@ -35,7 +35,7 @@ from spark_rl.images import blank, reference
 from spark_rl.jsonl import read_row
 from spark_rl.prompts import Prompts
 from spark_rl.types import Example, Image
-from spark_rl.verify import Check, VerifierPool, check_trusted, gold_problem
+from spark_rl.verify import BOXED, Check, Format, VerifierPool, check_trusted, gold_problem
 
 EMBEDDED = ("embedded", *(f"embedded:{part}" for part in ("validation", "test", "vision-validation", "vision-test")))
 COLLECTIONS = tuple(dict.fromkeys(each.suite for each in PUBLISHED.values()))
@@ -152,12 +152,27 @@ def _published(
     for each in published:
         skipped: list[str] = []
         items = load(each.name, local.get(each.name), limit, skipped if skip_bad else None, prompts)
+        _check_stated(each.name, items, prompts.answer_format)
         if skipped:
             suite.skipped[each.name] = skipped
         suite.questions.extend(item for item in items if isinstance(item, Example))
         suite.best_of.extend(item for item in items if isinstance(item, BestOfItem))
         suite.pairs.extend(item for item in items if isinstance(item, PairItem))
     return suite
+
+
+def _check_stated(name: str, items: Sequence[Any], stated: Format) -> None:
+    """Of published sets the golds are trusted, but a format may not be able to state them.
+
+    Raises:
+        ValueError: it cannot state one.
+    """
+    for item in items if stated is not BOXED else ():
+        if isinstance(item, Example) and stated.read(stated.write(item.answer)) is None:
+            raise ValueError(
+                f"{name}: the answer {item.answer[:40]!r} cannot be stated in the format {stated.name}; set another "
+                "data.answer_format"
+            )
 
 
 def _embedded(name: str, limit: int | None, prompts: Prompts) -> Suite:

@@ -13,10 +13,6 @@ from spark_rl.models.prompts import prompts_for
 from spark_rl.prompts import ChatRenderer, Prompts
 from spark_rl.rollout.engine import Completion, Engine, Request
 from spark_rl.types import Image, Message
-from spark_rl.verify import Format
-
-_UNHEARD_OF = "\u27e6verdict\u27e7"
-"""What no reply says."""
 
 
 class ChatModel:
@@ -157,11 +153,14 @@ class ChatModel:
         if not tokens or len(tokens) != len(reply.logps):
             return None
         text, at = "".join(tokens), 0
-        start = _start_of_last(text, content, self.prompts.verdict_format)
-        if start is None:
+        said = reply.text.removeprefix(self.renderer.opening if self.renderer else "")
+        text = said if text.startswith(said) else text  # without the token that ends the turn
+        stated = self.prompts.verdict_format
+        place = stated.place(text)
+        if place is None or stated.decode(text[slice(*place)]).strip() != content:
             return None
-        end = start + len(content)
-        if stands := re.search(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", content, re.IGNORECASE):
+        start, end = place
+        if stands := re.search(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", text[start:end], re.IGNORECASE):
             start, end = start + stands.start(), start + stands.end()
         total = 0.0
         for token, logp in zip(tokens, reply.logps, strict=True):
@@ -189,13 +188,3 @@ def _check_examples(renderer: ChatRenderer, path: str, context: int | None) -> N
                 f"prompts.examples.{role}: the worked examples take {tokens} tokens, and the model {path} has a "
                 f"context of {context}; give fewer or shorter ones, or none: prompts.examples={{{role}: none}}"
             )
-
-
-def _start_of_last(text: str, content: str, stated: Format) -> int | None:
-    """Where the content of the last statement in a text begins: the last place of which the format reads it."""
-    end = len(text)
-    while (start := text.rfind(content, 0, end)) >= 0:
-        if _UNHEARD_OF in (stated.find(text[:start] + _UNHEARD_OF + text[start + len(content) :]) or ""):
-            return start
-        end = start + len(content) - 1
-    return None

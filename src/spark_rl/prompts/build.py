@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import PromptsConfig
+from spark_rl.prompts.check import check_templates
 from spark_rl.prompts.examples import check_turns, with_examples
 from spark_rl.prompts.prompts import Prompts
+from spark_rl.prompts.template_file import read_templates
 from spark_rl.prompts.templates import Template
 from spark_rl.types import Role
 from spark_rl.verify import Format, format_of
@@ -37,6 +39,9 @@ def build_prompts(
         prompts = replace(prompts, answer_format=_named("data.answer_format", answer_format))
     if "verdict_format" in settings.model_fields_set:
         prompts = replace(prompts, verdict_format=_of_verdicts(settings.verdict_format))
+    if settings.templates is not None:
+        prompts = replace(prompts, templates=_from_file(settings.templates, prompts))
+    check_templates(prompts)
     prompts = with_examples(prompts, settings.examples_by_role, whole)
     for role, turns in prompts.examples.items():
         try:
@@ -101,10 +106,17 @@ def _named(key: str, name: str) -> Format:
 
 
 def _of_verdicts(name: str) -> Format:
-    stated = _named("prompts.verdict_format", name)
-    if name == "hash" or not all(stated.read(stated.write(word)) == word for role in Role for word in role.verdicts):
+    if name in ("hash", "last_number"):
         raise ValueError(
-            f"prompts.verdict_format: {name!r} cannot state a verdict such as Yes or A; choose boxed, tags, phrase or "
-            "json:<key>"
+            f"prompts.verdict_format: {name!r} is for answers; choose boxed, tags, phrase or json:<key> for verdicts"
         )
-    return stated
+    return _named("prompts.verdict_format", name)
+
+
+def _from_file(path: Path, known: Prompts) -> tuple[Template, ...]:
+    try:
+        templates = read_templates(path, known)
+        check_templates(replace(known, templates=templates))
+    except ValueError as error:
+        raise ValueError(f"prompts.templates: {error}") from None
+    return templates

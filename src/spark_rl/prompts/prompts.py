@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from spark_rl.prompts.quoting import fence
-from spark_rl.prompts.templates import PLACEHOLDER, TEMPLATES, Template
+from spark_rl.prompts.templates import TEMPLATES, Template
 from spark_rl.types import Message, Role
 from spark_rl.verify import BOXED, Format
 
@@ -55,9 +55,11 @@ class Prompts:
             raise ValueError(f"there is no {role} template {name!r}; known are {', '.join(known)}")
         return known[name]
 
-    def verdicts(self, role: Role) -> tuple[str, str]:
-        """The words of a judge's two verdicts, in prompts that are of no template."""
-        return self.template(None, role).verdicts
+    def verdicts(self, role: Role, said: str | None = None) -> tuple[str, str]:
+        """The words of a judge's two verdicts, in prompts that are of no template: those of the first template of which
+        one is `said`, or else of the first one."""
+        pairs = [template.verdicts for template in self.templates_for(role)]
+        return next((pair for pair in pairs if said and said.casefold() in map(str.casefold, pair)), pairs[0])
 
     def fill(self, template: Template, **quoted: str) -> tuple[Message, ...]:
         """Fill a template with fenced texts, in one pass, so that no quoted text can fill another placeholder.
@@ -65,14 +67,13 @@ class Prompts:
         Raises:
             KeyError: a placeholder of the template was not given.
         """
-        texts = {name: fence(text) for name, text in quoted.items()} | self._statements(template)
-        return ({"role": "user", "content": PLACEHOLDER.sub(lambda m: texts[m[1]], template.text)},)
+        texts = {name: fence(text) for name, text in quoted.items()} | self.statements(template)
+        return ({"role": "user", "content": template.filled(texts)},)
 
     def question(self, question: str, system: str | None = None) -> tuple[Message, ...]:
         """The prompt of a bare question: the question itself, unfenced, and how to state the answer."""
         template = self.template(None, Role.ANSWER)
-        texts = self._statements(template) | {"question": question}
-        user = {"role": "user", "content": PLACEHOLDER.sub(lambda m: texts[m[1]], template.text)}
+        user = {"role": "user", "content": template.filled(self.statements(template) | {"question": question})}
         return ({"role": "system", "content": system}, user) if system else (user,)
 
     def conversation(self, role: Role, messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -81,7 +82,7 @@ class Prompts:
         num_system = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
         return (*messages[:num_system], *examples, *messages[num_system:])
 
-    def _statements(self, template: Template) -> dict[str, str]:
+    def statements(self, template: Template) -> dict[str, str]:
         """What stands for the placeholders of what is to be stated."""
         positive, negative = map(self.verdict_format.write, template.verdicts)
         of_answers = {"give_answer": self.answer_format.request, "form": self.answer_format.form}

@@ -37,6 +37,16 @@ def cut(text: str, max_chars: int) -> str:
     return f"{text[:head]}\n[... {len(text) - max_chars} characters left out ...]\n{text[len(text) - tail :]}"
 
 
+def _shortened(answer: str, max_chars: int, stated: Format) -> str:
+    """An answer, cut if it is over-long so that its statement stays one: on one line, and without signs of which the
+    other half may be in what is left out."""
+    if len(answer) <= max_chars:
+        return answer
+    head, tail = max_chars // 2, max_chars - max_chars // 2
+    kept = f"{answer[:head]} [{len(answer) - max_chars} characters left out] {answer[len(answer) - tail :]}"
+    return kept if stated.read(stated.write(kept)) == kept else re.sub(r"[^\w ,;:+*/=()\[\]-]+", " ", kept).strip()
+
+
 def shown(text: str, extracted: str | None, view: View, max_chars: int, stated: Format = BOXED) -> str | None:
     """What a judge sees of a response; None when the view has nothing to show (no answer was given).
 
@@ -46,5 +56,5 @@ def shown(text: str, extracted: str | None, view: View, max_chars: int, stated: 
         stated: how an answer that is shown alone is stated.
     """
     if view is View.ANSWER:
-        return None if extracted is None else cut(stated.write(without_images(extracted)), max_chars)
+        return None if extracted is None else stated.write(_shortened(without_images(extracted), max_chars, stated))
     return cut(without_images(visible(text)).strip(), max_chars) or None

@@ -8,6 +8,7 @@ is left open: that is a format's (`verify/formats.py`), and `Prompts` puts the t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spark_rl.types import Role
@@ -25,7 +26,8 @@ it looks alone, for templates in other languages."""
 OF_VERDICTS = {Role.POINTWISE: ("yes", "no"), Role.PAIRWISE: ("a", "b")}
 """Placeholders for the two verdicts, as they are to be stated: that of a right response, or of the first of two, comes
 first."""
-PLACEHOLDER = re.compile(r"\{(question|response|first|second|give_answer|form|yes|no|a|b)\}")
+_PLACEHOLDER = re.compile(r"\\[a-zA-Z]+(?:\{[^{}]*\})+|\{([^\W\d]\w*)\}")
+"""A word in braces; those of a LaTeX command hold no placeholders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,23 @@ class Template:
     def __post_init__(self) -> None:
         if self.role.is_judge and not any(self.verdicts):
             object.__setattr__(self, "verdicts", self.role.verdicts)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The placeholders that it may have."""
+        return (*QUOTED[self.role], *OF_VERDICTS.get(self.role, OF_ANSWERS))
+
+    def placeholders(self) -> list[str]:
+        """What stands in its placeholders, in order, known or not."""
+        return [match[1] for match in _PLACEHOLDER.finditer(self.text) if match[1]]
+
+    def filled(self, texts: Mapping[str, str]) -> str:
+        """Its text with others in the place of its placeholders, in one pass.
+
+        Raises:
+            KeyError: a text is not given.
+        """
+        return _PLACEHOLDER.sub(lambda match: texts[match[1]] if match[1] else match[0], self.text)
 
 
 TEMPLATES: tuple[Template, ...] = (

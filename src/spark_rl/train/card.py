@@ -64,7 +64,7 @@ def model_card(
         "[SPARK](https://arxiv.org/abs/2509.22624) (spark-rl). The same weights have one task or several: this model "
         f"{_listed([_DOES[role] for role in trained])}.",
         "## Results",
-        *_results(config, summary, last_step or {}),
+        *_results(config, summary, last_step or {}, prompts),
         "## How to ask it",
         _usage(config, judges, takes_images, prompts),
         "## Data",
@@ -86,7 +86,7 @@ def _revision(hub: Mapping[str, Any] | None) -> str:
     return f" (revision `{hub['revision']}`" + (f", commit `{hub['commit']}`" if hub["commit"] else "") + ")"
 
 
-def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str, Any]) -> list[str]:
+def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str, Any], prompts: Prompts) -> list[str]:
     """Tables of held-out metrics, of accuracies by source, and of the last training step's judging."""
     before, after = summary["before"], summary["after"]
     parts = []
@@ -115,11 +115,12 @@ def _results(config: Config, summary: Mapping[str, Any], last_step: Mapping[str,
         if (key := f"{role}/{name}") in last_step
     ]
     if judging:
+        positive = " or ".join(prompts.verdicts(role)[0] for role in Role if role.is_judge)
         parts += [
             f"Judging in the last training step ({last_step.get('step')}), sampled and on training questions: "
-            "`yes_rate` is the share of verdicts that say Yes or A, `label_rate` the share of items where that is so. "
-            "They are usually lower than held-out ones, since such items are made of questions that the model still "
-            "got wrong in some samples then, and held-out ones of the starting model's responses.",
+            f"`yes_rate` is the share of verdicts that say {positive}, `label_rate` the share of items where that is "
+            "so. They are usually lower than held-out ones, since such items are made of questions that the model "
+            "still got wrong in some samples then, and held-out ones of the starting model's responses.",
             _table(("role", "metric", "value"), judging),
         ]
     return parts

@@ -27,10 +27,10 @@ def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
     accuracy: graded rollouts that are right, of a reward of `right_at` at least (verdicts: 1). reward: the mean of the
     rewards. zero_variance_rate: groups whose rewards are all equal. parse_rate: rollouts with an answer or verdict.
     truncated_rate: cut at the length limit. ungraded_rate: no reward could be given. tokens: mean length.
-    entropy: mean negative log-probability of the sampled tokens, nats. yes_rate: parsed verdicts that say Yes or A.
-    label_rate: tasks (weighted by rollouts) whose gold verdict is Yes or A. balanced_accuracy: mean of the accuracies
-    on either label. accuracy_on_wrong, accuracy_on_right: of reflection, by whether the shown response was right
-    (`right_at`).
+    entropy: mean negative log-probability of the sampled tokens, nats. yes_rate: parsed verdicts that say Yes or A, or
+    what templates have for it. label_rate: tasks (weighted by rollouts) of which the gold verdict does.
+    balanced_accuracy: mean of the accuracies on either label. accuracy_on_wrong,
+    accuracy_on_right: of reflection, by whether the shown response was right (`right_at`).
     """
     metrics: Metrics = {}
     for role in Role:

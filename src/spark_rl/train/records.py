@@ -20,7 +20,7 @@ from spark_rl.models.folder import model_folder
 from spark_rl.prompts import Prompts
 from spark_rl.prompts.build import prompts_as_json
 from spark_rl.train.checkpoint import read_json
-from spark_rl.types import Group
+from spark_rl.types import Group, Role
 
 
 def rollout_record(group: Group) -> dict[str, Any]:
@@ -118,6 +118,8 @@ _FIXED = {
     "model.revision": "the checkpoints hold that revision's weights",
     "train.seed": "data order, sampling and recycling hang on it",
     "data.": "the run's place in its questions and its held-out items hang on them",
+    "prompts.templates.": "the held-out items and what waits to be asked were made with them",
+    "prompts.verdict_format": "the held-out items and what waits to be asked were made with it",
     "validation.items": "the held-out items were made when the run was begun",
     "validation.best": "the best checkpoint so far was chosen by it",
 }
@@ -189,8 +191,10 @@ def _with_prompts(settings: Mapping[str, Any], prompts: Mapping[str, Any]) -> di
     """Settings with what the prompts come to in the place of the files they are of, in short."""
     kept = {key: value for key, value in settings.items() if not key.startswith("prompts.")}
     kept["prompts.verdict_format"] = prompts["verdict_format"]
-    for template in prompts["templates"]:
-        kept[f"prompts.templates.{template['name']}"] = _digest(template)
+    for role in Role:
+        templates = [template for template in prompts["templates"] if template["role"] == role]
+        names = ", ".join(template["name"] for template in templates)
+        kept[f"prompts.templates.{role}"] = f"{names} {_digest(templates)}"
     for role, turns in prompts["examples"].items():
         kept[f"prompts.examples.{role}"] = f"{len(turns)} turns {_digest(turns)}"
     return kept

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+Span = tuple[int, int]
+"""Where a piece of a text begins and ends."""
 ANSWER_TAG = r"\boxed"
 """The LaTeX command that marks an answer or a verdict."""
 
@@ -45,21 +47,23 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer(r"<think>\boxed{3}?</think> It is \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     """
-    return last_box(visible(text))
+    text = visible(text)
+    found = last_box(text)
+    return (text[slice(*found)].strip() or None) if found else None
 
 
-def last_box(text: str) -> str | None:
-    """The same of a text without reasoning."""
+def last_box(text: str) -> Span | None:
+    """Where the content of the last balanced box stands in a text; of nested boxes that of the inner one."""
     first = text.find(ANSWER_TAG)
     if first < 0:
         return None
     open_braces: list[tuple[bool, int]] = []  # (opened by a tag, where its content starts)
-    last = (0, 0)
+    last: Span | None = None
     for token in _TOKEN.finditer(text, first):
         if token[1] or token[0] == "{":
             open_braces.append((bool(token[1]), token.end()))
         elif token[0] == "}" and open_braces:
             is_answer, start = open_braces.pop()
-            if is_answer and start > last[0]:  # of nested boxes the inner one
+            if is_answer and (last is None or start > last[0]):
                 last = (start, token.start())
-    return text[slice(*last)].strip() or None
+    return last

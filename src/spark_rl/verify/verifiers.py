@@ -342,7 +342,13 @@ def gold_problem(verdict: Verdict, verifier: str, right_at: float = 1.0, stated:
                 "correct the verifier, the gold or right_at."
             )
         case "wrong" | "partial":
-            return f"The {verifier} verifier does not accept the gold as its own answer; name another verifier."
+            stating, other = "", ""
+            if stated is not BOXED:
+                stating, other = f", stated in the format {stated.name},", " or data.answer_format"
+            return (
+                f"The {verifier} verifier does not accept the gold{stating} as its own answer; name another "
+                f"verifier{other}."
+            )
         case failure:
             return f"The {verifier} verifier failed on the gold ({verdict.detail or failure}); correct one of the two."
 
