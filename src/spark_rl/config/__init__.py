@@ -4,7 +4,6 @@ from spark_rl.config.inference import EngineConfig, Inference, JudgeConfig, Solv
 from spark_rl.config.load import config_from, flat, load_config, load_inference, merge, parse_override
 from spark_rl.config.prompts import PromptsConfig
 from spark_rl.config.schema import (
-    FILE_SUFFIXES,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -16,11 +15,12 @@ from spark_rl.config.schema import (
     RolesConfig,
     RolloutConfig,
     SelfRewardConfig,
-    SourceConfig,
     TrainConfig,
     ValidationConfig,
     VerifyConfig,
 )
+from spark_rl.config.sources import FILE_SUFFIXES, SourceConfig
+from spark_rl.config.warm_start import WarmStartConfig
 
 __all__ = [
     "FILE_SUFFIXES",
@@ -44,6 +44,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "VerifyConfig",
+    "WarmStartConfig",
     "config_from",
     "flat",
     "load_config",

@@ -15,6 +15,7 @@ from spark_rl.types import Image, Task
 from spark_rl.verify import VerifierPool
 
 _SELF_REWARD_OFF = "give it an answer and a rule, or set self_reward.enabled=true"
+_NO_RULE = "the responses of a warm start need an answer and a rule, so move it to data.train"
 _HELD_OUT_UNVERIFIED = "held-out questions need an answer and a rule, so move it to data.train"
 
 
@@ -32,27 +33,36 @@ class Data:
     """How many of these are of `validation`."""
     prompts: Prompts
     """What the model is shown, worked examples from the data included."""
+    warm_start: Questions | None = None
+    """Rows with responses, if the run begins with such."""
+    warming: Checker | None = None
+    """Of their sources."""
+
+    @property
+    def _checkers(self) -> list[Checker]:
+        return [self.held_out, self.training, *([self.warming] if self.warming else [])]
 
     @property
     def report(self) -> dict[str, list[dict[str, Any]]]:
         """By part of the run, of every source: `source`, `rows`, `skipped` (reason to count), `fingerprint`."""
         held_out, n = self.held_out.report(), self.num_validation
-        return {"train": self.training.report(), "validation": held_out[:n], "monitor": held_out[n:]}
+        report = {"train": self.training.report(), "validation": held_out[:n], "monitor": held_out[n:]}
+        return report | ({"warm_start": self.warming.report()} if self.warming else {})
 
     @property
     def messages(self) -> list[str]:
         """Sentences on rows that were left out, and on images that were not found."""
-        return [*self.held_out.messages(), *self.training.messages()]
+        return [message for checker in self._checkers for message in checker.messages()]
 
     @property
     def images(self) -> dict[str, Image]:
         """All images, by the hash of their content, about 400 bytes of memory each."""
-        return self.held_out.images | self.training.images
+        return {hash: image for checker in self._checkers for hash, image in checker.images.items()}
 
     @property
     def with_images(self) -> str | None:
         """The place of a row with images, of any part; None if no question has some."""
-        return self.training.first_with_images() or self.held_out.first_with_images()
+        return next(filter(None, (checker.first_with_images() for checker in reversed(self._checkers))), None)
 
     def check_prompts(self, renderer: ChatRenderer) -> None:
         """Render every prompt of the data as the model will see it, and leave out, or refuse, what cannot be rendered.
@@ -70,6 +80,9 @@ class Data:
         self.monitor = [task for task in self.monitor if task.id not in left_out]
         self.training.check_prompts(check)
         self.train = Questions(self.train.sources, self.train.seed, self.train.held_out, self.prompts)
+        if self.warm_start and self.warming:
+            self.warming.check_prompts(check)
+            self.warm_start = Questions(self.warm_start.sources, self.warm_start.seed, prompts=self.prompts)
 
     def refuse_images(self) -> None:
         """Refuse questions that the model cannot see, for a model that takes no images.
@@ -95,6 +108,7 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     validation = open_sources(config.data.validation, config.data, names, held_out=True, prompts=prompts)
     monitor = open_sources(config.data.monitor, config.data, names, held_out=True, prompts=prompts)
     train = open_sources(config.data.train, config.data, set(), prompts=prompts)
+    warm = open_sources(config.warm_start.data, config.data, set(), prompts=prompts, responses=True)
     with VerifierPool.of(config.verify) as verifiers:
 
         def checked(
@@ -110,9 +124,17 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
         held_out = frozenset(question_key(task, prompts) for part in tasks for task in part)
         refuse_self = None if config.self_reward.enabled else _SELF_REWARD_OFF
         training = checked(train, "training", held_out, refuse_self)
-    refuse_unknown_columns([*train, *validation, *monitor])
+        warming = checked(warm, "the warm start", held_out, _NO_RULE) if warm else None
+    refuse_unknown_columns([*train, *validation, *monitor, *warm])
     return Data(
-        Questions(train, config.train.seed, held_out, prompts), *tasks, training, checker, len(validation), prompts
+        Questions(train, config.train.seed, held_out, prompts),
+        *tasks,
+        training,
+        checker,
+        len(validation),
+        prompts,
+        Questions(warm, config.train.seed, prompts=prompts) if warm else None,
+        warming,
     )
 
 
