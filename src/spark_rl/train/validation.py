@@ -46,12 +46,21 @@ class HeldOut:
         ask: generates and grades.
         fits: whether a task's prompt is short enough; what does not fit is left out and said.
         warn: told in a sentence.
+        ask_first: as `ask`, of the questions whose rollouts give the other items: with worked examples if the run
+            begins so, since a model that states no answer without would give none.
     """
 
     def __init__(
-        self, config: Config, data: Data, ask: Ask, fits: Callable[[Task], bool], warn: Callable[[str], None]
+        self,
+        config: Config,
+        data: Data,
+        ask: Ask,
+        fits: Callable[[Task], bool],
+        warn: Callable[[str], None],
+        ask_first: Ask | None = None,
     ) -> None:
-        self.config, self.ask, self.fits, self.images, self.prompts = config, ask, fits, data.images, data.prompts
+        self.config, self.ask, self.ask_first, self.fits = config, ask, ask_first or ask, fits
+        self.images, self.prompts = data.images, data.prompts
         self.questions = list(filter(fits, data.validation))
         self.monitored = list(filter(fits, data.monitor))
         self.items: list[Task] = []
@@ -95,7 +104,7 @@ class HeldOut:
     def _make(self) -> None:
         if questions := self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]:
             name = f"making held-out items of {len(questions)} questions"
-            groups = self.ask(questions, training_sampling(self.config), name)
+            groups = self.ask_first(questions, training_sampling(self.config), name)
             self.items = list(filter(self.fits, validation_items(groups, self.config, self.prompts)))
         self.before = self.measure()
 
