@@ -47,8 +47,7 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
 
 
 def test_two_ranks_warm_start_as_one(tmp_path: Path) -> None:
-    """Of three rows a step two are learnt, by one rank or by two; of five no response ends within its limit, so that a
-    rank may have nothing to do."""
+    """Of the two rows of a step both are learnt, or one, so that a rank has nothing to do, or none."""
     rows = [{"prompt": f"What is {i}+1?", "answer": i + 1, "response": [f"#### {i + 1}", "#### 77"]} for i in range(6)]
     rows += [{**row, "prompt": f"Now, {row['prompt']}", "response": "." * 60 + f"#### {row['answer']}"} for row in rows]
     (tmp_path / "rows.jsonl").write_text(lines(rows))
