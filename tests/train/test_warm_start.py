@@ -18,7 +18,7 @@ from test_loop import assert_same_run
 from torch.nn.functional import cross_entropy
 
 from spark_rl.config import Config
-from spark_rl.data import Data, load_data, question_task
+from spark_rl.data import question_task
 from spark_rl.embedded.tasks import FAMILIES, problems
 from spark_rl.prompts import saved_prompts
 from spark_rl.train.batches import micro_batches, supervised_groups, to_tensors
@@ -162,21 +162,14 @@ def rows_with_responses(path: Path) -> Path:
     return path
 
 
+EXAMPLE = "prompts.examples={answer: [{question: What is 2+2?, reply: 2+2=4, answer: 4}]}"
 WARM = ["warm_start.steps=2", "warm_start.from_rollouts=true", "warm_start.learning_rate=1e-3", "train.steps=2"]
-RUN = [*WARM, "rollout.max_new_tokens=24", "checkpoint.every=1", "checkpoint.keep=9"]
+RUN = [*WARM, EXAMPLE, "rollout.max_new_tokens=24", "checkpoint.every=1", "checkpoint.keep=9"]
 HELD_OUT = ["data.validation={path: embedded:validation, size: 40}", "validation.items=4"]
 
 
-def with_examples(config: Config) -> Data:
-    """The data of a run, with a worked example before each question."""
-    data = load_data(config)
-    turns = (*data.prompts.question("What is 2+2?"), {"role": "assistant", "content": "2+2=4\n\\boxed{4}"})
-    data.prompts = replace(data.prompts, examples={Role.ANSWER: turns})
-    return data
-
-
 def train(config: Config, **options: Any) -> dict[str, Any] | None:
-    return Trainer(config, data=with_examples(config), **options).run()
+    return Trainer(config, **options).run()
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +232,7 @@ def test_a_run_that_died_in_or_after_its_warm_start_goes_on_bit_for_bit(mixed: P
 def test_the_model_is_rolled_out_with_examples_and_trained_and_evaluated_without(tmp_path: Path) -> None:
     rows = rows_with_responses(tmp_path / "rows.jsonl")
     config = small_run(tmp_path / "run", *RUN, *HELD_OUT, f"warm_start.data={rows}")
-    trainer = Trainer(config, data=with_examples(config))
+    trainer = Trainer(config)
     shown: list[tuple[str, bool]] = []
     generate, imitate = trainer.engine.generate, trainer.updater.imitate
 
@@ -328,9 +321,3 @@ def test_a_run_cannot_change_its_warm_start_on_its_way(mixed: Path, tmp_path: Pa
     settings = [*RUN, *HELD_OUT, f"warm_start.data={mixed / 'rows.jsonl'}", "warm_start.steps=3"]
     with pytest.raises(ValueError, match=r"warm_start\.steps was 2 and is 3, which no run can change on its way"):
         train(small_run(run, *settings), resume=True, allow_changes=True)
-
-
-def test_from_rollouts_needs_examples(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"warm_start\.from_rollouts shows worked examples .*; set prompts\.examples"):
-        Trainer(small_run(tmp_path / "run", *WARM))
-    assert not (tmp_path / "run").exists()

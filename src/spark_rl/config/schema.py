@@ -87,7 +87,8 @@ class DataConfig(Section):
     """Further held-out questions, only answered, and reported by source beside the headline metrics."""
     columns: Columns = {}
     """Which column (or dotted path, such as `reward_model.ground_truth`) holds which of our fields, where the names
-    differ: `{prompt: problem, answer: solution}`."""
+    differ: `{prompt: problem, answer: solution}`. `response` is a worked reply, which is shown where rows become
+    examples (`prompts.examples`), and learnt in a warm start (`warm_start.data`)."""
     answer_pattern: str | None = None
     """A regular expression with one group that finds the gold in the answer column; its last match counts. For
     GSM8K: `'####\\s*(.+)'`."""

@@ -16,7 +16,7 @@ from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import Source
 from spark_rl.images import ImageError
 from spark_rl.prompts import Prompts
-from spark_rl.types import IMAGE, Image, Task
+from spark_rl.types import IMAGE, Image, Role, Task
 from spark_rl.verify import SELF, Check, Format, VerifierPool, format_of, gold_problem
 
 T = TypeVar("T")
@@ -76,9 +76,21 @@ def question_key(task: Task, prompts: Prompts = Prompts()) -> int:
     So a question is the same one given as text, or as chat messages that already ask for the answer as we would; and
     the same text about two images is two questions.
     """
+    return _question_key(task.example.question, task.example.images, prompts)
+
+
+def example_questions(prompts: Prompts) -> dict[int, str]:
+    """The questions of the worked examples of answers, by their keys."""
+    before, _, after = prompts.question(IMAGE)[0]["content"].partition(IMAGE)
+    asked = (turn["content"] for turn in prompts.examples.get(Role.ANSWER, ()) if turn["role"] == "user")
+    bare = (text.removeprefix(before).removesuffix(after) for text in asked)
+    return {_question_key(text, (), prompts): text for text in bare}
+
+
+def _question_key(question: str, images: Sequence[Image], prompts: Prompts) -> int:
     instruction = _plain(prompts.question("")[0]["content"])
-    text = _plain(task.example.question.replace(IMAGE, " ")).removesuffix(instruction).rstrip()
-    return _key("\0".join([text, *(image.sha256 for image in task.example.images)]))
+    text = _plain(question.replace(IMAGE, " ")).removesuffix(instruction).rstrip()
+    return _key("\0".join([text, *(image.sha256 for image in images)]))
 
 
 class Checker:
@@ -90,6 +102,7 @@ class Checker:
         refuse_self: what to do about a row whose verifier is the model itself; None if such may be among them.
         right_at: the reward from which on an answer is right: a gold must be, by its own verifier.
         prompts: how answers are stated.
+        examples: keys of the questions that stand in the prompts as worked examples, and so are left out.
     """
 
     def __init__(
@@ -102,8 +115,9 @@ class Checker:
         refuse_self: str | None = None,
         right_at: float = 1.0,
         prompts: Prompts = Prompts(),
+        examples: Collection[int] = (),
     ) -> None:
-        self.prompts = prompts
+        self.prompts, self.examples = prompts, examples
         self.sources, self.config, self.part, self.held_out, self.track = sources, config, part, held_out, track
         self.refuse_self, self.right_at = refuse_self, right_at
         self.has_rule = any(source.generator for source in sources)
@@ -232,8 +246,13 @@ class Checker:
                     if self.refuse_self and task.verifier == SELF:
                         reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"
                         self._leave_out(source, index, "unverified", reason)
-                    elif self.held_out and question_key(task, self.prompts) in self.held_out:
-                        self._leave_out(source, index, "held_out", "the question is held out", refuse=False)
+                    elif self.held_out or self.examples:
+                        question = question_key(task, self.prompts)
+                        if question in self.held_out:
+                            self._leave_out(source, index, "held_out", "the question is held out", refuse=False)
+                        elif question in self.examples:
+                            reason = "the question stands in the prompts as a worked example"
+                            self._leave_out(source, index, "example", reason, refuse=False)
                 ids.append(key or 1)
             self._digests.append(digest)
         self._find_duplicates(ids, owners)

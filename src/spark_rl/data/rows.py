@@ -57,7 +57,7 @@ class RowReader:
     ) -> None:
         self.name, self.prompts, self.has_responses = name, prompts, responses
         self.folder, self.allow_urls = config.image_folder or folder, config.allow_image_urls
-        self.columns: dict[str, str] = {field: field for field in (*_FIELDS, "images", *["response"] * responses)}
+        self.columns: dict[str, str] = {field: field for field in (*_FIELDS, "images", "response")}
         self.mapped: dict[str, str] = {}
         """Fields whose column the config names, and the setting that does so."""
         for setting, given in (("data.columns", config.columns), (f"columns of {source.path}", source.columns)):
@@ -93,7 +93,7 @@ class RowReader:
         }
         self.seen.update(dict.fromkeys(row))
         self._filled.update(field for field, value in values.items() if value is not None)
-        mapped, responses = listed(values.pop("images")), values.pop("response", None)
+        mapped, responses = listed(values.pop("images")), values.pop("response")
         column = images_of(row) if self.columns["images"] == "images" else mapped
         self._check(values, row)
         role = _role(values["role"])
@@ -130,6 +130,12 @@ class RowReader:
                 "data.columns.response=<name>"
             )
         return tuple(texts)
+
+    def response(self, row: Any) -> str | None:
+        """The worked response that a row holds beside its question; None if it holds no text there."""
+        column = self.columns["response"]
+        value = lookup(row, column) if "." in column else row.get(column)
+        return without_images(value) if isinstance(value, str) and value.strip() else None
 
     def makes_use_of(self, field: str) -> bool:
         """Whether the column that the config names for a field, maybe a dotted path, is in some row read so far; or
@@ -233,7 +239,8 @@ class RowReader:
         As JSON, in which checkpoints keep it: what JSON has no form for (a date in a Parquet file) becomes text.
         """
         if ":" in verifier:
-            known = {"image", *(column.split(".")[0] for column in self.columns.values())}
+            used = (column for field, column in self.columns.items() if field != "response")
+            known = {"image", *(column.split(".")[0] for column in used)}
             given = {**{key: value for key, value in row.items() if key not in known}, **(given or {})}
         return json.loads(json.dumps(given, default=str)) if given else {}
 

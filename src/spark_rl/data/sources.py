@@ -43,9 +43,11 @@ class Source:
     """What identifies generated rows, which are made when they are drawn; empty for rows that are stored."""
     reader: RowReader | None = None
     """What reads rows of a file or data set, and knows their columns."""
+    response: Callable[[int], str | None] = lambda index: None
+    """The worked response that a row holds; None if it has none."""
     left_out: dict[int, str] = field(default_factory=dict)
     """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`,
-    `bad_prompt`, `held_out`, `repeated` or `no_right_response`."""
+    `bad_prompt`, `held_out`, `example`, `repeated` or `no_right_response`."""
 
     @property
     def has_responses(self) -> bool:
@@ -145,13 +147,18 @@ def _stored(
         num_rows = min(len(table), left)
         if num_rows:
             reader = RowReader(source, config, name, table.folder, prompts, responses)
-            sources.append(Source(table.place, num_rows, _read(table, reader), table.where, reader=reader))
+            read, response = _read(table, reader), _response(table, reader)
+            sources.append(Source(table.place, num_rows, read, table.where, reader=reader, response=response))
         left -= num_rows
     return sources
 
 
 def _read(table: Table, reader: RowReader) -> Callable[[int], Task]:
     return lambda index: reader.task(table[index], index)
+
+
+def _response(table: Table, reader: RowReader) -> Callable[[int], str | None]:
+    return lambda index: reader.response(table[index])
 
 
 # ------------------------------------------------------------------------------------------------ reasoning-gym

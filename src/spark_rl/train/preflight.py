@@ -74,13 +74,8 @@ def check_prompts(config: Config, data: Data, renderer: ChatRenderer) -> None:
     Raises:
         ValueError: one is not; the sentence names the row, or the role.
     """
-    prompts = renderer.prompts
-    if config.warm_start.from_rollouts and not prompts.examples:
-        raise ValueError(
-            "warm_start.from_rollouts shows worked examples before the prompts, and there are none; set "
-            "prompts.examples"
-        )
     data.check_prompts(renderer)
+    prompts = renderer.prompts
     recycled = [template for template in prompts.templates if config.roles[template.role].share or data.validation]
     for template in recycled:
         texts = dict.fromkeys(QUOTED[template.role], "1")
