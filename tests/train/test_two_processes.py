@@ -54,7 +54,14 @@ def test_two_ranks_warm_start_as_one(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("{}")
     settings = [*SMALL, "rollout.groups_per_step=2", "roles.answer.share=1", "roles.pointwise.share=0"]
     settings += ["roles.pairwise.share=0", "roles.reflection.share=0", f"warm_start.data={tmp_path / 'rows.jsonl'}"]
-    settings += ["warm_start.steps=6", "train.steps=1", "data.answer_format=hash", "warm_start.learning_rate=1e-4"]
+    settings += [
+        "warm_start.from_rollouts=true",
+        "prompts.examples=ready",
+        "warm_start.steps=6",
+        "train.steps=1",
+        "data.answer_format=hash",
+        "warm_start.learning_rate=1e-4",
+    ]
     finals, metrics = [], []
     for world in (1, 2):
         run = tmp_path / f"world-{world}"

@@ -162,7 +162,7 @@ def rows_with_responses(path: Path) -> Path:
     return path
 
 
-EXAMPLE = "prompts.examples={answer: [{question: What is 2+2?, reply: 2+2=4, answer: 4}]}"
+EXAMPLE = 'prompts.examples={answer: [{question: "What is 2+2?", reply: 2+2=4, answer: 4}]}'
 WARM = ["warm_start.steps=2", "warm_start.from_rollouts=true", "warm_start.learning_rate=1e-3", "train.steps=2"]
 RUN = [*WARM, EXAMPLE, "rollout.max_new_tokens=24", "checkpoint.every=1", "checkpoint.keep=9"]
 HELD_OUT = ["data.validation={path: embedded:validation, size: 40}", "validation.items=4"]
