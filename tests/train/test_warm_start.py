@@ -192,7 +192,7 @@ def test_a_warm_start_comes_before_rl_in_the_same_run(mixed: Path) -> None:
     warm, rl = steps[:2], steps[2:]
     for row in warm:
         assert row["loss"] == row["warm_start/nll"] > 0
-        assert row["warm_start/trained"] >= row["warm_start/trained_rows"] > 0
+        assert row["warm_start/trained"] >= row["warm_start/trained_answer"] > 0
         assert 0 <= row["warm_start/right_rate"] < 1 and row["answer/groups"] > 0
         assert row["learning_rate"] == pytest.approx(1e-3)
     assert not any(name.startswith("warm_start/") for row in rl for name in row)

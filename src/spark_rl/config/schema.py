@@ -437,7 +437,7 @@ class Config(Section):
 
     def is_warm_start(self, step: int) -> bool:
         """Whether a step, counted from 1, is of the warm start."""
-        return step <= self.warm_start.steps
+        return 0 < step <= self.warm_start.steps
 
     def num_generations(self, role: Role) -> int:
         return self.roles[role].num_generations or self.rollout.num_generations

@@ -408,6 +408,8 @@ class Trainer:
         is_warm = step == self.config.warm_start.steps  # the last of them
         if not self.held_out.items or is_last or not (is_warm or _is_due(self.config.validation.every, step)):
             return {}
+        if is_warm:
+            self.held_out.complete()
         result = self.held_out.measure()
         shown = "  ".join(
             f"{name} {value:.1%}" if name.endswith("accuracy") else f"{name} {value:.3g}"
@@ -483,7 +485,10 @@ class Trainer:
         changes = change_sentences(before, after, self.held_out.items)
         if after_warm_start:
             of_warm_start = change_sentences(before, after_warm_start, self.held_out.items)
+            unknown_before = {name: value for name, value in after_warm_start.items() if name not in before}
+            since = change_sentences(unknown_before, after, self.held_out.items)
             changes = [f"warm start alone, {sentence}" for sentence in of_warm_start] + changes
+            changes += [f"since the warm start, {sentence}" for sentence in since]
         summary = {
             "before": before,
             **({"after_warm_start": after_warm_start} if after_warm_start else {}),

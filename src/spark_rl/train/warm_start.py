@@ -135,8 +135,8 @@ class WarmStart:
     def learnt(self, made: Sequence[Group], given: Sequence[Group]) -> tuple[list[Group], Metrics]:
         """The groups to be trained on, with the prompts that are trained on, and their numbers, `warm_start/...`.
 
-        right_rate: of the rollouts that were made. right_given, right_made: responses that are trained on, of rows and
-        of rollouts. And what `lessons` leaves out.
+        trained: responses that are trained on; trained_<role>: those of a role. right_rate: of the rollouts that were
+        made. And what `lessons` leaves out.
 
         Args:
             made: rolled out, with whatever prompt, and graded.
@@ -144,11 +144,10 @@ class WarmStart:
         """
         chosen, counts = lessons([*made, *given], self.config)
         groups = [replace(group, prompt_ids=self.renderer.encode_task(group.task)) for group in chosen]
-        of_rows = sum(bool(group.task.responses) * len(group.rollouts) for group in groups)
+        by_role = {role: _num_rollouts([g for g in groups if g.task.role is role]) for role in Role}
         metrics: Metrics = {f"warm_start/{name}": float(count) for name, count in counts.items()}
         metrics["warm_start/trained"] = float(_num_rollouts(groups))
-        if given:
-            metrics["warm_start/trained_rows"] = float(of_rows)
+        metrics |= {f"warm_start/trained_{role}": float(n) for role, n in by_role.items() if n}
         if made:
             right_at = self.config.recycle.right_at
             rewards = [(g.task.role.right_at(right_at), r.reward) for g in made for r in g.rollouts]
@@ -166,13 +165,19 @@ class WarmStart:
 
 
 def warm_start_report(steps: Sequence[Metrics]) -> dict[str, float]:
-    """Over the warm start's steps: how many, the responses that were `trained` on, the share of rollouts that were
-    right (`right_rate`), and the mean negative log-likelihood of the first and the last step that had some."""
+    """Over the warm start's steps: how many, the responses that were `trained` on (`trained_<role>` of a role), the
+    share of rollouts that were right (`right_rate`), and the mean negative log-likelihood of the first and the last
+    step that had some."""
     losses = [step["warm_start/nll"] for step in steps if "warm_start/nll" in step]
+    trained = Counter[str]()
+    for step in steps:
+        trained.update(
+            {n.removeprefix("warm_start/"): v for n, v in step.items() if n.startswith("warm_start/trained")}
+        )
     rates = [step["warm_start/right_rate"] for step in steps if "warm_start/right_rate" in step]
     return {
         "steps": len(steps),
-        "trained": sum(step["warm_start/trained"] for step in steps),
+        **trained,
         **({"right_rate": fmean(rates)} if rates else {}),
         **({"first_nll": losses[0], "last_nll": losses[-1]} if losses else {}),
     }
