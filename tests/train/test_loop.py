@@ -194,7 +194,12 @@ STEPS_A_LIFE = 3
 """Steps that a process makes, on average, before it is killed."""
 
 
-WARM_START = (*HELD_OUT, "warm_start.steps=4", "warm_start.from_rollouts=true", "prompts.examples=ready")
+WARM_START = (
+    *HELD_OUT,
+    "warm_start.steps=4",
+    "warm_start.from_rollouts=true",
+    'prompts.examples={answer: [{question: "What is 2+2?", reply: 2+2=4, answer: 4}]}',
+)
 IN_SOAK = pytest.mark.skipif(not os.environ.get("SPARK_RL_SOAK"), reason="test_warm_start.py has a short version")
 
 
