@@ -295,9 +295,20 @@ def test_a_warm_start_that_finds_nothing_right_stops_and_says_why(
     for resume in (False, True):
         assert train(small_run(tmp_path / "run", *settings), resume=resume) is None
         said = capsys.readouterr().err
-        assert "stopped: no rollout of the warm start's 2 steps could be learnt from, since no rollout is right" in said
+        assert (
+            "stopped: no response of the warm start's 2 steps could be learnt from, since no rollout is right" in said
+        )
         assert "(prompts.examples)" in said and "--resume" not in said
     assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_a_warm_start_of_responses_that_are_too_long_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_with_responses(tmp_path / "rows.jsonl")
+    settings = [f"warm_start.data={rows}", "warm_start.steps=1", "rollout.max_new_tokens=4"]
+    assert Trainer(small_run(tmp_path / "run", *settings)).run() is None
+    assert "the 12 right ones do not end within max_new_tokens: raise it" in capsys.readouterr().err
 
 
 def test_alarms_of_rl_are_not_raised_against_the_warm_starts_prompts() -> None:

@@ -185,10 +185,12 @@ def warm_start_report(steps: Sequence[Metrics]) -> dict[str, float]:
 
 def nothing_learnt(steps: Sequence[Metrics]) -> str:
     """Why RL does not follow a warm start that had nothing to learn from, in a sentence."""
-    rates = signal_report(steps).get(Role.ANSWER, {})
+    rates, cut = signal_report(steps).get(Role.ANSWER, {}), sum(step.get("warm_start/cut", 0) for step in steps)
     why = f", {why_no_signal(rates)}" if rates else ""
+    if cut:
+        why = f", since the {cut:.0f} right ones do not end within max_new_tokens: raise it"
     return (
-        f"stopped: no rollout of the warm start's {len(steps)} steps could be learnt from{why}; RL would begin with "
+        f"stopped: no response of the warm start's {len(steps)} steps could be learnt from{why}; RL would begin with "
         "less. Choose easier questions, other worked examples (prompts.examples) or rows with responses "
         "(warm_start.data), and begin a new run"
     )
