@@ -302,9 +302,7 @@ def test_a_warm_start_that_finds_nothing_right_stops_and_says_why(
     assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 2
 
 
-def test_a_warm_start_of_responses_that_are_too_long_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_warm_start_of_long_responses_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_with_responses(tmp_path / "rows.jsonl")
     settings = [f"warm_start.data={rows}", "warm_start.steps=1", "rollout.max_new_tokens=4"]
     assert Trainer(small_run(tmp_path / "run", *settings)).run() is None
