@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 from spark_rl.config import Inference
 from spark_rl.models.folder import model_folder
@@ -23,5 +24,11 @@ def prompts_for(settings: Inference) -> Prompts:
     whole = 1.0 if settings.judge.view == "reasoning" else 0.0
     prompts = build_prompts(settings.prompts, named, saved_prompts(folder), whole)
     for sentence in one_sided(prompts):
-        logger.warning(sentence)
+        _say(sentence)
     return prompts
+
+
+@cache
+def _say(sentence: str) -> None:
+    """Once in a process, however often the prompts are asked for."""
+    logger.warning(sentence)

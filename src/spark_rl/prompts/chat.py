@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 
 from spark_rl.prompts.prompts import Prompts
-from spark_rl.types import IMAGE, Image, Message, Task, in_parts
+from spark_rl.types import IMAGE, Image, Message, Role, Task, in_parts
 
 _MARK = "\u27e6content-"
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -94,6 +94,11 @@ class ChatRenderer:
     def encode_task(self, task: Task) -> list[int]:
         """The token ids of a task's prompt, with the worked examples of its role; raises as `encode`."""
         return self.encode(self.prompts.conversation(task.role, task.messages), task.example.images)
+
+    def example_tokens(self, role: Role) -> int:
+        """What the worked examples of a role add to a prompt, tokens."""
+        bare: tuple[Message, ...] = ({"role": "user", "content": "?"},)
+        return len(self.encode(self.prompts.conversation(role, bare))) - len(self.encode(bare))
 
     def check_task(self, task: Task) -> None:
         """See that `encode_task` can make a prompt of a task; raises as `check`."""

@@ -52,17 +52,17 @@ def with_examples(prompts: Prompts, given: Mapping[Role, Any], whole: float = 0.
 
 
 def worked(prompts: Prompts, role: Role, rows: Sequence[Row], whole: float = 0.5) -> Turns:
-    """The turns of a role's examples, one after the other; templates take turns, too.
+    """The turns of a role's examples, one after the other, in the role's first template (`Prompts.recycled_in`).
 
     Raises:
         ValueError: as `with_examples`.
     """
-    templates, turns = prompts.templates_for(role), list[Message]()
+    template, turns = prompts.template(None, role), list[Message]()
     for number, (place, row) in enumerate(rows):
         shows_whole = int((number + 1) * whole + 1e-9) > int(number * whole + 1e-9)  # evenly spread
         view = View.REASONING if shows_whole else View.ANSWER
         try:
-            made = _written(prompts, role, row, templates[number % len(templates)], view)
+            made = _written(prompts, role, row, template, view)
             check_turns(prompts, role, made)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
@@ -212,6 +212,8 @@ class _Fields:
             value = str(value)
         if value is None and not needed:
             return ""
+        if value is None:
+            raise ValueError(f"has no {key!r}; add it")
         if not isinstance(value, str) or not value.strip():
             quotes = "; put quotes around it" if isinstance(value, bool) else ""
             raise ValueError(f"{key!r} must be text, not {_yaml(value):.40}{quotes}")

@@ -70,7 +70,7 @@ def model_card(
         "## Data",
         _data_table(config, data or {}),
         "## Training",
-        _training(config, summary, resumes),
+        _training(config, summary, resumes, prompts),
         *_versions(environment or {}),
         f"<details><summary>Every setting</summary>\n\n{fence(config.dump().rstrip())}\n\n</details>",
         "## Citation",
@@ -218,7 +218,14 @@ def _warm_start(config: Config, report: Mapping[str, Any]) -> str:
     return f"{steps} supervised steps before, on {report['trained']:.0f} responses of {given}, learning rate {rate:g}"
 
 
-def _training(config: Config, summary: Mapping[str, Any], resumes: Sequence[Mapping[str, Any]]) -> str:
+def _examples(prompts: Prompts) -> list[tuple[str, Any]]:
+    counts = ", ".join(f"{role} {len(turns) // 2}" for role, turns in prompts.examples.items())
+    return [("worked examples before prompts", counts)] if counts else []
+
+
+def _training(
+    config: Config, summary: Mapping[str, Any], resumes: Sequence[Mapping[str, Any]], prompts: Prompts
+) -> str:
     shares = ", ".join(f"{role} {config.roles[role].share:g}" for role in Role if config.roles[role].share)
     rows: list[tuple[str, Any]] = [
         ("steps", summary["steps"]),
@@ -229,6 +236,7 @@ def _training(config: Config, summary: Mapping[str, Any], resumes: Sequence[Mapp
         ("longest rollout, tokens", config.rollout.max_new_tokens),
         ("learning rate", f"{config.train.learning_rate:g}, {config.train.schedule}"),
         ("loss", f"{config.loss.aggregation}, advantages by {config.loss.advantage_scale}, KL {config.loss.kl_coef:g}"),
+        *_examples(prompts),
         ("seed", config.train.seed),
         ("hours", f"{summary['wall_seconds'] / 3600:.2f}"),
     ]

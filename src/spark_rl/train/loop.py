@@ -32,6 +32,7 @@ from spark_rl.data import Data, load_data
 from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.models.processor import load_image_processor
 from spark_rl.prompts import ChatRenderer
+from spark_rl.prompts.build import prompts_as_json
 from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
 from spark_rl.rollout.transformers_engine import TransformersEngine
@@ -176,7 +177,8 @@ class Trainer:
 
     def _same_data_everywhere(self) -> None:
         """Ranks select the same tasks, each for itself: a gold check that timed out on one of them would part them."""
-        if self.world > 1 and any(report != self.data.report for report in gather_object([self.data.report])):
+        mine = (self.data.report, prompts_as_json(self.data.prompts))
+        if self.world > 1 and any(theirs != mine for theirs in gather_object([mine])):
             raise RuntimeError("the processes have read different data; see that all of them see the same files")
 
     # ------------------------------------------------------------------------------------------------ the loop
