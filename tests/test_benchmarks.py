@@ -74,9 +74,10 @@ def test_real_step_asks_different_questions_after_the_same_two_examples(real_ste
     assert len({prompt[-1]["content"] for prompt in prompts}) > 10
 
 
-@pytest.mark.parametrize(("batch", "generated"), [(4, 128), (2, 8), (16, 32)])
-def test_real_step_has_trl_generate_as_many_rows_at_once_as_it_says(real_step, batch, generated):
-    assert batch * real_step.Choice(batch, generated).settings()["steps_per_generation"] == generated
+@pytest.mark.parametrize(("batch", "generated", "at_once"), [(4, 128, 64), (2, 8, 8), (16, 32, 32)])
+def test_real_step_has_trl_generate_as_many_rows_at_once_as_it_says(real_step, batch, generated, at_once):
+    settings = real_step.Choice(batch, generated).settings(num_rows=64)
+    assert batch * settings["steps_per_generation"] == at_once
 
 
 def test_real_step_compares_medians_and_spreads_over_all_pairs(real_step):
