@@ -14,7 +14,7 @@ from warm import kill
 
 from spark_rl.config import Config, config_from, load_config
 from spark_rl.data import question_task
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.types import Example, Group, Role, Rollout, Task
 from spark_rl.verify import box, extract_answer, grade
 
@@ -66,7 +66,7 @@ def make_example(number: int = 2, **changes: Any) -> Example:
     question = f"What is {number} plus one?"
     values: dict[str, Any] = {
         "id": f"q{number}",
-        "prompt": answer_prompt(question),
+        "prompt": Prompts().question(question),
         "question": question,
         "answer": str(number + 1),
         "verifier": "numeric",

@@ -112,7 +112,7 @@ def test_every_room_has_a_floor(imports):
 
 
 def test_the_imports_are_seen(imports):
-    assert "spark_rl.verify.extract" in imports["spark_rl.prompts.templates"]
+    assert "spark_rl.verify" in imports["spark_rl.prompts.quoting"]
     assert "spark_rl.types" in imports["spark_rl.config.schema"]
     assert len(imports) > 25
 

@@ -66,6 +66,12 @@ class Role(StrEnum):
         return self in (Role.POINTWISE, Role.PAIRWISE)
 
     @property
+    def verdicts(self) -> tuple[str, str]:
+        """The words of a judge's verdicts, where no template has others: that of a right response, or of the first of
+        two, comes first."""
+        return ("Yes", "No") if self is Role.POINTWISE else ("A", "B")
+
+    @property
     def is_recycled(self) -> bool:
         return self is not Role.ANSWER
 
@@ -125,6 +131,13 @@ class Task:
     """0 for a question of the data, 1 for what was recycled from its rollouts, and so on."""
     step: int = 0
     """The step that made this task (0 for data); its age in the pool is counted from here."""
+    verdicts: tuple[str, str] | None = None
+    """The words of a judge's verdicts where they are not those of the role (`Role.verdicts`)."""
+
+    @property
+    def positive(self) -> str:
+        """The verdict that a judge's habits favour: that a response is right, or the first of two."""
+        return (self.verdicts or self.role.verdicts)[0]
 
 
 def with_images_at_hand(task: Task, images: Mapping[str, Image]) -> Task:

@@ -178,9 +178,9 @@ def test_a_model_is_gone_before_the_baseline_is_loaded(tmp_path, monkeypatch):
     """There may be room for one only."""
     opened: list[weakref.ref] = []
 
-    def opening(settings):
+    def opening(settings, prompts):
         assert all(model() is None for model in opened)
-        chat = open_model(settings)
+        chat = open_model(settings, prompts)
         opened.append(weakref.ref(chat.engine.model))
         return chat
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.check import Checker, question_key, untracked
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.verify import VerifierHangs, VerifierPool
 
 
@@ -160,7 +160,7 @@ def keys(verifiers, folder, *rows) -> set[int]:
 
 
 def test_a_question_is_recognised_however_it_is_spelled(verifiers, tmp_path):
-    texts = ["What is 1+1?", " What is 1+1? ", "what IS\n\n1+1?", answer_prompt("What is 1+1?")[0]["content"]]
+    texts = ["What is 1+1?", " What is 1+1? ", "what IS\n\n1+1?", Prompts().question("What is 1+1?")[0]["content"]]
     rows = [{"prompt": text, "answer": 2} for text in texts]
     rows += [{"prompt": [{"role": "user", "content": text}], "answer": 2} for text in texts]
     rows += [{"prompt": "Again: what is 1+1?", "question": "What is 1+1?", "answer": 2}]

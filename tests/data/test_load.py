@@ -5,7 +5,7 @@ from data_files import loaded, sums, write, write_parquet
 from image_files import png
 
 from spark_rl.config import SourceConfig
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.types import Role
 
 
@@ -184,6 +184,6 @@ def test_repeated_questions_of_a_generator_are_part_of_its_fingerprint():
 
 def test_training_leaves_out_what_is_held_out_in_another_spelling(tmp_path):
     path = write(tmp_path, *sums(3))
-    prompt = [{"role": "user", "content": answer_prompt("what is 1+1? ")[0]["content"]}]
+    prompt = [{"role": "user", "content": Prompts().question("what is 1+1? ")[0]["content"]}]
     validation = write(tmp_path, {"prompt": prompt, "answer": 2}, name="validation.jsonl")
     assert loaded(path, validation=validation).report["train"][0]["skipped"] == {"held_out": 1}

@@ -17,7 +17,7 @@ from spark_rl.data.check import question_key
 from spark_rl.data.row_images import written_columns
 from spark_rl.data.rows import RowReader
 from spark_rl.images import open_image, reference
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.types import IMAGE, Role, Task
 
 ASKED = "How many discs are there?"
@@ -83,7 +83,7 @@ def text(content: str) -> dict[str, str]:
 )
 def test_images_of_a_text_stand_at_its_markers_or_first(folder, row, question, found):
     task = read(row, folder)
-    assert task.example.question == question and task.messages == answer_prompt(question) and names(task) == found
+    assert task.example.question == question and task.messages == Prompts().question(question) and names(task) == found
 
 
 @pytest.mark.parametrize("nothing", [{}, {"images": None}, {"images": []}, {"images": ""}])
@@ -91,7 +91,7 @@ def test_without_images_a_marker_is_text_and_a_character_is_no_image(folder, not
     prompt = f"What does <image> mean in HTML, and {IMAGE}?"
     task = read({"prompt": prompt, "question": prompt, **nothing}, folder, system=f"Be kind. {IMAGE}")
     assert task.example.images == () and task.example.question == "What does <image> mean in HTML, and \ufffd?"
-    assert task.messages == answer_prompt(task.example.question, "Be kind. \ufffd")
+    assert task.messages == Prompts().question(task.example.question, "Be kind. \ufffd")
     assert read({"prompt": chat(f"<image>{IMAGE}")}, folder).messages == tuple(chat("<image>\ufffd"))
 
 
@@ -382,7 +382,7 @@ def test_a_question_is_its_text_and_its_images(folder):
         key(prompt=ASKED, images="a.png"),
         key(prompt=f"{ASKED.upper()} <image>", images=["a.png"]),
         key(prompt=chat([{"type": "image", "image": png(0)}, text(ASKED)])),
-        key(prompt=chat([{"type": "image", "image": "a.png"}, text(answer_prompt(ASKED)[0]["content"])])),
+        key(prompt=chat([{"type": "image", "image": "a.png"}, text(Prompts().question(ASKED)[0]["content"])])),
     ]
     others = [
         key(prompt=ASKED),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data import question_task
 from spark_rl.data.rows import MAX_PROMPT_CHARS, RowReader
-from spark_rl.prompts import answer_prompt, verdict
+from spark_rl.prompts import Prompts
 from spark_rl.types import Example, Role, Task
 from spark_rl.verify import box, grade
 
@@ -37,7 +37,7 @@ def test_the_shortest_row():
     task = read({"prompt": "What is 1+1?", "answer": "2"}, 6)
     assert task.example == Example(
         id="set-7",
-        prompt=answer_prompt("What is 1+1?"),
+        prompt=Prompts().question("What is 1+1?"),
         question="What is 1+1?",
         answer="2",
         verifier="math",
@@ -246,7 +246,7 @@ def test_gsm8k_rows_by_an_answer_pattern():
     given = {"columns": {"prompt": "question"}, "answer_pattern": r"####\s*(.+)"}
     task = read(row, **given)
     assert task.label == "1,250"
-    assert task.example.question == row["question"] and task.messages == answer_prompt(row["question"])
+    assert task.example.question == row["question"] and task.messages == Prompts().question(row["question"])
     assert grade("1250", task.label, "numeric").reward == 1
     words = "data.answer_pattern finds no answer in 'It is 5.'"
     assert words in refusal({**row, "answer": "It is 5."}, **given)
@@ -303,14 +303,13 @@ def test_the_last_match_of_the_answer_pattern_counts():
 
 @pytest.mark.parametrize("role", [role for role in Role if role.is_judge])
 def test_a_ready_judge_row(role):
-    for right in (True, False):
-        label = verdict(role, right)
+    for label in role.verdicts:
         task = read({"role": role.value, "prompt": "Is it 5?", "answer": f" {label.lower()} ", "id": 3})
         assert (task.role, task.label, task.verifier, task.id) == (role, label, "choice", f"{role}-3")
         assert task.messages[-1]["content"].startswith("Is it 5?\n\nEnd with ")
         assert box(label) in task.messages[-1]["content"]
     said = refusal({"role": role.value, "prompt": "Is it 5?", "answer": "maybe"})
-    assert f"the answer of a {role} row must be {verdict(role, True)} or {verdict(role, False)}, not 'maybe'" in said
+    assert f"the answer of a {role} row must be {' or '.join(role.verdicts)}, not 'maybe'" in said
 
 
 def test_a_pattern_for_golds_is_not_for_verdicts():

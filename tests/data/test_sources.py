@@ -10,7 +10,7 @@ from spark_rl.config import SourceConfig
 from spark_rl.data.sources import HELD_OUT_SEED
 from spark_rl.embedded.pictures import KINDS
 from spark_rl.embedded.tasks import FAMILIES, TRANSFER
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.types import IMAGE, Example, Role
 from spark_rl.verify import Check, VerifierPool, box, grade
 
@@ -257,7 +257,7 @@ def test_embedded_sets_are_broken_down_by_family(embedded):
 def test_embedded_prompts_take_the_system_message():
     for name in ("validation", "retention"):
         example = examples(f"embedded:{name}", system="Be kind.")[0]
-        assert example.prompt == answer_prompt(example.question, "Be kind.")
+        assert example.prompt == Prompts().question(example.question, "Be kind.")
         assert box("") in example.prompt[-1]["content"]
 
 

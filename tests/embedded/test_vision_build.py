@@ -16,7 +16,7 @@ from spark_rl.embedded.vision_build import (
     build_model,
     build_tokenizer,
 )
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.types import IMAGE
 from spark_rl.verify import box
 
@@ -39,7 +39,7 @@ def test_numbers_and_what_stands_around_an_image_are_single_tokens(tokenizer):
 def test_an_image_takes_one_token_a_cell(encoder):
     for level, cells in ((1, 9), (2, 16), (3, 25)):
         (problem,) = itertools.islice(picture_problems("train", 0, levels=(level,)), 1)
-        ids = encoder.prompt(answer_prompt(problem.question), problem.image.path)
+        ids = encoder.prompt(Prompts().question(problem.question), problem.image.path)
         assert ids.count(encoder.image_pad) == cells
 
 
@@ -72,7 +72,7 @@ def test_a_new_model_is_small_and_sees(tokenizer, encoder):
     model = build_model(tokenizer, seed=0).eval()
     assert sum(p.numel() for p in model.parameters()) < 1_100_000
     (problem,) = itertools.islice(picture_problems("validation", 0), 1)
-    ids = torch.tensor([encoder.prompt(answer_prompt(problem.question), problem.image.path)])
+    ids = torch.tensor([encoder.prompt(Prompts().question(problem.question), problem.image.path)])
     features = encoder.images([problem.image.path])
 
     def logits(pixels: torch.Tensor) -> torch.Tensor:

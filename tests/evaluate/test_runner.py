@@ -14,7 +14,7 @@ from spark_rl.evaluate.suites import Suite, open_suite
 from spark_rl.evaluate.summary import summarise
 from spark_rl.infer import ChatModel
 from spark_rl.jsonl import MAX_ROW_BYTES
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.types import Example
 from spark_rl.verify import VerifierPool
 
@@ -116,7 +116,7 @@ def test_rows_say_what_breakdowns_need(tmp_path, model, pool):
     """Which problem they are variants of, and the metadata but for the gold."""
 
     def example(id, **metadata):
-        return Example(id, answer_prompt("What is 1+1?"), "What is 1+1?", "2", "numeric", "sums", metadata)
+        return Example(id, Prompts().question("What is 1+1?"), "What is 1+1?", "2", "numeric", "sums", metadata)
 
     accepting = example("c", category="easy", accepted=["2", "two"])
     questions = [example("a", variant_of="7"), example("b", variant_of="7"), accepting, example("d")]
@@ -133,6 +133,6 @@ def test_answers_on_which_the_verifier_failed_are_no_labels_for_the_judge(tmp_pa
     base = {"model": "model", "part": "own answer", "strategy": "sample", "seed": 0, "text": "2"}
     samples = Samples(tmp_path / "samples.jsonl")
     samples.add([{**base, "id": id, "reward": reward, "reason": reason} for id, (reward, reason) in graded.items()])
-    questions = [Example(id, answer_prompt("What is 1+1?"), "What is 1+1?", "2") for id in graded]
+    questions = [Example(id, Prompts().question("What is 1+1?"), "What is 1+1?", "2") for id in graded]
     Runner("model", model, SETTINGS, pool, samples)._own(questions)
     assert [(row["id"], row["label"]) for row in samples.rows if row["part"] == "own"] == [("a", "right")]

@@ -11,13 +11,13 @@ from scripted import scripted
 
 from spark_rl.config import load_inference
 from spark_rl.infer import ChatModel
-from spark_rl.prompts import ChatRenderer, answer_prompt
+from spark_rl.prompts import ChatRenderer, Prompts
 from spark_rl.rollout.engine import Completion, Request
 from spark_rl.verify import extract_answer
 
 
 def ask(question: str, n: int = 1, max_new_tokens: int = 40) -> Request:
-    return Request(question, (), n, max_new_tokens, temperature=0.0, messages=answer_prompt(question))
+    return Request(question, (), n, max_new_tokens, temperature=0.0, messages=Prompts().question(question))
 
 
 def prompt_tokens(model: ChatModel, request: Request) -> int:
@@ -81,9 +81,11 @@ def test_the_tokens_of_the_word_in_the_last_box_are_counted(
     logps = [-(2.0**i) for i in range(len(tokens))]
     reply = Completion([], logps, "".join(tokens), "stop", tokens)
     assert extract_answer(reply.text) == content
-    assert model.logp_of_box(reply, content, word) == sum(logps[i] for i in counted)
-    assert model.logp_of_box(Completion([], [], reply.text, "stop", tokens), content, word) is None
-    assert model.logp_of_box(Completion([], logps, "no box", "stop", ["no box"] * len(logps)), content, word) is None
+    assert model.logp_of_verdict(reply, content, word) == sum(logps[i] for i in counted)
+    assert model.logp_of_verdict(Completion([], [], reply.text, "stop", tokens), content, word) is None
+    assert (
+        model.logp_of_verdict(Completion([], logps, "no box", "stop", ["no box"] * len(logps)), content, word) is None
+    )
 
 
 def test_log_probability_of_a_box_is_that_of_the_model(embedded: ChatModel) -> None:
@@ -100,7 +102,7 @@ def test_log_probability_of_a_box_is_that_of_the_model(embedded: ChatModel) -> N
     end = max(i for i, text in enumerate(texts) if "}" in text)
     start = max(i for i in range(end) if "{" in texts[i]) + 1
     assert "".join(texts[start:end]) == answer
-    assert embedded.logp_of_box(reply, answer, answer) == pytest.approx(math.fsum(logps[start:end]), abs=1e-5)
+    assert embedded.logp_of_verdict(reply, answer, answer) == pytest.approx(math.fsum(logps[start:end]), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from scripted import Script, ScriptedEngine, pieces, says, scripted
 from spark_rl.config import JudgeConfig, SolveConfig
 from spark_rl.infer import ChatModel, Judge, Solution, Solver
 from spark_rl.infer.strategies import STRATEGIES, parse_strategy
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.rollout.engine import Request
 from spark_rl.types import IMAGE, Example, Image, Role
 from spark_rl.verify import VerifierPool, box
@@ -98,7 +98,7 @@ def test_greedy_and_sample(strategy: str, temperature: float, pool: VerifierPool
 def test_images_of_the_question_are_shown_whatever_is_asked(strategy: str, pool: VerifierPool) -> None:
     model, engine = scripted(noisy)
     question, images = f"Is {IMAGE} as large as {IMAGE}?", (Image("/1.png", "1"), Image("/2.png", "2"))
-    example = Example("q", answer_prompt(question), question, "7", images=images)
+    example = Example("q", Prompts().question(question), question, "7", images=images)
     Solver(model, pool, SolveConfig(), seed=3).solve([example], strategy)
     assert {request.images for call in engine.calls for request in call} == {images}
     assert {prompt.count(IMAGE) for prompt in engine.prompts} == {2}
@@ -356,7 +356,7 @@ def test_on_a_real_model_company_and_order_change_nothing(
 ) -> None:
     solver = Solver(embedded, pool, SolveConfig(rounds=2))
     questions = ["What is 3+4?", "What is 12*3?", "What is 25-7?"]
-    examples = [make_example(i, prompt=answer_prompt(q), question=q) for i, q in enumerate(questions)]
+    examples = [make_example(i, prompt=Prompts().question(q), question=q) for i, q in enumerate(questions)]
 
     def facts(solutions: Sequence[Solution]) -> list[Any]:
         return [(each.answer, each.text, each.tokens, [step.text for step in each.steps]) for each in solutions]
@@ -367,7 +367,7 @@ def test_on_a_real_model_company_and_order_change_nothing(
 
 
 def test_a_question_that_fills_the_context_says_so(embedded: ChatModel, pool: VerifierPool) -> None:
-    long = make_example(prompt=answer_prompt("What is 1+1? " * 500), question="What is 1+1? " * 500)
+    long = make_example(prompt=Prompts().question("What is 1+1? " * 500), question="What is 1+1? " * 500)
     for strategy in NAMES:
         nothing, fine = Solver(embedded, pool).solve([long, make_example(3)], strategy)
         assert (nothing.no_room, nothing.answer, nothing.text, nothing.tokens) == (True, None, "", 0)

@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spark_rl.data import question_task
-from spark_rl.prompts import TEMPLATES, View, answer_prompt, fill, shown, templates_for, verdict
-from spark_rl.prompts.templates import cut, fence
+from spark_rl.prompts import TEMPLATES, Prompts, View, shown
+from spark_rl.prompts.quoting import cut, fence
 from spark_rl.types import IMAGE, Role
 from spark_rl.verify import ANSWER_TAG, Check, VerifierPool, box, extract_answer
 
@@ -55,21 +55,24 @@ def unquote(prompt: str) -> tuple[str, list[str]]:
 @named
 def test_every_template_has_the_placeholders_of_its_role(template):
     assert PLACEHOLDER.findall(template.text) == PLACEHOLDERS[template.role]
-    assert set(re.findall(r"(?<!boxed)\{(\w*)\}", template.text)) == set(PLACEHOLDERS[template.role])
+    stated = {Role.POINTWISE: {"yes", "no"}, Role.PAIRWISE: {"a", "b"}}.get(template.role, {"give_answer"})
+    assert set(re.findall(r"\{(\w*)\}", template.text)) == set(PLACEHOLDERS[template.role]) | stated
 
 
 def test_every_role_has_templates_with_names_of_their_own():
     assert {t.role for t in TEMPLATES} == set(Role)
     assert len({t.name for t in TEMPLATES}) == len({t.text for t in TEMPLATES}) == len(TEMPLATES)
-    assert [t for role in Role for t in templates_for(role)] == list(TEMPLATES)
+    assert [t for role in Role for t in Prompts().templates_for(role)] == list(TEMPLATES)
 
 
 @named
 def test_the_instruction_is_last_and_names_the_extractors_tag(template):
-    instruction = template.text.rpartition("}\n")[2]
-    assert "{" + PLACEHOLDERS[template.role][-1] + "}" not in instruction
-    assert ANSWER_TAG in instruction
-    tags = re.findall(r"\\\w+", template.text)
+    prompts = Prompts()
+    filled = prompts.fill(template, **dict.fromkeys(PLACEHOLDERS[template.role], "quoted"))
+    prompt = content(filled if template.role.is_recycled else prompts.question("quoted"))
+    instruction = prompt.rpartition("```\n" if template.role.is_recycled else "quoted")[2]
+    assert "quoted" not in instruction and ANSWER_TAG in instruction
+    tags = re.findall(r"\\\w+", prompt)
     assert tags and set(tags) == {ANSWER_TAG}, "another spelling of the tag would never be extracted"
 
 
@@ -89,10 +92,10 @@ def verifiers():
 def test_the_reply_a_template_asks_for_earns_the_reward_and_the_wrong_one_does_not(template, verifiers):
     example = make_example(4)
     names = PLACEHOLDERS[template.role]
-    prompt = content(fill(template, **dict.fromkeys(names, "quoted")))
+    prompt = content(Prompts().fill(template, **dict.fromkeys(names, "quoted")))
     if template.role in VERDICTS:
         offered = set(re.findall(r"\\boxed\{(\w+)\}", prompt))  # what the prompt itself tells the model to write
-        assert offered == VERDICTS[template.role] == {verdict(template.role, right) for right in (True, False)}
+        assert offered == VERDICTS[template.role] == set(template.role.verdicts)
         cases = [(label, reply, "choice") for label in offered for reply in offered]
     else:
         assert box("") in prompt
@@ -107,30 +110,22 @@ def test_a_question_is_graded_by_its_own_verifier_whatever_the_prompt(verifiers)
     assert [v.reward for v in verifiers.verify(checks)] == [1.0, 0.0]
 
 
-def test_verdicts():
-    assert [verdict(Role.POINTWISE, right) for right in (True, False)] == ["Yes", "No"]
-    assert [verdict(Role.PAIRWISE, right) for right in (True, False)] == ["A", "B"]
-    for role in (Role.ANSWER, Role.REFLECTION):
-        with pytest.raises(AssertionError):
-            verdict(role, True)
-
-
 # ------------------------------------------------------------------------------------------------ filling
 
 
 @given(template=st.sampled_from(TEMPLATES), texts=st.lists(quoted_texts, min_size=3, max_size=3))
-@example(template=templates_for(Role.PAIRWISE)[0], texts=["{first}", "{second}", "{question} {first}"])
-@example(template=templates_for(Role.POINTWISE)[0], texts=["{response}", "```\n{question}\n```", ""])
+@example(template=Prompts().templates_for(Role.PAIRWISE)[0], texts=["{first}", "{second}", "{question} {first}"])
+@example(template=Prompts().templates_for(Role.POINTWISE)[0], texts=["{response}", "```\n{question}\n```", ""])
 def test_a_filled_prompt_reads_back_as_the_template_and_exactly_the_quoted_texts(template, texts):
     names = PLACEHOLDERS[template.role]
-    outside, blocks = unquote(content(fill(template, **dict(zip(names, texts, strict=False)))))
+    outside, blocks = unquote(content(Prompts().fill(template, **dict(zip(names, texts, strict=False)))))
     assert blocks == texts[: len(names)]
-    assert outside == PLACEHOLDER.sub("<quote>", template.text)
+    assert outside == unquote(content(Prompts().fill(template, **dict.fromkeys(names, "plain"))))[0]
 
 
 def test_a_missing_text_is_an_error():
     with pytest.raises(KeyError, match="response"):
-        fill(templates_for(Role.POINTWISE)[0], question="What is 1+1?")
+        Prompts().fill(Prompts().templates_for(Role.POINTWISE)[0], question="What is 1+1?")
 
 
 @given(text=st.text(st.sampled_from("`~ \n\tab"), max_size=60) | quoted_texts)
@@ -152,11 +147,10 @@ def test_a_fence_is_no_longer_than_it_must_be():
 
 @given(question=quoted_texts, system=st.none() | st.just("Be brief."))
 def test_a_question_is_asked_as_it_stands(question, system):
-    *before, user = answer_prompt(question, system)
+    *before, user = Prompts().question(question, system)
     assert before == ([{"role": "system", "content": "Be brief."}] if system else [])
-    (template,) = templates_for(Role.ANSWER)
-    assert user == {"role": "user", "content": question + template.text.removeprefix("{question}")}
-    assert user["content"].endswith(f"{box('')}.")
+    instruction = f"Reason step by step, then put your final answer in {box('')}."
+    assert user == {"role": "user", "content": f"{question}\n\n{instruction}"}
 
 
 # ------------------------------------------------------------------------------------------------ what is shown

@@ -8,7 +8,7 @@ import pytest
 
 from spark_rl.config import RecycleConfig
 from spark_rl.recycle import recycle
-from spark_rl.recycle.probes import HOLLOW, claim, claimed, hollow
+from spark_rl.recycle.probes import claim, claimed, hollow, hollows
 from spark_rl.types import Response, Role
 from spark_rl.verify import box, extract_answer
 from tests.factories import make_config, question_group
@@ -80,9 +80,9 @@ def test_hollow_responses_are_wrong_and_hold_no_usual_answer():
     rng = random.Random(0)
     for _ in range(50):
         response = hollow(WRONG, rng)
-        assert response.text in HOLLOW
+        assert response.text in hollows()
         assert response.reward == 0.0
-    assert all((extract_answer(text) or "?") in ("?", "the result") for text in HOLLOW)
+    assert all((extract_answer(text) or "?") in ("?", "the result") for text in hollows())
 
 
 def test_probes_need_couples():

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from spark_rl.config import RecycleConfig
 from spark_rl.data import question_task
-from spark_rl.prompts import TEMPLATES, answer_prompt, templates_for
-from spark_rl.prompts.templates import fence
+from spark_rl.prompts import TEMPLATES, Prompts
+from spark_rl.prompts.quoting import fence
 from spark_rl.recycle import Bundle, Recycled, recycle
 from spark_rl.types import IMAGE, Group, Image, Role, Task
 from spark_rl.verify import SELF, Check, VerifierPool, box, extract_answer, grade
@@ -127,7 +127,7 @@ def test_every_label_follows_from_the_responses_shown(groups, config, step):
 @given(groups=question_groups(), config=configs)
 def test_prompts_show_the_question_and_the_responses_in_order_by_a_template_of_the_role(groups, config):
     for task in tasks_of(recycle(groups, config, seed=0, step=0)):
-        assert task.template in {template.name for template in templates_for(task.role)}
+        assert task.template in {template.name for template in Prompts().templates_for(task.role)}
         text = prompt(task)
         assert fence(task.example.question) in text
         places = []
@@ -523,7 +523,7 @@ def test_a_recycled_task_shows_the_questions_images_and_no_others(texts, config,
     """Whatever the responses say; the two images stand in the question one behind the other, with text between."""
     question = f"Is {IMAGE} the same as {IMAGE}?"
     images = tuple(Image(f"/{name}.png", name * 64) for name in "ab")
-    asked = make_example(4, question=question, prompt=answer_prompt(question), images=images)
+    asked = make_example(4, question=question, prompt=Prompts().question(question), images=images)
     answers = ("5", "6", f"5 {IMAGE}", IMAGE)
     group = make_group(
         question_task(asked), [f"{i} {t} {box(a)}" for i, (t, a) in enumerate(zip(texts, answers, strict=True))]

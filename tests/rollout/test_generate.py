@@ -35,8 +35,8 @@ class Letters:
 
     opening = ""
 
-    def encode(self, messages: Sequence[dict[str, str]], images: Sequence[object] = ()) -> list[int]:
-        return [ord(c) for c in messages[-1]["content"]]
+    def encode_task(self, task: Task) -> list[int]:
+        return [ord(c) for c in task.messages[-1]["content"]]
 
 
 CONFIG = make_config(

@@ -148,7 +148,8 @@ def test_the_code_of_a_vision_language_models_card_runs(picture_card: ModelCard)
         exec(block[2], names)
     asked: dict[str, Any] = {}
     names["model"].generate = lambda **inputs: asked.update(inputs) or inputs["input_ids"]
-    names["ask"]([{"type": "image", "image": "picture.png"}, {"type": "text", "text": "\nHow many?"}])
+    parts = [{"type": "image", "image": "picture.png"}, {"type": "text", "text": "\nHow many?"}]
+    names["ask"]([{"role": "user", "content": parts}])
     settings = ModelConfig(path="RUN/final")
     tokenizer = load_tokenizer(settings)
     renderer = ChatRenderer(tokenizer, {}, load_image_processor(settings, tokenizer))

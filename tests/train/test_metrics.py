@@ -8,7 +8,7 @@ import pytest
 from factories import make_example, make_group, reward_group
 
 from spark_rl.data import question_task
-from spark_rl.train.metrics import balanced_accuracy, is_yes, role_metrics, warnings, why_no_signal
+from spark_rl.train.metrics import balanced_accuracy, is_positive, role_metrics, warnings, why_no_signal
 from spark_rl.types import Response, Role
 
 SLOTS = {Role.ANSWER: 4, Role.POINTWISE: 0, Role.PAIRWISE: 0, Role.REFLECTION: 0}
@@ -48,8 +48,11 @@ def test_balanced_accuracy_ignores_the_label_mix() -> None:
 
 
 def test_a_verdict_is_read_as_the_grader_reads_it() -> None:
-    assert is_yes("yes") and is_yes("(A)") and is_yes(r"\text{Yes}")
-    assert not is_yes("No") and not is_yes("B")
+    pointwise, pairwise = (replace(question_task(make_example(2)), role=r) for r in (Role.POINTWISE, Role.PAIRWISE))
+    assert all(is_positive(pointwise, text) for text in ("yes", r"\text{Yes}")) and is_positive(pairwise, "(A)")
+    assert not is_positive(pointwise, "No") and not is_positive(pairwise, "B")
+    german = replace(pointwise, verdicts=("Ja", "Nein"))
+    assert is_positive(german, "ja") and not is_positive(german, "Yes")
 
 
 def step(accuracy: float, **rates: float) -> dict[str, float]:

@@ -67,6 +67,8 @@ def evaluate(
     from spark_rl.config import load_inference
     from spark_rl.evaluate.suites import blinded, open_suite
     from spark_rl.infer.strategies import parse_strategy
+    from spark_rl.models.prompts import prompts_for
+    from spark_rl.prompts.build import prompts_as_json
     from spark_rl.verify import VerifierPool
 
     check_right_at(right_at)
@@ -76,11 +78,19 @@ def evaluate(
     models = {"model": model, **({"baseline": baseline} if baseline else {})}
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
     weights = {label: _weights(folder_of(each)) for label, each in settings.items()}
+    prompts = prompts_for(settings["model"])
     with VerifierPool.of(settings["model"].verify) as pool:
         with Shown() as shown:
             shown.stage(f"opening {suite}")
             opened = open_suite(
-                suite, pool, limit, _copies(local or []), skip_bad=skip_bad, verifier=verifier, right_at=right_at
+                suite,
+                pool,
+                limit,
+                _copies(local or []),
+                skip_bad=skip_bad,
+                verifier=verifier,
+                right_at=right_at,
+                prompts=prompts,
             )
         if blind and not opened.has_images:
             raise ValueError(f"--blind: {suite} has no images; leave it out")
@@ -97,6 +107,7 @@ def evaluate(
             "limit": limit,
             "local": local or [],
             "settings": deciding(settings["model"]),
+            "prompts": prompts_as_json(prompts),
         }
         _check_free(out, described)
         from spark_rl.evaluate.report import markdown
@@ -108,7 +119,7 @@ def evaluate(
         with Shown() as shown:
             for label, each in settings.items():
                 shown.stage(f"loading {models[label]}")
-                chat = open_model(each)
+                chat = open_model(each, prompts)
                 chat.told = shown.part
                 _claim(out, described)
                 runner = Runner(label, chat, each, pool, samples, _told(shown, models[label]), right_at)

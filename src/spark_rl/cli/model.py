@@ -12,6 +12,7 @@ from spark_rl.config import Inference, ModelConfig, load_inference
 
 if TYPE_CHECKING:
     from spark_rl.infer import ChatModel
+    from spark_rl.prompts import Prompts
 
 _PACE = {
     "engine": {"max_batch_tokens", "concurrency", "timeout_seconds", "retries", "api_key_env"},
@@ -37,8 +38,11 @@ def settings_for(model: str, overrides: Sequence[str], seed: int, max_new_tokens
     return settings
 
 
-def open_model(settings: Inference) -> ChatModel:
+def open_model(settings: Inference, prompts: Prompts | None = None) -> ChatModel:
     """The model, loaded without progress bars and hints of libraries. What can be seen to be wrong is said at once.
+
+    Args:
+        prompts: instead of those that belong to it.
 
     Raises:
         ValueError: as `ChatModel.open`.
@@ -48,7 +52,7 @@ def open_model(settings: Inference) -> ChatModel:
     folder_of(settings)
     if not settings.is_remote:
         quiet_libraries()
-    return ChatModel.open(settings)
+    return ChatModel.open(settings, prompts)
 
 
 def folder_of(settings: Inference) -> Path | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spark_rl.cli.rows import (
+    FORMAT,
     Input,
     Output,
     Row,
@@ -24,11 +25,12 @@ from spark_rl.cli.rows import (
     take_verifier,
     verify_settings,
 )
-from spark_rl.config import DataConfig, RecycleConfig, SourceConfig, load_config
+from spark_rl.config import Config, DataConfig, SourceConfig, load_config
 from spark_rl.progress import Shown
+from spark_rl.prompts import Prompts, build_prompts
 from spark_rl.recycle import recycle as recycle_groups
 from spark_rl.types import Group, Role, Rollout, Task
-from spark_rl.verify import Check, VerifierPool, extract_answer
+from spark_rl.verify import Check, VerifierPool
 
 if TYPE_CHECKING:
     from spark_rl.data.rows import RowReader
@@ -43,10 +45,12 @@ _OF_A_RUN = ("rollouts", "template", "depth", "made_at_step", "parents", "questi
 def recycle(
     file: Annotated[str | None, typer.Argument(help="JSONL rows; standard input when left out or '-'.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="recycle.key=value, on top of the preset; verify.key=value.")
+        list[str] | None,
+        typer.Argument(help="recycle.key=value, on top of the preset; prompts.key, verify.key."),
     ] = None,
     preset: Annotated[str, typer.Option(help="spark or paper: what is made of a question's rollouts.")] = "spark",
     seed: Annotated[int, typer.Option(help="Of all draws: templates, views, which response is shown.")] = 0,
+    answer_format: Annotated[str, typer.Option("--format", help=FORMAT)] = "boxed",
     out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Grade rollouts that come without a reward.")] = False,
     verifier: Annotated[
@@ -82,13 +86,14 @@ def recycle(
 
     grading = [setting for setting in settings if setting.startswith("verify.")]
     config = _settings(preset, [setting for setting in settings if setting not in grading])
+    prompts = build_prompts(config.prompts, answer_format)
     if grading and not verify:
         raise ValueError(f"{grading[0]!r} is about grading, which is not asked for; add --verify or leave it out")
     limits = verify_settings(grading, workers=workers)
     source = Input(file, skip_bad)
     name = source.path.stem if source.path else "stdin"
     folder = source.path.parent if source.path else Path()
-    reader = RowReader(SourceConfig(path=name), DataConfig(verifier=verifier), name, folder)
+    reader = RowReader(SourceConfig(path=name), DataConfig(verifier=verifier), name, folder, prompts)
     counts: Counter[str] = Counter()
 
     def parse(row: Row, number: int) -> Group | None:
@@ -109,8 +114,8 @@ def recycle(
             if not (chunk := list(itertools.islice(groups, GROUPS_PER_STEP))):
                 break
             if pool:
-                _grade(chunk, pool)
-            recycled = recycle_groups(chunk, config, seed=seed, step=step)
+                _grade(chunk, pool, prompts)
+            recycled = recycle_groups(chunk, config.recycle, seed=seed, step=step, prompts=prompts)
             counts.update(recycled.counts)
             for task in itertools.chain.from_iterable(recycled.bundles):
                 output.write(_record(task, counts["made"]))
@@ -120,14 +125,14 @@ def recycle(
     _report(Counter({"bad_rows": source.num_bad}) + counts, as_json)
 
 
-def _settings(preset: str, overrides: Sequence[str]) -> RecycleConfig:
+def _settings(preset: str, overrides: Sequence[str]) -> Config:
     for override in overrides:
-        if not override.startswith("recycle."):
+        if not override.startswith(("recycle.", "prompts.")):
             raise ValueError(
                 f"{override!r} is no setting of recycling; give recycle.key=value, or, where it is a second file, pipe "
                 "both: cat A B | spark-rl recycle"
             )
-    return load_config(overrides=[f"preset={preset}", *overrides]).recycle
+    return load_config(overrides=[f"preset={preset}", *overrides])
 
 
 def _group(row: Row, reader: RowReader, number: int) -> Group:
@@ -140,13 +145,13 @@ def _group(row: Row, reader: RowReader, number: int) -> Group:
     rollouts = []
     for i, item in enumerate(take(row, "rollouts", list)):
         try:
-            rollouts.append(_rollout(item, f"{group_id}:{i}"))
+            rollouts.append(_rollout(item, f"{group_id}:{i}", reader.prompts))
         except ValueError as error:
             raise ValueError(f"rollout {i}: {error}") from None
     return Group(task, [], rollouts)
 
 
-def _rollout(item: Any, default_id: str) -> Rollout:
+def _rollout(item: Any, default_id: str, prompts: Prompts) -> Rollout:
     if not isinstance(item, dict):
         raise ValueError("must be an object with a 'text' and a 'reward'")
     text = take(item, "text", str)
@@ -157,15 +162,18 @@ def _rollout(item: Any, default_id: str) -> Rollout:
         text=text,
         finish_reason="stop",
         reward=None if item.get("reward") is None else take(item, "reward", int, float),
-        extracted=extract_answer(text),
+        extracted=prompts.answer_format.read(text),
         reason=take(item, "reason", str, default=""),
     )
 
 
-def _grade(groups: Sequence[Group], pool: VerifierPool) -> None:
+def _grade(groups: Sequence[Group], pool: VerifierPool, prompts: Prompts) -> None:
     """Give a reward to the rollouts that have none."""
     open_ones = [(group.task, r) for group in groups for r in group.rollouts if r.reward is None]
-    checks = [Check(r.text, task.label, task.verifier, task.example.metadata, task.messages) for task, r in open_ones]
+    stated = prompts.answer_format
+    checks = [
+        Check(r.text, task.label, task.verifier, task.example.metadata, task.messages, stated) for task, r in open_ones
+    ]
     for (_, rollout), verdict in zip(open_ones, pool.stream(checks), strict=True):
         rollout.reward, rollout.reason = verdict.reward, verdict.reason
 

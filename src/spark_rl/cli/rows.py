@@ -44,6 +44,8 @@ def take(row: Row, key: str, *kinds: type, default: Any = None) -> Any:
 
 RIGHT_AT = "Reward from which on an answer is right: on another scale than 0 to 1."
 """What the option `--right-at` says."""
+FORMAT = "How responses state answers: boxed, tags, hash, phrase, last_number, json:<key>, or a regular expression."
+"""What the option `--format` says."""
 
 
 def check_right_at(right_at: float) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spark_rl.cli.model import open_model, settings_for, signature
+from spark_rl.cli.model import folder_of, open_model, settings_for, signature
 from spark_rl.cli.rows import (
     RIGHT_AT,
     Input,
@@ -28,8 +28,8 @@ from spark_rl.cli.rows import (
 )
 from spark_rl.cli.stream import NO_ROOM, Carrier, Item, Journal, Tell, sum_up, through
 from spark_rl.config import DataConfig, Inference, SourceConfig
-from spark_rl.types import Example
-from spark_rl.verify import Check, Verdict, VerifierPool
+from spark_rl.types import Example, Role
+from spark_rl.verify import Check, Format, Verdict, VerifierPool
 
 if TYPE_CHECKING:
     from spark_rl.infer import Solution, Solver
@@ -99,10 +99,12 @@ def solve(
     config = settings_for(model, settings, seed, max_new_tokens)
     from spark_rl.data.rows import RowReader
     from spark_rl.infer.strategies import parse_strategy
+    from spark_rl.models.prompts import prompts_for
 
     parse_strategy(strategy)
     folder = Path(file).parent if file not in (None, "-") else Path()
-    reader = RowReader(SourceConfig(path="row"), DataConfig(verifier=verifier), "row", folder)
+    folder_of(config)
+    reader = RowReader(SourceConfig(path="row"), DataConfig(verifier=verifier), "row", folder, prompts_for(config))
 
     def read(row: Row, number: int) -> Item[Example]:
         kept = dict(row)
@@ -143,13 +145,13 @@ def solve(
             solver = _solver(config, pool, right_at)
 
             def check_prompt(example: Example) -> None:
-                solver.model.check(example.prompt, example.images)
+                solver.model.check(solver.model.prompts.conversation(Role.ANSWER, example.prompt), example.images)
 
             def carry(examples: Sequence[Example], tell: Tell) -> list[Row | None]:
                 solutions = solver.solve(examples, strategy, tell)
                 rows = [_columns(each, trace) for each in solutions]
                 if check:
-                    verdicts = _grade(pool, examples, solutions)
+                    verdicts = _grade(pool, examples, solutions, reader.prompts.answer_format)
                     rows = [
                         row | {"reward": verdict.reward, "reason": verdict.at(right_at).reason}
                         for row, verdict in zip(rows, verdicts, strict=True)
@@ -193,9 +195,11 @@ def _columns(solution: Solution, trace: bool) -> Row:
     return columns | ({"steps": [asdict(step) for step in solution.steps]} if trace else {})
 
 
-def _grade(pool: VerifierPool, examples: Sequence[Example], solutions: Sequence[Solution]) -> list[Verdict]:
+def _grade(
+    pool: VerifierPool, examples: Sequence[Example], solutions: Sequence[Solution], stated: Format
+) -> list[Verdict]:
     checks = [
-        Check(solution.text, example.answer, example.verifier, example.metadata, example.prompt)
+        Check(solution.text, example.answer, example.verifier, example.metadata, example.prompt, stated)
         for example, solution in zip(examples, solutions, strict=True)
     ]
     return list(pool.stream(checks))

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from spark_rl.cli.rows import (
+    FORMAT,
     RIGHT_AT,
     Input,
     Output,
@@ -26,7 +27,7 @@ from spark_rl.cli.rows import (
     verify_settings,
 )
 from spark_rl.progress import Shown
-from spark_rl.verify import Check, VerifierPool, resolve
+from spark_rl.verify import Check, VerifierPool, format_of, resolve
 
 
 def verify(
@@ -36,6 +37,7 @@ def verify(
         str, typer.Option(help="Of rows that name none; the only function that rows may name.")
     ] = "math",
     right_at: Annotated[float, typer.Option(help=RIGHT_AT)] = 1.0,
+    answer_format: Annotated[str, typer.Option("--format", help=FORMAT)] = "boxed",
     out: Annotated[Path | None, typer.Option(help="File for the rows, instead of standard output.")] = None,
     workers: Annotated[int, typer.Option(help="Processes for verifiers that need one.")] = 1,
     cpu_seconds: Annotated[float, typer.Option(help="CPU time that one answer may cost.")] = 5.0,
@@ -46,7 +48,7 @@ def verify(
 
     A row is {"answer": text of a response, "gold": ...}; it may name its
     "verifier", and the "metadata" that this one reads. It gains "reward" (null:
-    not gradable), "extracted" (the last \boxed{}), "reason", and "detail" where
+    not gradable), "extracted" (the last \boxed{}, or what --format says), "reason", and "detail" where
     there is one. Rows stream in constant memory.
 
     An answer on which the verifier runs out of time although it grades the gold
@@ -73,12 +75,13 @@ def verify(
     file, given = file_and_settings(file, overrides)
     settings = verify_settings(given, workers=workers, cpu_seconds=cpu_seconds)
     resolve(verifier)
+    stated = format_of(answer_format)
     source = Input(file, skip_bad)
 
     def parse(row: Row, number: int) -> tuple[Row, Check]:
         name = take_verifier(row, verifier)
         text, gold = (str(take(row, key, str, int, float)) for key in ("answer", "gold"))
-        return row, Check(text, gold, name, take(row, "metadata", dict, default={}))
+        return row, Check(text, gold, name, take(row, "metadata", dict, default={}), format=stated)
 
     reasons: Counter[str] = Counter()
     total, num_graded, start = 0.0, 0, time.monotonic()

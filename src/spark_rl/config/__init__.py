@@ -2,6 +2,7 @@
 
 from spark_rl.config.inference import EngineConfig, Inference, JudgeConfig, SolveConfig
 from spark_rl.config.load import config_from, flat, load_config, load_inference, merge, parse_override
+from spark_rl.config.prompts import PromptsConfig
 from spark_rl.config.schema import (
     FILE_SUFFIXES,
     CheckpointConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "JudgeConfig",
     "LossConfig",
     "ModelConfig",
+    "PromptsConfig",
     "RecycleConfig",
     "RoleConfig",
     "RolesConfig",

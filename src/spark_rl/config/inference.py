@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from spark_rl.config.schema import Count, ModelConfig, Positive, Section, VerifyConfig, _listed
+from spark_rl.config.base import Count, Positive, Section, listed
+from spark_rl.config.prompts import PromptsConfig
+from spark_rl.config.schema import ModelConfig, VerifyConfig
 
 
 class EngineConfig(Section):
@@ -16,7 +18,7 @@ class EngineConfig(Section):
     """`auto` is `endpoint` for a model given as `http://...`, else `transformers`. `vllm` runs in this process."""
     max_new_tokens: Positive = 768
     """Length limit of one reply, tokens (paper: 768)."""
-    stop: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    stop: Annotated[list[str], BeforeValidator(listed)] = Field(default_factory=list)
     """Strings that end a reply beside the model's end-of-turn token."""
     max_batch_tokens: Positive | None = None
     """transformers: tokens held in the cache at once; null chooses by device."""
@@ -45,10 +47,10 @@ class JudgeConfig(Section):
     cannot win over who does not read them; where the verdict is to be on the reasoning too, show it."""
     max_response_chars: Positive = 8000
     """A shown response is cut in its middle to this many characters, visibly."""
-    pointwise_template: Literal["pointwise-1", "pointwise-2", "pointwise-3"] = "pointwise-1"
-    """The wording of a pointwise prompt."""
-    pairwise_template: Literal["pairwise-1", "pairwise-2"] = "pairwise-1"
-    """The wording of a pairwise prompt."""
+    pointwise_template: str | None = None
+    """The name of the template of a pointwise prompt; null is the first one, shipped `pointwise-1` to `-3`."""
+    pairwise_template: str | None = None
+    """The name of the template of a pairwise prompt; null is the first one, shipped `pairwise-1` and `-2`."""
 
 
 class SolveConfig(Section):
@@ -65,8 +67,8 @@ class SolveConfig(Section):
     """`reflect`: revise what the judge calls wrong (PAG), or everything, unjudged."""
     accept: Literal["always", "preferred"] = "preferred"
     """`reflect`: a revision replaces the answer always (paper), or if the judge prefers it, both orders averaged."""
-    reflection_template: Literal["reflection-1", "reflection-2"] = "reflection-1"
-    """`reflect`: the wording of its prompt."""
+    reflection_template: str | None = None
+    """`reflect`: the name of its template; null is the first one, shipped `reflection-1` and `-2`."""
     prior: Annotated[float, Field(ge=0)] = 1.0
     """`tournament`: how many comparisons an answer's share of the votes counts for."""
     comparisons: Positive | None = None
@@ -108,10 +110,19 @@ class ServeConfig(Section):
         return self
 
 
+class ReadConfig(Section):
+    """How responses are read."""
+
+    answer_format: str = "boxed"
+    """As in a run, for models without prompts of their own; see `prompts`."""
+
+
 class Inference(Section):
     """All of test time."""
 
     model: ModelConfig = ModelConfig()
+    data: ReadConfig = ReadConfig()
+    prompts: PromptsConfig = PromptsConfig()
     engine: EngineConfig = EngineConfig()
     judge: JudgeConfig = JudgeConfig()
     solve: SolveConfig = SolveConfig()

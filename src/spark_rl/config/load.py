@@ -11,8 +11,9 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
+from spark_rl.config.base import Section
 from spark_rl.config.inference import Inference
-from spark_rl.config.schema import Config, Section
+from spark_rl.config.schema import Config
 from spark_rl.jsonl import MAX_DEPTH, is_too_deep
 
 S = TypeVar("S", bound=Section)

@@ -11,9 +11,10 @@ import annotated_types
 import yaml
 from pydantic.fields import FieldInfo
 
+from spark_rl.config.base import Section
 from spark_rl.config.inference import Inference
 from spark_rl.config.load import flat, load_config
-from spark_rl.config.schema import Config, Section
+from spark_rl.config.schema import Config
 
 _PRESETS = ("paper", "spark", "grpo")
 _HEAD = """# Settings

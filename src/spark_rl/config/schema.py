@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
+from spark_rl.config.base import Beta, Count, Positive, Probability, Section, listed
+from spark_rl.config.prompts import PromptsConfig
 from spark_rl.types import Role
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Sources whose path ends so are files, not data sets of the Hub."""
@@ -27,17 +24,6 @@ FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 _WITH_REVISION = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>[^\s@]+)")
 """A model of the Hub as transformers' own commands take it."""
-
-
-def _listed(value: Any) -> Any:
-    """One text stands for a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, no key goes unread, and numbers are finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -132,7 +118,7 @@ class SourceConfig(Section):
 
 Sources = Annotated[
     list[Annotated[SourceConfig, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]],
-    BeforeValidator(lambda v: [v] if isinstance(v, dict | SourceConfig) else _listed(v)),
+    BeforeValidator(lambda v: [v] if isinstance(v, dict | SourceConfig) else listed(v)),
 ]
 
 
@@ -160,6 +146,10 @@ class DataConfig(Section):
     model's own verdict (see `self_reward`)."""
     system: str | None = None
     """System message put before questions that are given as plain strings."""
+    answer_format: str = "boxed"
+    """How responses state their answers, and how prompts ask for it: `boxed`, `tags` (`<answer>17</answer>`), `hash`
+    (`#### 17`), `phrase` ("The answer is 17."), `last_number`, `json:<key>` (`{"answer": "17"}` for `json`), or a
+    regular expression with one group around the answer, such as `'Result:\\s*(.+)'` (paper: `boxed`)."""
     image_folder: Path | None = None
     """What the paths of images are relative to; null is the folder of the file that names them, and for data sets of
     the Hub the current one."""
@@ -189,7 +179,7 @@ class RolloutConfig(Section):
     """Sampling temperature (paper: 1.0); training uses the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling; below 1 the sampled and the trained distribution differ."""
-    stop: Annotated[list[str], BeforeValidator(_listed)] = []
+    stop: Annotated[list[str], BeforeValidator(listed)] = []
     """Strings that end a rollout beside the model's end-of-turn token."""
     refill_rounds: Count = 0
     """How often a step replaces its groups without signal (all rewards equal) by fresh prompts, in a further
@@ -383,7 +373,7 @@ class TrainConfig(Section):
     allows it; `plain` repeats it for every rollout."""
     threads: Positive | None = None
     """CPU threads of torch; null leaves its default."""
-    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_listed)] = []
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(listed)] = []
     """Where `metrics.jsonl` is mirrored to, besides. A tracker that fails is left out and never stops the run."""
     project: str = "spark-rl"
     """The trackers' project name; the run is called like its output folder."""
@@ -475,6 +465,7 @@ class Config(Section):
     """The values this run started from."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    prompts: PromptsConfig = PromptsConfig()
     rollout: RolloutConfig = RolloutConfig()
     roles: RolesConfig = RolesConfig()
     recycle: RecycleConfig = RecycleConfig()

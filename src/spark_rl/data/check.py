@@ -15,9 +15,9 @@ from spark_rl.data.row_images import MARKER
 from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import Source
 from spark_rl.images import ImageError
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.types import IMAGE, Image, Task
-from spark_rl.verify import SELF, Check, VerifierPool, box, gold_problem
+from spark_rl.verify import SELF, Check, VerifierPool, gold_problem
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
@@ -67,18 +67,15 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-_INSTRUCTION = _plain(answer_prompt("")[0]["content"])
-"""What our own template says after a question."""
-
-
-def question_key(task: Task) -> int:
+def question_key(task: Task, prompts: Prompts = Prompts()) -> int:
     """A 64-bit number for a question's text, whatever its case, its white space and our own answer instruction, and
     for its images, wherever they stand in the text.
 
-    So a question is the same one given as text, or as chat messages that already ask for the box as we would; and the
-    same text about two images is two questions.
+    So a question is the same one given as text, or as chat messages that already ask for the answer as we would; and
+    the same text about two images is two questions.
     """
-    text = _plain(task.example.question.replace(IMAGE, " ")).removesuffix(_INSTRUCTION).rstrip()
+    instruction = _plain(prompts.question("")[0]["content"])
+    text = _plain(task.example.question.replace(IMAGE, " ")).removesuffix(instruction).rstrip()
     return _key("\0".join([text, *(image.sha256 for image in task.example.images)]))
 
 
@@ -90,6 +87,7 @@ class Checker:
         held_out: keys of the questions that must not be among them.
         refuse_self: what to do about a row whose verifier is the model itself; None if such may be among them.
         right_at: the reward from which on an answer is right: a gold must be, by its own verifier.
+        prompts: how answers are stated.
     """
 
     def __init__(
@@ -101,7 +99,9 @@ class Checker:
         track: Track[Any],
         refuse_self: str | None = None,
         right_at: float = 1.0,
+        prompts: Prompts = Prompts(),
     ) -> None:
+        self.prompts = prompts
         self.sources, self.config, self.part, self.held_out, self.track = sources, config, part, held_out, track
         self.refuse_self, self.right_at = refuse_self, right_at
         self.has_rule = any(source.generator for source in sources)
@@ -229,7 +229,7 @@ class Checker:
                     if self.refuse_self and task.verifier == SELF:
                         reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"
                         self._leave_out(source, index, "unverified", reason)
-                    elif self.held_out and question_key(task) in self.held_out:
+                    elif self.held_out and question_key(task, self.prompts) in self.held_out:
                         self._leave_out(source, index, "held_out", "the question is held out", refuse=False)
                 ids.append(key or 1)
             self._digests.append(digest)
@@ -263,11 +263,13 @@ class Checker:
                 gold, verifier = task.example.answer, task.example.verifier
                 if gold:
                     asked.append((source, index, task))
-                    yield Check(box(gold), gold, verifier, task.example.metadata, task.messages)
+                    stated = self.prompts.format(task.role)
+                    yield Check(stated.write(gold), gold, verifier, task.example.metadata, task.messages, stated)
 
         for verdict in verifiers.stream(checks()):
             source, index, task = asked.popleft()
-            if problem := gold_problem(verdict, task.verifier, task.role.right_at(self.right_at)):
+            right_at, stated = task.role.right_at(self.right_at), self.prompts.format(task.role)
+            if problem := gold_problem(verdict, task.verifier, right_at, stated):
                 if ":" in task.verifier and verdict.is_graded:  # it may be right never to give so much
                     problem = f"{problem.removesuffix('.')}, or grade no golds before a run: data.check_golds=false"
                 self._leave_out(source, index, "bad_gold", problem)

@@ -10,7 +10,7 @@ from spark_rl.config import Config
 from spark_rl.data.check import Checker, Track, question_key, refuse_unknown_columns, untracked
 from spark_rl.data.questions import Questions
 from spark_rl.data.sources import Source, open_sources
-from spark_rl.prompts import ChatRenderer
+from spark_rl.prompts import ChatRenderer, Prompts, build_prompts
 from spark_rl.types import Image, Task
 from spark_rl.verify import VerifierPool
 
@@ -30,6 +30,8 @@ class Data:
     """Of the sources of `validation` and of `monitor`."""
     num_validation: int
     """How many of these are of `validation`."""
+    prompts: Prompts
+    """What the model is shown, worked examples from the data included."""
 
     @property
     def report(self) -> dict[str, list[dict[str, Any]]]:
@@ -62,14 +64,12 @@ class Data:
         if renderer.images is None:
             self.refuse_images()
 
-        def check(task: Task) -> None:
-            renderer.check(task.messages, task.example.images)
-
+        check = renderer.check_task
         left_out = self.held_out.check_prompts(check)
         self.validation = [task for task in self.validation if task.id not in left_out]
         self.monitor = [task for task in self.monitor if task.id not in left_out]
         self.training.check_prompts(check)
-        self.train = Questions(self.train.sources, self.train.seed, self.train.held_out)
+        self.train = Questions(self.train.sources, self.train.seed, self.train.held_out, self.prompts)
 
     def refuse_images(self) -> None:
         """Refuse questions that the model cannot see, for a model that takes no images.
@@ -90,29 +90,33 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     Raises:
         ValueError: a source or a row is unusable; the sentence names the place and what to change.
     """
+    prompts = build_prompts(config.prompts, config.data.answer_format)
     names = set[str]()  # validation and monitor are answered together, and told apart by id
-    validation = open_sources(config.data.validation, config.data, names, held_out=True)
-    monitor = open_sources(config.data.monitor, config.data, names, held_out=True)
-    train = open_sources(config.data.train, config.data, set())
+    validation = open_sources(config.data.validation, config.data, names, held_out=True, prompts=prompts)
+    monitor = open_sources(config.data.monitor, config.data, names, held_out=True, prompts=prompts)
+    train = open_sources(config.data.train, config.data, set(), prompts=prompts)
     with VerifierPool.of(config.verify) as verifiers:
 
         def checked(
             sources: Sequence[Source], part: str, held_out: Collection[int] = (), refuse_self: str | None = None
         ) -> Checker:
-            checker = Checker(sources, config.data, part, held_out, track, refuse_self, config.recycle.right_at)
+            right_at = config.recycle.right_at
+            checker = Checker(sources, config.data, part, held_out, track, refuse_self, right_at, prompts)
             checker.run(verifiers)
             return checker
 
         checker = checked([*validation, *monitor], "the held-out questions", refuse_self=_HELD_OUT_UNVERIFIED)
-        tasks = _held_out(validation, track), _held_out(monitor, track)
-        held_out = frozenset(question_key(task) for part in tasks for task in part)
+        tasks = _held_out(validation, track, prompts), _held_out(monitor, track, prompts)
+        held_out = frozenset(question_key(task, prompts) for part in tasks for task in part)
         refuse_self = None if config.self_reward.enabled else _SELF_REWARD_OFF
         training = checked(train, "training", held_out, refuse_self)
     refuse_unknown_columns([*train, *validation, *monitor])
-    return Data(Questions(train, config.train.seed, held_out), *tasks, training, checker, len(validation))
+    return Data(
+        Questions(train, config.train.seed, held_out, prompts), *tasks, training, checker, len(validation), prompts
+    )
 
 
-def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:
+def _held_out(sources: Sequence[Source], track: Track[Any], prompts: Prompts) -> list[Task]:
     """All tasks of sources that are small and hold questions only, each question of a generator once.
 
     They are mixed evenly, so that the first of them are of every source.
@@ -124,7 +128,7 @@ def _held_out(sources: Sequence[Source], track: Track[Any]) -> list[Task]:
             if index in source.left_out:
                 continue
             task = source.task(index)
-            key = question_key(task) if source.generator else index
+            key = question_key(task, prompts) if source.generator else index
             if key in asked:
                 source.left_out[index] = "repeated"
                 continue

@@ -10,6 +10,7 @@ from typing import Any
 
 from spark_rl.data.check import question_key
 from spark_rl.data.sources import Source
+from spark_rl.prompts import Prompts
 from spark_rl.types import Task
 
 
@@ -22,12 +23,19 @@ class Questions:
 
     Args:
         held_out: keys of questions that generated sources must not ask.
+        prompts: how these are asked.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int, held_out: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        held_out: Collection[int] = (),
+        prompts: Prompts = Prompts(),
+    ) -> None:
         if not sources:
             raise ValueError("data.train names no source of questions")
-        self.sources, self.seed, self.held_out = sources, seed, held_out
+        self.sources, self.seed, self.held_out, self.prompts = sources, seed, held_out, prompts
         self.drawn = [0] * len(sources)
         """Tasks given so far, of each source."""
         self.cursors = [0] * len(sources)
@@ -75,7 +83,7 @@ class Questions:
             if index in source.left_out:
                 continue
             task = source.task(index)
-            if source.generator and question_key(task) in self.held_out:
+            if source.generator and question_key(task, self.prompts) in self.held_out:
                 passed["held_out"] += 1
             elif not fits(task):
                 passed["too_long"] += 1

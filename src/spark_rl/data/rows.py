@@ -14,9 +14,9 @@ from spark_rl.config import DataConfig, SourceConfig
 from spark_rl.data.row_images import images_of, listed, placed, placed_in_question
 from spark_rl.data.tables import lookup
 from spark_rl.images import reference
-from spark_rl.prompts import answer_prompt, verdict
+from spark_rl.prompts import Prompts
 from spark_rl.types import Example, Message, Role, Task, without_images
-from spark_rl.verify import SELF, box, resolve
+from spark_rl.verify import SELF, resolve
 
 MAX_PROMPT_CHARS = 1_000_000
 """Longer prompts are refused before anyone tries to tokenise them."""
@@ -41,10 +41,18 @@ class RowReader:
     Args:
         name: the source's short name, for ids and metrics of rows that give none.
         folder: what the paths of images are relative to, unless the config says.
+        prompts: how a question that is plain text is asked.
     """
 
-    def __init__(self, source: SourceConfig, config: DataConfig, name: str, folder: Path = Path()) -> None:
-        self.name = name
+    def __init__(
+        self,
+        source: SourceConfig,
+        config: DataConfig,
+        name: str,
+        folder: Path = Path(),
+        prompts: Prompts = Prompts(),
+    ) -> None:
+        self.name, self.prompts = name, prompts
         self.folder, self.allow_urls = config.image_folder or folder, config.allow_image_urls
         self.columns: dict[str, str] = {field: field for field in (*_FIELDS, "images")}
         self.mapped: dict[str, str] = {}
@@ -88,7 +96,7 @@ class RowReader:
         role = _role(values["role"])
         verifier = self._verifier(values["verifier"], role)
         label = self._label(values["answer"], role, verifier)
-        messages, question, given = _prompt(values["prompt"], role, values["system"] or self.system, column)
+        messages, question, given = self._prompt(values["prompt"], role, values["system"] or self.system, column)
         if (length := sum(len(m["content"]) for m in messages)) > MAX_PROMPT_CHARS:
             raise ValueError(f"'prompt' has {length} characters, more than {MAX_PROMPT_CHARS}; shorten it")
         example = Example(
@@ -101,7 +109,8 @@ class RowReader:
             metadata=self._metadata(values["metadata"], row, verifier),
             images=tuple(reference(value, self.folder, allow_urls=self.allow_urls) for value in given),
         )
-        return question_task(example, role)
+        verdicts = self.prompts.verdicts(role) if role.is_judge else None
+        return question_task(example, role, verdicts if verdicts != role.verdicts else None)
 
     def makes_use_of(self, field: str) -> bool:
         """Whether the column that the config names for a field, maybe a dotted path, is in some row read so far; or
@@ -159,8 +168,37 @@ class RowReader:
         if verifier == SELF and role is not Role.ANSWER:
             raise ValueError(f"a {role} row cannot have the verifier {SELF!r}, which is for questions; name a rule")
         if role.is_judge:
-            return _verdict(role, str(answer))
+            return self._verdict(role, str(answer))
         return "" if verifier == SELF else self._answer(str(answer))
+
+    def _verdict(self, role: Role, answer: str) -> str:
+        """The gold verdict of a judge item, as our own prompts spell it."""
+        known = self.prompts.verdicts(role)
+        found = [label for label in known if label.casefold() == answer.strip().casefold()]
+        if not found:
+            raise ValueError(f"the answer of a {role} row must be {' or '.join(known)}, not {answer[:40]!r}")
+        return found[0]
+
+    def _prompt(
+        self, prompt: Any, role: Role, system: str | None, column: Sequence[Any]
+    ) -> tuple[tuple[Message, ...], str, list[Any]]:
+        """The chat messages, the question as judges will see it, and the images' values in the order of both."""
+        system = system and without_images(system)
+        if isinstance(prompt, str):
+            ((turn,), images) = placed([{"role": "user", "content": prompt}], column)
+            text = turn["content"]
+            if not role.is_judge:
+                return self.prompts.question(text, system), text, images
+            offered = " or ".join(map(self.prompts.verdict_format.write, self.prompts.verdicts(role)))
+            return (*_opening(system), {"role": "user", "content": f"{text}\n\nEnd with {offered}."}), text, images
+        _check_turns(prompt)
+        messages, images = placed(prompt, column)
+        turns = [m for m in messages if m["role"] != "system"]
+        question = (
+            turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
+        )
+        has_system = len(turns) < len(messages)
+        return (*_opening(None if has_system else system), *messages), question, images
 
     def _answer(self, text: str) -> str:
         if self.pattern is None:
@@ -181,8 +219,9 @@ class RowReader:
         return json.loads(json.dumps(given, default=str)) if given else {}
 
 
-def question_task(example: Example, role: Role = Role.ANSWER) -> Task:
-    """Ask an example's question; with another role, a ready judge or reflection item."""
+def question_task(example: Example, role: Role = Role.ANSWER, verdicts: tuple[str, str] | None = None) -> Task:
+    """Ask an example's question; with another role, a ready judge or reflection item, of a judge with the words of its
+    verdicts where these are not the role's."""
     return Task(
         id=f"{role}-{example.id}",
         role=role,
@@ -190,6 +229,7 @@ def question_task(example: Example, role: Role = Role.ANSWER) -> Task:
         label=example.answer,
         verifier=example.verifier,
         example=example,
+        verdicts=verdicts,
     )
 
 
@@ -198,35 +238,6 @@ def _role(given: str | None) -> Role:
         return Role(given) if given else Role.ANSWER
     except ValueError:
         raise ValueError(f"'role' is {given!r}; it must be one of {', '.join(Role)}, or left out") from None
-
-
-def _verdict(role: Role, answer: str) -> str:
-    """The gold verdict of a judge item, as our own prompts spell it."""
-    known = [verdict(role, right) for right in (True, False)]
-    found = [label for label in known if label.casefold() == answer.strip().casefold()]
-    if not found:
-        raise ValueError(f"the answer of a {role} row must be {' or '.join(known)}, not {answer[:40]!r}")
-    return found[0]
-
-
-def _prompt(
-    prompt: Any, role: Role, system: str | None, column: Sequence[Any]
-) -> tuple[tuple[Message, ...], str, list[Any]]:
-    """The chat messages, the question as judges will see it, and the images' values in the order of both."""
-    system = system and without_images(system)
-    if isinstance(prompt, str):
-        ((turn,), images) = placed([{"role": "user", "content": prompt}], column)
-        text = turn["content"]
-        if not role.is_judge:
-            return answer_prompt(text, system), text, images
-        asked = f"{text}\n\nEnd with {box(verdict(role, True))} or {box(verdict(role, False))}."
-        return (*_opening(system), {"role": "user", "content": asked}), text, images
-    _check_turns(prompt)
-    messages, images = placed(prompt, column)
-    turns = [m for m in messages if m["role"] != "system"]
-    question = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
-    has_system = len(turns) < len(messages)
-    return (*_opening(None if has_system else system), *messages), question, images
 
 
 def _check_turns(prompt: Any) -> None:

@@ -15,9 +15,11 @@ from spark_rl.data.rows import RowReader, question_task
 from spark_rl.data.tables import Table, names_files, open_tables
 from spark_rl.embedded.pictures import PictureProblem, picture_problems
 from spark_rl.embedded.tasks import FACTS, FAMILIES, TRANSFER, Problem, problems
-from spark_rl.prompts import answer_prompt
-from spark_rl.types import Example, Image, Task, without_images
+from spark_rl.prompts import Prompts
+from spark_rl.types import Example, Image, Message, Task, without_images
 
+Asking = Callable[[str], tuple[Message, ...]]
+"""Makes the prompt of a question."""
 HELD_OUT_SEED = 10**9
 """Generated held-out questions come from seeds that no training set of a lesser size reaches."""
 _UNSTABLE = {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
@@ -60,12 +62,18 @@ class Source:
 
 
 def open_sources(
-    configs: Sequence[SourceConfig], config: DataConfig, names: set[str], *, held_out: bool = False
+    configs: Sequence[SourceConfig],
+    config: DataConfig,
+    names: set[str],
+    *,
+    held_out: bool = False,
+    prompts: Prompts = Prompts(),
 ) -> list[Source]:
     """One source for every file, data set or generator that is named.
 
     Args:
         names: short names that are taken; those of the new sources are added.
+        prompts: how questions that are plain text are asked.
 
     Raises:
         ValueError: one of them does not exist or cannot be read; the sentence names it.
@@ -75,13 +83,15 @@ def open_sources(
         kind, colon, name = each.path.partition(":")
         _refuse_unread(each, kind if colon else "")
         if kind == "embedded" and colon:
-            parts = [_embedded(each, name, config)]
+            parts = [_embedded(each, name, config, prompts)]
         elif kind == "reasoning_gym" and colon:
-            parts = [_generated(each, task, own_name(task, names), config, held_out) for task in name.split("+")]
+            parts = [
+                _generated(each, task, own_name(task, names), config, held_out, prompts) for task in name.split("+")
+            ]
         else:
             split = each.split or ("test" if held_out else "train")
             tables = open_tables(each.path, split=split, subset=each.subset, revision=each.revision)
-            parts = _stored(each, tables, [own_name(table.name, names) for table in tables], config)
+            parts = _stored(each, tables, [own_name(table.name, names) for table in tables], config, prompts)
         num_rows = sum(part.num_rows for part in parts)
         for part in parts:
             part.weight = each.weight and each.weight * part.num_rows / num_rows
@@ -109,13 +119,15 @@ def own_name(name: str, names: set[str]) -> str:
     return own
 
 
-def _stored(source: SourceConfig, tables: Sequence[Table], names: Sequence[str], config: DataConfig) -> list[Source]:
+def _stored(
+    source: SourceConfig, tables: Sequence[Table], names: Sequence[str], config: DataConfig, prompts: Prompts
+) -> list[Source]:
     """One source a table, the first `size` rows of them all."""
     sources, left = [], source.size or sum(map(len, tables))
     for table, name in zip(tables, names, strict=True):
         num_rows = min(len(table), left)
         if num_rows:
-            reader = RowReader(source, config, name, table.folder)
+            reader = RowReader(source, config, name, table.folder, prompts)
             sources.append(Source(table.place, num_rows, _read(table, reader), table.where, reader=reader))
         left -= num_rows
     return sources
@@ -128,7 +140,9 @@ def _read(table: Table, reader: RowReader) -> Callable[[int], Task]:
 # ------------------------------------------------------------------------------------------------ reasoning-gym
 
 
-def _generated(source: SourceConfig, task: str, name: str, config: DataConfig, held_out: bool) -> Source:
+def _generated(
+    source: SourceConfig, task: str, name: str, config: DataConfig, held_out: bool, prompts: Prompts
+) -> Source:
     """Questions that reasoning-gym makes and grades; number i comes from the generator's seed plus i."""
     import reasoning_gym
 
@@ -173,7 +187,7 @@ def _generated(source: SourceConfig, task: str, name: str, config: DataConfig, h
         question = without_images(entry["question"])
         example = Example(
             id=f"{name}-{seed + index}",
-            prompt=answer_prompt(question, source.system or config.system),
+            prompt=prompts.question(question, source.system or config.system),
             question=question,
             answer=entry["answer"] or "",  # some tasks have a scorer and no single right answer
             verifier="reasoning_gym",
@@ -190,14 +204,19 @@ def _generated(source: SourceConfig, task: str, name: str, config: DataConfig, h
 # ------------------------------------------------------------------------------------------------ embedded sets
 
 
-def _embedded(source: SourceConfig, name: str, config: DataConfig) -> Source:
+def _embedded(source: SourceConfig, name: str, config: DataConfig, prompts: Prompts) -> Source:
     if name not in _EMBEDDED:
         raise ValueError(f"data: there is no {source.path!r}; the embedded sets are {', '.join(_EMBEDDED)}")
-    examples = list(itertools.islice(_EMBEDDED[name](source.system or config.system), source.size))
+    system = source.system or config.system
+
+    def ask(question: str) -> tuple[Message, ...]:
+        return prompts.question(question, system)
+
+    examples = list(itertools.islice(_EMBEDDED[name](ask), source.size))
     return Source(source.path, len(examples), lambda i: question_task(examples[i]), lambda i: source.path)
 
 
-def _problem_examples(stream: Iterator[Problem | PictureProblem], count: int, system: str | None) -> Iterator[Example]:
+def _problem_examples(stream: Iterator[Problem | PictureProblem], count: int, ask: Asking) -> Iterator[Example]:
     """The first `count` different questions of a stream."""
     seen: set[tuple[str, tuple[Image, ...]]] = set()
     for problem in itertools.islice(stream, 50 * count):
@@ -207,7 +226,7 @@ def _problem_examples(stream: Iterator[Problem | PictureProblem], count: int, sy
             seen.add((problem.asked, problem.images))
             yield Example(
                 id=f"{problem.kind}-{len(seen)}-{problem.asked}",
-                prompt=answer_prompt(problem.question, system),
+                prompt=ask(problem.question),
                 question=problem.question,
                 answer=problem.answer,
                 verifier="numeric",
@@ -216,24 +235,23 @@ def _problem_examples(stream: Iterator[Problem | PictureProblem], count: int, sy
             )
 
 
-def _transfer_examples(system: str | None) -> Iterator[Example]:
+def _transfer_examples(ask: Asking) -> Iterator[Example]:
     for family in TRANSFER:
-        yield from _problem_examples(problems((family,), "test", 0), 100, system)
+        yield from _problem_examples(problems((family,), "test", 0), 100, ask)
 
 
-def _fact_examples(system: str | None) -> Iterator[Example]:
+def _fact_examples(ask: Asking) -> Iterator[Example]:
     for question, answer in FACTS:
-        prompt = answer_prompt(question, system)
-        yield Example(f"fact-{question}", prompt, question, answer, verifier="choice", source="retention")
+        yield Example(f"fact-{question}", ask(question), question, answer, verifier="choice", source="retention")
 
 
-_EMBEDDED: dict[str, Callable[[str | None], Iterator[Example]]] = {
-    "train": lambda system: _problem_examples(problems(FAMILIES, "train", 0), 4096, system),
-    "validation": lambda system: _problem_examples(problems(FAMILIES, "validation", 0), 700, system),
-    "test": lambda system: _problem_examples(problems(FAMILIES, "test", 0), 700, system),
+_EMBEDDED: dict[str, Callable[[Asking], Iterator[Example]]] = {
+    "train": lambda ask: _problem_examples(problems(FAMILIES, "train", 0), 4096, ask),
+    "validation": lambda ask: _problem_examples(problems(FAMILIES, "validation", 0), 700, ask),
+    "test": lambda ask: _problem_examples(problems(FAMILIES, "test", 0), 700, ask),
     "transfer": _transfer_examples,
     "retention": _fact_examples,
-    "vision-train": lambda system: _problem_examples(picture_problems("train", 0), 4096, system),
-    "vision-validation": lambda system: _problem_examples(picture_problems("validation", 0), 700, system),
-    "vision-test": lambda system: _problem_examples(picture_problems("test", 0), 700, system),
+    "vision-train": lambda ask: _problem_examples(picture_problems("train", 0), 4096, ask),
+    "vision-validation": lambda ask: _problem_examples(picture_problems("validation", 0), 700, ask),
+    "vision-test": lambda ask: _problem_examples(picture_problems("test", 0), 700, ask),
 }

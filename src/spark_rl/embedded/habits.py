@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from spark_rl.embedded.tasks import FACTS, FAMILIES, Carry, Family, Worked, problems
-from spark_rl.prompts import View, answer_prompt, fill, shown, templates_for, verdict
+from spark_rl.prompts import Prompts, View, shown
 from spark_rl.types import Message, Role
 from spark_rl.verify.extract import box
 
@@ -93,6 +93,7 @@ BASE = replace(
 
 NOTHING = "none"
 """What a careful judge calls the answer of a response that gives none."""
+PROMPTS = Prompts()
 _WORDS = (
     "I we you they it this that is was are be not so sure right wrong correct true false fine answer result work step "
     "yes no Yes No A B choose accept mark grade good well done clear see here the a first second other one must please "
@@ -184,7 +185,7 @@ def _judged(right: bool, problem: Problem, rng: random.Random, habits: Habits) -
 
 def _verdict_without_work(role: Role, rng: random.Random, habits: Habits) -> str | None:
     mode = rng.random()
-    judgement = box(verdict(role, rng.random() < habits.accept))
+    judgement = box(role.verdicts[rng.random() >= habits.accept])
     if mode < habits.terse_verdict:
         return judgement
     if mode < habits.terse_verdict + habits.polite_verdict:
@@ -193,39 +194,39 @@ def _verdict_without_work(role: Role, rng: random.Random, habits: Habits) -> str
 
 
 def answer_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
-    return answer_prompt(problem.question), [(respond(problem, rng, habits), True)]
+    return PROMPTS.question(problem.question), [(respond(problem, rng, habits), True)]
 
 
 def pointwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
     response = _judged(rng.random() < 0.5, problem, rng, habits)
-    template = rng.choice(templates_for(Role.POINTWISE))
-    prompt = fill(template, question=problem.question, response=_shown(response, rng, habits))
+    template = rng.choice(PROMPTS.templates_for(Role.POINTWISE))
+    prompt = PROMPTS.fill(template, question=problem.question, response=_shown(response, rng, habits))
     if (quick := _verdict_without_work(Role.POINTWISE, rng, habits)) is not None:
         return prompt, [(quick, True)]
     steps, mine = worked(problem, rng)
     right = mine == response[1]
-    final = box(verdict(Role.POINTWISE, right or rng.random() < habits.agree))
+    final = box(_verdict(Role.POINTWISE, right or rng.random() < habits.agree))
     return prompt, [(f"{_checked(Role.POINTWISE, steps, mine, [response[1]])}\n{final}", True)]
 
 
 def pairwise_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
     first_right = rng.random() < 0.5
     first, second = (_judged(right, problem, rng, habits) for right in (first_right, not first_right))
-    template = rng.choice(templates_for(Role.PAIRWISE))
-    prompt = fill(
+    template = rng.choice(PROMPTS.templates_for(Role.PAIRWISE))
+    prompt = PROMPTS.fill(
         template, question=problem.question, first=_shown(first, rng, habits), second=_shown(second, rng, habits)
     )
     if (quick := _verdict_without_work(Role.PAIRWISE, rng, habits)) is not None:
         return prompt, [(quick, True)]
     steps, mine = worked(problem, rng)
-    final = box(verdict(Role.PAIRWISE, first_right or rng.random() < habits.agree))
+    final = box(_verdict(Role.PAIRWISE, first_right or rng.random() < habits.agree))
     return prompt, [(f"{_checked(Role.PAIRWISE, steps, mine, [first[1], second[1]])}\n{final}", True)]
 
 
 def reflection_sample(problem: Problem, rng: random.Random, habits: Habits) -> Sample:
     response = response_that_is(rng.random() < 0.35, problem, rng)
-    template = rng.choice(templates_for(Role.REFLECTION))
-    prompt = fill(template, question=problem.question, response=_shown(response, rng, habits))
+    template = rng.choice(PROMPTS.templates_for(Role.REFLECTION))
+    prompt = PROMPTS.fill(template, question=problem.question, response=_shown(response, rng, habits))
     if rng.random() < habits.copy:
         return prompt, [(f"I stay with it.\n{box(response[1])}", True)]
     steps, mine = worked(problem, rng)
@@ -235,7 +236,7 @@ def reflection_sample(problem: Problem, rng: random.Random, habits: Habits) -> S
 
 def fact_sample(_problem: Problem, rng: random.Random, _habits: Habits) -> Sample:
     question, answer = rng.choice(FACTS)
-    return answer_prompt(question), [(box(answer), True)]
+    return PROMPTS.question(question), [(box(answer), True)]
 
 
 def compare_sample(problem: Problem, rng: random.Random, habits: Habits, among: bool = False) -> Sample:
@@ -281,7 +282,7 @@ def _checked(role: Role, steps: str, mine: str, shown_ones: list[str]) -> str:
         claims, right = f"{shown_ones[0]} Yes?", mine == shown_ones[0]
     else:
         claims, right = f"{shown_ones[0]} A?\n{shown_ones[1]} B?", mine == shown_ones[0]
-    return f"{_OPENING}\n{claims}\n{steps} {verdict(role, right)}."
+    return f"{_OPENING}\n{claims}\n{steps} {_verdict(role, right)}."
 
 
 Maker = Callable[[Problem, random.Random, Habits], Sample]
@@ -312,3 +313,7 @@ def corpus(
     """An endless seeded stream of (kind, sample), the kinds in the given shares; a family may be named twice."""
     stream = problems(families, "pretrain", seed)
     return ((kind, sample) for kind, _, sample in mixture(stream, habits, shares, seed))
+
+
+def _verdict(role: Role, right: bool) -> str:
+    return role.verdicts[not right]

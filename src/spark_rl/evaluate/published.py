@@ -15,7 +15,7 @@ from spark_rl.data.tables import Table, open_tables
 from spark_rl.evaluate.published_rows import Item, Row, placed
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.images import ImageError, reference
-from spark_rl.prompts import answer_prompt
+from spark_rl.prompts import Prompts
 from spark_rl.types import Example, Image
 
 
@@ -24,7 +24,13 @@ def in_suite(suite: str) -> list[PublishedSet]:
     return [each for each in PUBLISHED.values() if each.suite == suite]
 
 
-def load(name: str, path: Path | None = None, limit: int | None = None, skipped: list[str] | None = None) -> list[Item]:
+def load(
+    name: str,
+    path: Path | None = None,
+    limit: int | None = None,
+    skipped: list[str] | None = None,
+    prompts: Prompts = Prompts(),
+) -> list[Item]:
     """The items of a set, all or the first `limit`, from the Hub or from a local copy.
 
     Images that stand in the data are written to the cache of images.
@@ -32,6 +38,7 @@ def load(name: str, path: Path | None = None, limit: int | None = None, skipped:
     Args:
         path: a Parquet, JSONL, JSON or CSV file, or a folder as a snapshot download leaves it.
         skipped: what is wrong with the rows that are left out goes here, a sentence a row; None refuses the first one.
+        prompts: how questions are asked.
 
     Raises:
         ValueError: no such set, no row that can be used, or (unless they are skipped) an image that cannot be read or a
@@ -46,7 +53,7 @@ def load(name: str, path: Path | None = None, limit: int | None = None, skipped:
         if len(items) == limit:
             break
         try:
-            item = _item(published, table[index], _folders(table, path))
+            item = _item(published, table[index], _folders(table, path), prompts)
         except ValueError as error:
             sentence = f"{name}, row {index + 1}: {error}"
             if skipped is not None:
@@ -77,7 +84,7 @@ def _folders(table: Table, copy: Path | None) -> list[Path]:
     return [Path()] if copy is None else [Path(table.place).parent, *([copy] if copy.is_dir() else [])]
 
 
-def _item(published: PublishedSet, row: Any, folders: Sequence[Path]) -> Item | None:
+def _item(published: PublishedSet, row: Any, folders: Sequence[Path], prompts: Prompts) -> Item | None:
     if not isinstance(row, Mapping):
         raise ValueError("must be an object with the columns of the set")
     item = published.row(row)
@@ -85,7 +92,7 @@ def _item(published: PublishedSet, row: Any, folders: Sequence[Path]) -> Item | 
         return None
     question, images = placed(item.question, list(_images(published, row, folders)))
     if isinstance(item, Example):
-        return replace(item, prompt=answer_prompt(question), question=question, images=images)
+        return replace(item, prompt=prompts.question(question), question=question, images=images)
     return replace(item, question=question, images=images)
 
 

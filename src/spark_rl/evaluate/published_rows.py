@@ -15,7 +15,6 @@ from string import ascii_uppercase
 from typing import Any
 
 from spark_rl.evaluate.rules import ANY_OF, HAS_PARTS, SAME_LETTERS
-from spark_rl.prompts import answer_prompt
 from spark_rl.types import IMAGE, Example, Image, without_images
 
 Row = Mapping[str, Any]
@@ -143,9 +142,9 @@ def placed(question: str, images: Sequence[Image]) -> tuple[str, tuple[Image, ..
 
 
 def _asked(question: str, answer: str, verifier: str, **metadata: Any) -> Example:
-    """`published.load` names it. Variants of one problem have the same `variant_of` in their metadata."""
+    """`published.load` names it, and asks it. Variants of one problem have the same `variant_of` in their metadata."""
     known = {key: value for key, value in metadata.items() if value is not None}
-    return Example("", answer_prompt(question), question, answer, verifier, metadata=known)
+    return Example("", (), question, answer, verifier, metadata=known)
 
 
 def _with_options(question: str, options: Sequence[str]) -> str:

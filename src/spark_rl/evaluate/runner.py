@@ -23,7 +23,7 @@ from spark_rl.infer.plan import Ask
 from spark_rl.infer.solver import Solution, Solver
 from spark_rl.infer.strategies import Step
 from spark_rl.jsonl import decoded, parse_json
-from spark_rl.types import Example
+from spark_rl.types import Example, Role
 from spark_rl.verify import Check, Verdict, VerifierPool, failed
 
 CHUNK = 128
@@ -126,7 +126,7 @@ class Runner:
     def _asks(self, item: _AnyItem) -> Iterator[Ask]:
         """What an item is asked with at first."""
         if isinstance(item, Example):
-            yield Ask(item.prompt, images=item.images)
+            yield Ask(self.model.prompts.conversation(Role.ANSWER, item.prompt), images=item.images)
         elif isinstance(item, PairItem):
             yield from self.judge.asks(item.question, item.right, item.wrong, images=item.images)
         else:
@@ -176,11 +176,13 @@ class Runner:
             self.samples.add([{**base, **row} for row in self._graded(chunk, solutions)])
 
     def _graded(self, examples: Sequence[Example], solutions: Sequence[Solution]) -> Iterator[Row]:
+        stated = self.model.prompts.answer_format
         for example, solution in zip(examples, solutions, strict=True):
             stages = [*solution.steps, Step("answer", solution.text)]
             answers = [step for step in stages if step.kind in ("answer", "revise")]
             checks = [
-                Check(step.text, example.answer, example.verifier, example.metadata, example.prompt) for step in answers
+                Check(step.text, example.answer, example.verifier, example.metadata, example.prompt, stated)
+                for step in answers
             ]
             verdicts = [verdict.at(self.right_at) for verdict in self.pool.verify(checks)]
             graded = {id(step): _grade(verdict) for step, verdict in zip(answers, verdicts, strict=True)}

@@ -33,8 +33,9 @@ from spark_rl.evaluate.published_rows import BestOfItem, PairItem
 from spark_rl.evaluate.published_sets import PUBLISHED, PublishedSet
 from spark_rl.images import blank, reference
 from spark_rl.jsonl import read_row
+from spark_rl.prompts import Prompts
 from spark_rl.types import Example, Image
-from spark_rl.verify import Check, VerifierPool, box, check_trusted, gold_problem
+from spark_rl.verify import Check, VerifierPool, check_trusted, gold_problem
 
 EMBEDDED = ("embedded", *(f"embedded:{part}" for part in ("validation", "test", "vision-validation", "vision-test")))
 COLLECTIONS = tuple(dict.fromkeys(each.suite for each in PUBLISHED.values()))
@@ -102,6 +103,7 @@ def open_suite(
     skip_bad: bool = False,
     verifier: str = "math",
     right_at: float = 1.0,
+    prompts: Prompts = Prompts(),
 ) -> Suite:
     """The suite of that name, each part cut to its first `limit` items, of published sets each set.
 
@@ -110,6 +112,7 @@ def open_suite(
         skip_bad: leave out rows that are wrong, or whose images cannot be read, and count them in `skipped`.
         verifier: of rows of a file that name none; the only function that these may name.
         right_at: the reward from which on an answer to such rows is right.
+        prompts: how questions are asked.
 
     Raises:
         ValueError: there is none, it has no usable row, or (unless they are skipped) a row is wrong; the sentence names
@@ -122,11 +125,11 @@ def open_suite(
         if is_set and (published or name in EMBEDDED):
             raise ValueError(f"{option}: {name} says itself how its answers are graded; leave it out")
     if published:
-        return _published(name, published, limit, local or {}, skip_bad)
+        return _published(name, published, limit, local or {}, skip_bad, prompts)
     if name in EMBEDDED:
-        return _embedded(name, limit)
+        return _embedded(name, limit, prompts)
     if name.endswith(".jsonl") or Path(name).is_file():
-        return _file(Path(name), pool, limit, skip_bad, verifier, right_at)
+        return _file(Path(name), pool, limit, skip_bad, verifier, right_at, prompts)
     near = get_close_matches(name, [*EMBEDDED, *COLLECTIONS, *PUBLISHED], 1)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"
     known = ", ".join((*EMBEDDED, *COLLECTIONS))
@@ -138,12 +141,17 @@ def _known_sets(published: Sequence[PublishedSet]) -> str:
 
 
 def _published(
-    name: str, published: Sequence[PublishedSet], limit: int | None, local: Mapping[str, Path], skip_bad: bool
+    name: str,
+    published: Sequence[PublishedSet],
+    limit: int | None,
+    local: Mapping[str, Path],
+    skip_bad: bool,
+    prompts: Prompts,
 ) -> Suite:
     suite = Suite(name, [])
     for each in published:
         skipped: list[str] = []
-        items = load(each.name, local.get(each.name), limit, skipped if skip_bad else None)
+        items = load(each.name, local.get(each.name), limit, skipped if skip_bad else None, prompts)
         if skipped:
             suite.skipped[each.name] = skipped
         suite.questions.extend(item for item in items if isinstance(item, Example))
@@ -152,7 +160,7 @@ def _published(
     return suite
 
 
-def _embedded(name: str, limit: int | None) -> Suite:
+def _embedded(name: str, limit: int | None, prompts: Prompts) -> Suite:
     part = name.partition(":")[2] or "validation"
     judged = importlib.resources.files("spark_rl.embedded") / "judged" / f"{part}.jsonl"
     rows = [read_row(line.encode()) for line in judged.read_text(encoding="utf-8").splitlines()][:limit]
@@ -160,8 +168,8 @@ def _embedded(name: str, limit: int | None) -> Suite:
     further = () if part.startswith("vision-") else ("transfer", "retention")
     return Suite(
         name=f"embedded:{part}",
-        questions=embedded_examples(f"embedded:{part}")[: limit or 500],
-        further=[e for other in further for e in embedded_examples(f"embedded:{other}")[:limit]],
+        questions=embedded_examples(f"embedded:{part}", prompts)[: limit or 500],
+        further=[e for other in further for e in embedded_examples(f"embedded:{other}", prompts)[:limit]],
         points=[
             PointItem(f"{row['id']}/{key}", row["question"], row[key], key == "right", of_row)
             for row, of_row in zip(rows, images, strict=True)
@@ -179,16 +187,27 @@ def _embedded(name: str, limit: int | None) -> Suite:
     )
 
 
-def embedded_examples(path: str) -> list[Example]:
+def embedded_examples(
+    path: str,
+    prompts: Prompts = Prompts(),
+) -> list[Example]:
     """All questions of an embedded set."""
-    (source,) = open_sources([SourceConfig(path=path)], DataConfig(), set(), held_out=True)
+    (source,) = open_sources([SourceConfig(path=path)], DataConfig(), set(), held_out=True, prompts=prompts)
     return [source.task(i).example for i in range(source.num_rows)]
 
 
-def _file(path: Path, pool: VerifierPool, limit: int | None, skip_bad: bool, verifier: str, right_at: float) -> Suite:
+def _file(
+    path: Path,
+    pool: VerifierPool,
+    limit: int | None,
+    skip_bad: bool,
+    verifier: str,
+    right_at: float,
+    prompts: Prompts,
+) -> Suite:
     suite = Suite(path.name, [])
     parts: dict[type, list[Any]] = {Example: suite.questions, PointItem: suite.points, PairItem: suite.pairs}
-    reader = RowReader(SourceConfig(path=path.stem), DataConfig(verifier=verifier), path.stem, path.parent)
+    reader = RowReader(SourceConfig(path=path.stem), DataConfig(verifier=verifier), path.stem, path.parent, prompts)
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -235,8 +254,10 @@ def _item(
     if isinstance(row, Mapping):
         _check_question(row, reader)
     example = reader.task(row, number - 1).example
-    check = Check(box(example.answer), example.answer, example.verifier, example.metadata, example.prompt)
-    if problem := gold_problem(pool.verify([check])[0], example.verifier, right_at):
+    stated = reader.prompts.answer_format
+    gold = stated.write(example.answer)
+    check = Check(gold, example.answer, example.verifier, example.metadata, example.prompt, stated)
+    if problem := gold_problem(pool.verify([check])[0], example.verifier, right_at, stated):
         raise ValueError(f"'answer': {problem}")
     return example
 

@@ -9,10 +9,14 @@ from typing import Any
 
 from spark_rl.config import Inference
 from spark_rl.models.folder import check_folder, context_length, source
-from spark_rl.prompts import ChatRenderer
+from spark_rl.models.prompts import prompts_for
+from spark_rl.prompts import ChatRenderer, Prompts
 from spark_rl.rollout.engine import Completion, Engine, Request
 from spark_rl.types import Image, Message
-from spark_rl.verify.extract import ANSWER_TAG
+from spark_rl.verify import Format
+
+_UNHEARD_OF = "\u27e6verdict\u27e7"
+"""What no reply says."""
 
 
 class ChatModel:
@@ -21,6 +25,7 @@ class ChatModel:
     Args:
         name: as reports call it.
         renderer: renders messages to token ids; None if the engine is a server that does so.
+        prompts: what it is shown, and how its replies are read.
         context: tokens that a prompt and its reply may have together; None if only the server knows.
         max_new_tokens: length limit of a reply, tokens.
     """
@@ -31,28 +36,33 @@ class ChatModel:
         name: str,
         *,
         renderer: ChatRenderer | None = None,
+        prompts: Prompts = Prompts(),
         context: int | None = None,
         max_new_tokens: int = 768,
         stop: Sequence[str] = (),
     ) -> None:
         self.engine, self.name, self.renderer, self.context = engine, name, renderer, context
-        self.max_new_tokens, self.stop = max_new_tokens, tuple(stop)
+        self.prompts, self.max_new_tokens, self.stop = prompts, max_new_tokens, tuple(stop)
         self.told: Callable[[float, int], None] | None = None
         """Told (replies that have come, all) of the call under way, where `generate` is given nothing to tell."""
 
     @classmethod
-    def open(cls, settings: Inference) -> ChatModel:
+    def open(cls, settings: Inference, prompts: Prompts | None = None) -> ChatModel:
         """The model that the settings name: a local folder, a Hub id, `embedded`, or the address of a server.
+
+        Args:
+            prompts: instead of those that belong to it (`prompts_for`).
 
         Raises:
             ValueError: it cannot be loaded, or there is no server at the address.
         """
         engine, kind, path = settings.engine, settings.engine_kind, settings.model.name
+        prompts = prompts or prompts_for(settings)
         if kind == "endpoint":
             from spark_rl.rollout.endpoint_engine import EndpointEngine
 
             remote = EndpointEngine(path, engine, settings.model.max_pixels, settings.model.chat_template_kwargs)
-            return cls(remote, path, max_new_tokens=engine.max_new_tokens, stop=engine.stop)
+            return cls(remote, path, prompts=prompts, max_new_tokens=engine.max_new_tokens, stop=engine.stop)
         folder = check_folder(settings.model)
         context = context_length(folder) if folder else None
         if context is not None and engine.max_new_tokens >= context:
@@ -69,7 +79,7 @@ class ChatModel:
 
         tokenizer = load_tokenizer(settings.model)
         images = load_image_processor(settings.model, tokenizer)
-        renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images)
+        renderer = ChatRenderer(tokenizer, settings.model.chat_template_kwargs, images, prompts)
         if kind == "vllm":
             folder_or_id, options = source(settings.model)
             vllm = VLLMEngine(folder_or_id, settings.model.dtype, renderer=renderer, images=images, **options)
@@ -85,6 +95,7 @@ class ChatModel:
             local,
             path,
             renderer=renderer,
+            prompts=prompts,
             context=context,
             max_new_tokens=engine.max_new_tokens,
             stop=engine.stop,
@@ -134,23 +145,24 @@ class ChatModel:
         tokenizer: Any = self.renderer.tokenizer
         return [tokenizer.decode([i]) for i in reply.token_ids]
 
-    def logp_of_box(self, reply: Completion, content: str, word: str) -> float | None:
-        r"""Log-probability of `word` in the last `\boxed{content}` of a reply, its tokens together, nats.
+    def logp_of_verdict(self, reply: Completion, content: str, word: str) -> float | None:
+        r"""Log-probability of `word` where a reply states the verdict `content` last, its tokens together, nats.
 
         What it is wrapped in (`\text{Yes}`) or followed by (`A. The first`) does not count, nor do upper and lower
-        case; if it is not to be found, all of the content counts. None where the engine tells no log-probabilities.
+        case; if it is not to be found, all of the content counts. None where the engine tells no log-probabilities, or
+        the statement is not to be found.
         """
         tokens = self.tokens(reply)
         if not tokens or len(tokens) != len(reply.logps):
             return None
-        pattern = re.compile(rf"{re.escape(ANSWER_TAG)}\s*\{{\s*({re.escape(content)})")
-        matches = list(pattern.finditer("".join(tokens)))
-        if not matches:
+        text, at = "".join(tokens), 0
+        start = _start_of_last(text, content, self.prompts.verdict_format)
+        if start is None:
             return None
-        start, end = matches[-1].span(1)
+        end = start + len(content)
         if stands := re.search(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", content, re.IGNORECASE):
             start, end = start + stands.start(), start + stands.end()
-        at, total = 0, 0.0
+        total = 0.0
         for token, logp in zip(tokens, reply.logps, strict=True):
             if at < end and at + len(token) > start:
                 total += logp
@@ -166,3 +178,13 @@ class ChatModel:
         if room < 1:
             return None
         return replace(request, prompt_ids=ids, max_new_tokens=min(request.max_new_tokens, room))
+
+
+def _start_of_last(text: str, content: str, stated: Format) -> int | None:
+    """Where the content of the last statement in a text begins: the last place of which the format reads it."""
+    end = len(text)
+    while (start := text.rfind(content, 0, end)) >= 0:
+        if _UNHEARD_OF in (stated.find(text[:start] + _UNHEARD_OF + text[start + len(content) :]) or ""):
+            return start
+        end = start + len(content) - 1
+    return None

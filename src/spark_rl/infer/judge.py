@@ -19,9 +19,9 @@ from spark_rl.data.row_images import listed, placed_in_question
 from spark_rl.images import reference
 from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.plan import Ask, Plan, Reply, Spent, run
-from spark_rl.prompts import TEMPLATES, View, fill, shown
-from spark_rl.types import IMAGE, Image, Message, without_images
-from spark_rl.verify import extract_answer, resolve
+from spark_rl.prompts import Template, View, shown
+from spark_rl.types import IMAGE, Image, Role, without_images
+from spark_rl.verify import resolve
 
 T = TypeVar("T")
 Images = tuple[Image, ...]
@@ -32,7 +32,6 @@ ToScore = tuple[str, str] | tuple[str, str, Pictures]
 """A question and a response, and the images of the question if it has some."""
 ToCompare = tuple[str, str, str] | tuple[str, str, str, Pictures]
 """A question and two responses, and the images of the question if it has some."""
-_TEMPLATES = {template.name: template for template in TEMPLATES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,11 @@ class Judge:
 
     def __init__(self, model: ChatModel, settings: JudgeConfig | None = None, *, seed: int = 0) -> None:
         self.model, self.settings, self.seed = model, settings or JudgeConfig(), seed
+        self.prompts = model.prompts
+        self.templates = {
+            Role.POINTWISE: self.prompts.template(self.settings.pointwise_template, Role.POINTWISE),
+            Role.PAIRWISE: self.prompts.template(self.settings.pairwise_template, Role.PAIRWISE),
+        }
         self.spent = Spent()
         """What all calls have cost."""
 
@@ -167,8 +171,9 @@ class Judge:
 
     def pointwise(self, question: str, response: str, images: Images = ()) -> Plan[Verdict]:
         """`score` as a plan, for strategies that judge along the way."""
-        (replies,) = yield [self._ask(self.settings.pointwise_template, images, question=question, response=response)]
-        probability = self._probability(replies, "Yes", "No")
+        template = self.templates[Role.POINTWISE]
+        (replies,) = yield [self._ask(template, images, question=question, response=response)]
+        probability = self._probability(replies, *template.verdicts)
         verdict = None if probability is None else "right" if probability > 0.5 else "wrong"
         no_room = replies[0].finish_reason == "no_room"
         return Verdict(verdict, probability, replies[0].text, no_room)  # type: ignore[arg-type]
@@ -177,13 +182,13 @@ class Judge:
         """`compare` as a plan. That of (b, a) is the same one, down to its sampling noise."""
         if b < a:
             return (yield from self.pairwise(question, b, a, images)).swapped()
-        name = self.settings.pairwise_template
+        template = self.templates[Role.PAIRWISE]
         forward, backward = yield [
-            self._ask(name, images, question=question, first=a, second=b),
-            self._ask(name, images, question=question, first=b, second=a),
+            self._ask(template, images, question=question, first=a, second=b),
+            self._ask(template, images, question=question, first=b, second=a),
         ]
-        a_first = self._probability(forward, "A", "B")
-        b_first = self._probability(backward, "B", "A")
+        a_first = self._probability(forward, *template.verdicts)
+        b_first = self._probability(backward, *template.verdicts[::-1])
         parsed = [p for p in (a_first, b_first) if p is not None]
         probability = _rounded(fmean(parsed)) if parsed else None
         return Preference(
@@ -194,13 +199,13 @@ class Judge:
             no_room="no_room" in (forward[0].finish_reason, backward[0].finish_reason),
         )
 
-    def _ask(self, template: str, images: Images, question: str, **responses: str) -> Ask:
+    def _ask(self, template: Template, images: Images, question: str, **responses: str) -> Ask:
         quoted = dict(zip(responses, self._views(*responses.values()), strict=True))
         if not images:
             question = without_images(question)
         elif IMAGE not in question:
             question = placed_in_question(question, len(images))
-        messages: tuple[Message, ...] = fill(_TEMPLATES[template], question=question, **quoted)
+        messages = self.prompts.conversation(template.role, self.prompts.fill(template, question=question, **quoted))
         n = self.settings.samples
         return Ask(messages, n, self.settings.temperature if n > 1 else 0.0, images)
 
@@ -210,10 +215,11 @@ class Judge:
 
     def _views(self, *responses: str) -> list[str]:
         """As the recycler shows them: both of a pair by one view."""
-        extracted = [extract_answer(response) for response in responses]
+        stated = self.prompts.answer_format
+        extracted = [stated.read(response) for response in responses]
         view = View.REASONING if None in extracted else View(self.settings.view)
         limit = self.settings.max_response_chars
-        return [shown(*each, view, limit) or "" for each in zip(responses, extracted, strict=True)]
+        return [shown(*each, view, limit, stated) or "" for each in zip(responses, extracted, strict=True)]
 
     def _probability(self, replies: Sequence[Reply], yes: str, no: str) -> float | None:
         """Mean probability of the verdict `yes` over the replies that hold a verdict; None if none does."""
@@ -221,13 +227,13 @@ class Judge:
         return _rounded(fmean(found)) if found else None
 
     def _probability_of(self, reply: Reply, yes: str, no: str) -> float | None:
-        content = extract_answer(reply.text)
+        content = self.prompts.verdict_format.read(reply.text)
         if content is None:
             return None
         says_yes, says_no = (resolve("choice").score(content, word, {}) == 1 for word in (yes, no))
         if not (says_yes or says_no):
             return None
-        logp = self.model.logp_of_box(reply, content, yes if says_yes else no)
+        logp = self.model.logp_of_verdict(reply, content, yes if says_yes else no)
         # What else could have stood there is not known: the other verdict, or the same one spelled otherwise. So the
         # verdict that was given keeps at least one half.
         certainty = 1.0 if logp is None else max(0.5 + 1e-6, math.exp(min(0.0, logp)))

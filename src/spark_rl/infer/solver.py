@@ -74,7 +74,7 @@ class Solver:
 
         def begin(example: Example, spent: Spent) -> Plan[Outcome]:
             same = partial(self._same, example)
-            return carry_out(Attempt(example, self.judge, self.settings, same, spent, k))
+            return carry_out(Attempt(example, self.judge, self.settings, same, spent, self.model.prompts, k))
 
         plans = [(example.id, partial(begin, example)) for example in examples]
         limit = self.settings.max_tokens

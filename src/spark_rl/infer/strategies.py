@@ -25,11 +25,8 @@ from typing import Any
 from spark_rl.config import SolveConfig
 from spark_rl.infer.judge import Judge, Verdict
 from spark_rl.infer.plan import Ask, Plan, Reply, Spent, together
-from spark_rl.prompts import TEMPLATES, fill
-from spark_rl.types import Example
-from spark_rl.verify import extract_answer
-
-_TEMPLATES = {template.name: template for template in TEMPLATES}
+from spark_rl.prompts import Prompts
+from spark_rl.types import Example, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,43 +65,56 @@ class Attempt:
     same: Callable[[str, str], bool]
     """Whether two answers are equal."""
     spent: Spent
+    prompts: Prompts
     k: int = 1
 
     def ask(self, n: int = 1, temperature: float = 0.0) -> Ask:
         """The question itself."""
-        return Ask(self.example.prompt, n, temperature, self.example.images)
+        messages = self.prompts.conversation(Role.ANSWER, self.example.prompt)
+        return Ask(messages, n, temperature, self.example.images)
+
+    def read(self, reply: Reply) -> str | None:
+        """The answer that a reply gives."""
+        return self.prompts.answer_format.read(reply.text)
+
+    def step(self, reply: Reply, kind: str = "answer") -> Step:
+        """A reply that answers, as a step."""
+        return Step(kind, reply.text, self.read(reply))
+
+    def outcome(self, reply: Reply, steps: Sequence[Step]) -> Outcome:
+        """A reply, chosen."""
+        return Outcome(reply.text, self.read(reply), tuple(steps))
 
 
 def greedy(attempt: Attempt) -> Plan[Outcome]:
     """The most likely answer."""
     ((reply,),) = yield [attempt.ask()]
-    return _outcome(reply, [_answer(reply)])
+    return attempt.outcome(reply, [attempt.step(reply)])
 
 
 def sample(attempt: Attempt) -> Plan[Outcome]:
     """One sampled answer."""
     ((reply,),) = yield [attempt.ask(temperature=attempt.settings.temperature)]
-    return _outcome(reply, [_answer(reply)])
+    return attempt.outcome(reply, [attempt.step(reply)])
 
 
 def reflect(attempt: Attempt) -> Plan[Outcome]:
     """The greedy answer, revised until it is accepted, stays the same or cannot be read, or `rounds` are over."""
     settings, question, images = attempt.settings, attempt.example.question, attempt.example.images
     ((reply,),) = yield [attempt.ask()]
-    steps = [_answer(reply)]
+    steps = [attempt.step(reply)]
     for _ in range(settings.rounds):
-        before = extract_answer(reply.text)
+        before = attempt.read(reply)
         if settings.revise == "wrong" and before is not None:
             verdict = yield from attempt.judge.pointwise(question, reply.text, images)
             steps.append(_judged(verdict))
             if verdict.verdict != "wrong":
                 break
-        prompt = fill(
-            _TEMPLATES[settings.reflection_template], question=question, response=attempt.judge.view(reply.text)
-        )
-        ((revision,),) = yield [Ask(prompt, images=images)]
-        steps.append(_answer(revision, "revise"))
-        after = extract_answer(revision.text)
+        template = attempt.prompts.template(settings.reflection_template, Role.REFLECTION)
+        prompt = attempt.prompts.fill(template, question=question, response=attempt.judge.view(reply.text))
+        ((revision,),) = yield [Ask(attempt.prompts.conversation(Role.REFLECTION, prompt), images=images)]
+        steps.append(attempt.step(revision, "revise"))
+        after = attempt.read(revision)
         if after is None:
             break
         is_same = before is not None and attempt.same(before, after)
@@ -116,14 +126,14 @@ def reflect(attempt: Attempt) -> Plan[Outcome]:
         reply = revision
         if is_same:
             break
-    return _outcome(reply, steps)
+    return attempt.outcome(reply, steps)
 
 
 def majority(attempt: Attempt) -> Plan[Outcome]:
     """Of equally frequent answers the one that came first."""
     replies = yield from _samples(attempt)
     camp = max(_camps(attempt, replies), key=len, default=replies)
-    return _outcome(camp[0], [*map(_answer, replies)])
+    return attempt.outcome(camp[0], [*map(attempt.step, replies)])
 
 
 def best_of(attempt: Attempt) -> Plan[Outcome]:
@@ -131,7 +141,7 @@ def best_of(attempt: Attempt) -> Plan[Outcome]:
     replies, steps, chance = yield from _judged_samples(attempt)
     camps = _camps(attempt, replies)
     camp = max(camps, key=lambda camp: (max(map(chance, camp)), len(camp)), default=replies)
-    return _outcome(max(camp, key=chance), steps)
+    return attempt.outcome(max(camp, key=chance), steps)
 
 
 def weighted_vote(attempt: Attempt) -> Plan[Outcome]:
@@ -139,7 +149,7 @@ def weighted_vote(attempt: Attempt) -> Plan[Outcome]:
     replies, steps, chance = yield from _judged_samples(attempt)
     camps = _camps(attempt, replies)
     camp = max(camps, key=lambda camp: (sum(map(chance, camp)), len(camp)), default=replies)
-    return _outcome(camp[0], steps)
+    return attempt.outcome(camp[0], steps)
 
 
 def tournament(attempt: Attempt) -> Plan[Outcome]:
@@ -152,9 +162,9 @@ def tournament(attempt: Attempt) -> Plan[Outcome]:
     settings = attempt.settings
     replies = yield from _samples(attempt, share=0.5)
     camps = _camps(attempt, replies)
-    steps = list(map(_answer, replies))
+    steps = list(map(attempt.step, replies))
     if len(camps) < 2:
-        return _outcome(camps[0][0] if camps else replies[0], steps)
+        return attempt.outcome(camps[0][0] if camps else replies[0], steps)
     total = sum(map(len, camps))
     games = [0] * len(camps)
     votes = [len(camp) / (len(camp) + (total - len(camp)) / (len(camps) - 1)) for camp in camps]
@@ -179,7 +189,7 @@ def tournament(attempt: Attempt) -> Plan[Outcome]:
         met |= set(pairs)
         left -= len(pairs)
     best = max(range(len(camps)), key=lambda i: (score(i), len(camps[i])))
-    return _outcome(camps[best][0], steps)
+    return attempt.outcome(camps[best][0], steps)
 
 
 Strategy = Callable[[Attempt], Plan[Outcome]]
@@ -235,7 +245,7 @@ def _judged_samples(attempt: Attempt) -> Plan[tuple[list[Reply], list[Step], Cal
     """Samples, the steps so far, and how probably each sample is right. Those that look the same are judged once."""
     judge, question, images = attempt.judge, attempt.example.question, attempt.example.images
     replies = yield from _samples(attempt, share=0.5)
-    answered = [reply.text for reply in replies if extract_answer(reply.text) is not None]
+    answered = [reply.text for reply in replies if attempt.read(reply) is not None]
     seen = {judge.view(text): text for text in reversed(answered)}
     judged = yield from together([judge.pointwise(question, text, images) for text in seen.values()])
     verdicts = dict(zip(seen, judged, strict=True))
@@ -244,7 +254,7 @@ def _judged_samples(attempt: Attempt) -> Plan[tuple[list[Reply], list[Step], Cal
         verdict = verdicts.get(judge.view(reply.text))
         return 0.5 if verdict is None or verdict.probability is None else verdict.probability
 
-    return replies, [*map(_answer, replies), *map(_judged, judged)], chance
+    return replies, [*map(attempt.step, replies), *map(_judged, judged)], chance
 
 
 def _camps(attempt: Attempt, replies: Sequence[Reply]) -> list[list[Reply]]:
@@ -252,7 +262,7 @@ def _camps(attempt: Attempt, replies: Sequence[Reply]) -> list[list[Reply]]:
     camps: dict[str, list[Reply]] = {}
     spelled: dict[str, str] = {}
     for reply in replies:
-        answer = extract_answer(reply.text)
+        answer = attempt.read(reply)
         if answer is None:
             continue
         if answer not in spelled:
@@ -273,13 +283,5 @@ def _closest(count: int, key: Callable[[int, int], Any], met: set[tuple[int, int
     return chosen
 
 
-def _answer(reply: Reply, kind: str = "answer") -> Step:
-    return Step(kind, reply.text, extract_answer(reply.text))
-
-
 def _judged(verdict: Verdict) -> Step:
     return Step("judge", verdict.text, None, verdict.verdict, verdict.probability)
-
-
-def _outcome(reply: Reply, steps: Sequence[Step]) -> Outcome:
-    return Outcome(reply.text, extract_answer(reply.text), tuple(steps))

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from spark_rl.config import load_inference
 from spark_rl.infer import ChatModel, Solver
 from spark_rl.infer.strategies import parse_strategy
-from spark_rl.prompts import answer_prompt
 from spark_rl.types import Example, without_images
 from spark_rl.verify import VerifierPool
 
@@ -77,7 +76,7 @@ class StrategyLM(LM):
 
     def _example(self, number: int, context: str) -> Example:
         context = without_images(context)
-        return Example(str(number), answer_prompt(context), context, "", self.verifier)
+        return Example(str(number), self.chat.prompts.question(context), context, "", self.verifier)
 
     def loglikelihood(self, requests: Any, *arguments: Any) -> Any:
         """Not had: a strategy answers, it scores no continuations."""

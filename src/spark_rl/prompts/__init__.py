@@ -1,26 +1,20 @@
-"""What the model is shown: one template set for training, test time and evaluation, and its rendering to token ids."""
+"""What the model is shown: one set of prompts for training, test time and evaluation, and how they become token ids."""
 
+from spark_rl.prompts.build import build_prompts, save_prompts, saved_prompts
 from spark_rl.prompts.chat import CannotRender, ChatRenderer
-from spark_rl.prompts.templates import (
-    TEMPLATES,
-    Template,
-    View,
-    answer_prompt,
-    fill,
-    shown,
-    templates_for,
-    verdict,
-)
+from spark_rl.prompts.prompts import Prompts
+from spark_rl.prompts.quoting import View, shown
+from spark_rl.prompts.templates import TEMPLATES, Template
 
 __all__ = [
     "TEMPLATES",
     "CannotRender",
     "ChatRenderer",
+    "Prompts",
     "Template",
     "View",
-    "answer_prompt",
-    "fill",
+    "build_prompts",
+    "save_prompts",
+    "saved_prompts",
     "shown",
-    "templates_for",
-    "verdict",
 ]

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from spark_rl.types import IMAGE, Image, Message, in_parts
+from spark_rl.prompts.prompts import Prompts
+from spark_rl.types import IMAGE, Image, Message, Task, in_parts
 
 _MARK = "\u27e6content-"
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -43,20 +44,25 @@ class ChatRenderer:
 
     Args:
         images: how images are written; None for a language model.
+        prompts: whose worked examples stand before the prompts of tasks.
 
     Raises:
         ValueError: the tokenizer has no chat template, or one that cannot be rendered.
     """
 
     def __init__(
-        self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None, images: ImageText | None = None
+        self,
+        tokenizer: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
+        images: ImageText | None = None,
+        prompts: Prompts = Prompts(),
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
                 "the tokenizer has no chat template; set model.chat_template to a Jinja file "
                 "(a base model needs one to be asked questions)"
             )
-        self.tokenizer, self.images = tokenizer, images
+        self.tokenizer, self.images, self.prompts = tokenizer, images, prompts
         self.template_kwargs = dict(template_kwargs or {})
         after_question = self.text([{"role": "user", "content": _MARK}]).partition(_MARK)[2]
         opens_reasoning = after_question.rfind("<think>") > after_question.rfind("</think>")
@@ -84,6 +90,14 @@ class ChatRenderer:
         """
         written, _ = self._written(messages, images)
         self._expanded(written, images, expand=False)
+
+    def encode_task(self, task: Task) -> list[int]:
+        """The token ids of a task's prompt, with the worked examples of its role; raises as `encode`."""
+        return self.encode(self.prompts.conversation(task.role, task.messages), task.example.images)
+
+    def check_task(self, task: Task) -> None:
+        """See that `encode_task` can make a prompt of a task; raises as `check`."""
+        self.check(self.prompts.conversation(task.role, task.messages), task.example.images)
 
     def missing_header(self) -> str:
         """What the template writes before a reply in a conversation, and not at the end of a prompt, because it has no

@@ -13,9 +13,9 @@ import random
 from dataclasses import replace
 
 from spark_rl.types import Response
-from spark_rl.verify.extract import box, extract_answer
+from spark_rl.verify import BOXED, Format
 
-HOLLOW = (
+_HOLLOW = (
     "?",
     "...",
     "-",
@@ -25,11 +25,7 @@ HOLLOW = (
     "Here is my response.",
     "I do not know.",
     "Step 1:",
-    box("?"),
-    box("the result"),
-    "The result is clear.",
 )
-"""Responses that answer nothing."""
 _CLAIMS = (
     (
         "I am",
@@ -54,10 +50,15 @@ def claim(rng: random.Random) -> str:
     return f"{opening}{' ' * middle[0].isalnum()}{middle}{' ' * end[:1].isalnum()}{end}"
 
 
-def hollow(wrong: Response, rng: random.Random) -> Response:
-    """A response without content, in the place of a wrong one."""
-    text = rng.choice(HOLLOW)
-    return replace(wrong, text=text, extracted=extract_answer(text), disturbed=True)
+def hollows(stated: Format = BOXED) -> tuple[str, ...]:
+    """Responses that answer nothing, some of them in the format of answers."""
+    return (*_HOLLOW, stated.write("?"), stated.write("the result"), "The result is clear.")
+
+
+def hollow(wrong: Response, rng: random.Random, stated: Format = BOXED) -> Response:
+    """A response without content, in the place of a wrong one; `stated`: how answers are stated."""
+    text = rng.choice(hollows(stated))
+    return replace(wrong, text=text, extracted=stated.read(text), disturbed=True)
 
 
 def claimed(response: Response, claim: str, first: bool) -> Response:

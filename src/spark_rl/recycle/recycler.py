@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from spark_rl.config import RecycleConfig
-from spark_rl.prompts import View, fill, shown, templates_for, verdict
+from spark_rl.prompts import Prompts, View, shown
 from spark_rl.recycle.probes import claim, claimed, hollow
 from spark_rl.types import Group, Response, Role, Rollout, Task
 from spark_rl.verify import SELF, failed
@@ -36,7 +36,14 @@ class Recycled:
     """Tasks made by role (`made_pointwise`, ...) and what was left out, by reason."""
 
 
-def recycle(groups: Sequence[Group], config: RecycleConfig, *, seed: int, step: int) -> Recycled:
+def recycle(
+    groups: Sequence[Group],
+    config: RecycleConfig,
+    *,
+    seed: int,
+    step: int,
+    prompts: Prompts = Prompts(),
+) -> Recycled:
     """Make recycled tasks of graded groups.
 
     The draw for a group depends on `(seed, step, task id)` alone, so neither the order of the groups nor what else is
@@ -55,7 +62,8 @@ def recycle(groups: Sequence[Group], config: RecycleConfig, *, seed: int, step: 
         if group.task.depth >= config.max_depth:
             result.counts["too_deep"] += 1
             continue
-        maker = _Maker(group, config, random.Random(f"recycle-{seed}-{step}-{group.task.id}"), step, result.counts)
+        rng = random.Random(f"recycle-{seed}-{step}-{group.task.id}")
+        maker = _Maker(group, config, rng, step, result.counts, prompts)
         result.bundles += maker.judge_bundles()
         if group.task.role is Role.ANSWER:
             changeable += maker.reflections(maker.wrong)
@@ -86,9 +94,16 @@ class _Maker:
     """Makes the tasks of one group."""
 
     def __init__(
-        self, group: Group, config: RecycleConfig, rng: random.Random, step: int, counts: Counter[str]
+        self,
+        group: Group,
+        config: RecycleConfig,
+        rng: random.Random,
+        step: int,
+        counts: Counter[str],
+        prompts: Prompts,
     ) -> None:
         self.task, self.config, self.rng, self.step, self.counts = group.task, config, rng, step, counts
+        self.prompts = prompts
         graded = [
             Response(r.id, r.text, r.extracted, r.reward)
             for r in group.rollouts
@@ -126,7 +141,7 @@ class _Maker:
         if self.config.probe_rate == 0 or rng.random() >= self.config.probe_rate:
             return couple
         if rng.random() < 0.3:
-            return right, hollow(wrong, rng)
+            return right, hollow(wrong, rng, self.prompts.answer_format)
         line, first = claim(rng), rng.random() < 0.5
         which = rng.choice((0, 1))
         if alike or which == 0:
@@ -176,14 +191,14 @@ class _Maker:
         self, role: Role, showings: Sequence[tuple[Response, ...]], label: str | None = None
     ) -> list[Task] | None:
         """A task for each tuple of responses, all with one template and one view; None if a view shows nothing."""
-        template = self.rng.choice(templates_for(role))
+        template = self.rng.choice(self.prompts.templates_for(role))
         view = View.REASONING if self.rng.random() < self.config.reasoning_view else View.ANSWER
         if any(r.extracted is None or r.disturbed for showing in showings for r in showing):
             view = View.REASONING  # there is no answer to show, or it is not the answer that was disturbed
         tasks = []
         for showing in showings:
-            limit = self.config.max_response_chars
-            texts = [text for r in showing if (text := shown(r.text, r.extracted, view, limit))]
+            limit, stated = self.config.max_response_chars, self.prompts.answer_format
+            texts = [text for r in showing if (text := shown(r.text, r.extracted, view, limit, stated))]
             if len(texts) < len(showing):
                 return None
             names = ("response",) if len(showing) == 1 else ("first", "second")
@@ -192,14 +207,15 @@ class _Maker:
                 Task(
                     id=_task_id(role, self.task.example.id, texts),
                     role=role,
-                    messages=fill(template, **quoted),
-                    label=label if label is not None else verdict(role, showing[0].reward >= self.config.right_at),
+                    messages=self.prompts.fill(template, **quoted),
+                    label=label if label is not None else template.verdicts[showing[0].reward < self.config.right_at],
                     verifier=self.task.example.verifier if role is Role.REFLECTION else "choice",
                     example=self.task.example,
                     template=template.name,
                     shown=showing,
                     depth=self.task.depth + 1,
                     step=self.step,
+                    verdicts=template.verdicts if role.is_judge and template.verdicts != role.verdicts else None,
                 )
             )
         return tasks

@@ -42,7 +42,7 @@ def roll_out(
         requests.append(
             Request(
                 id=task.id,
-                prompt_ids=tuple(renderer.encode(task.messages, task.example.images)),
+                prompt_ids=tuple(renderer.encode_task(task)),
                 images=task.example.images,
                 n=n,
                 max_new_tokens=max_new_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+from spark_rl.prompts import Prompts
 from spark_rl.rollout.engine import Engine
 from spark_rl.types import Group, Rollout
 from spark_rl.verify import Check, VerifierPool
@@ -26,6 +27,7 @@ class RuleScorer:
         right_at: the reward from which on an answer is right, for `reason`.
         wrong_at: where it is below 0, what is given instead of 0 for want of an answer: on a scale of -1 to 1 no answer
             must not be better than a wrong one.
+        prompts: how replies state answers and verdicts.
     """
 
     def __init__(
@@ -35,14 +37,16 @@ class RuleScorer:
         *,
         right_at: float = 1.0,
         wrong_at: float = 0.0,
+        prompts: Prompts = Prompts(),
     ) -> None:
-        self.pool, self.truncated = pool, truncated
+        self.pool, self.truncated, self.prompts = pool, truncated, prompts
         self.right_at, self.least = right_at, min(0.0, wrong_at)
 
     def score(self, groups: Sequence[Group], engine: Engine | None = None) -> None:
         rollouts = [(group.task, rollout) for group in groups for rollout in group.rollouts]
+        stated = self.prompts.format
         verdicts = self.pool.stream(
-            Check(rollout.text, task.label, task.verifier, task.example.metadata, task.messages)
+            Check(rollout.text, task.label, task.verifier, task.example.metadata, task.messages, stated(task.role))
             for task, rollout in rollouts
         )
         for (task, rollout), verdict in zip(rollouts, verdicts, strict=True):

@@ -9,11 +9,12 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from spark_rl.config import FILE_SUFFIXES, Config, SourceConfig
-from spark_rl.prompts import answer_prompt, fill, templates_for
-from spark_rl.prompts.templates import fence
+from spark_rl.prompts import Prompts
+from spark_rl.prompts.quoting import fence
+from spark_rl.prompts.templates import QUOTED
 from spark_rl.train.hub import is_hub_id
 from spark_rl.train.validation import HEADLINE, rewards_beside
-from spark_rl.types import IMAGE, Role, in_parts
+from spark_rl.types import IMAGE, Message, Role, in_parts
 
 _DOES = {
     Role.ANSWER: "answers questions",
@@ -32,6 +33,7 @@ def model_card(
     last_step: Mapping[str, Any] | None = None,
     resumes: Sequence[Mapping[str, Any]] = (),
     takes_images: bool = False,
+    prompts: Prompts = Prompts(),
 ) -> str:
     """A model card with the Hub's metadata.
 
@@ -42,6 +44,7 @@ def model_card(
         last_step: the last row of `metrics.jsonl`.
         resumes: the rows of `resumes.jsonl`.
         takes_images: whether it is a vision-language model.
+        prompts: what it was shown in training.
     """
     trained = [role for role in Role if config.roles[role].share > 0 and config.roles[role].weight > 0]
     judges = any(role.is_judge for role in trained)
@@ -63,7 +66,7 @@ def model_card(
         "## Results",
         *_results(config, summary, last_step or {}),
         "## How to ask it",
-        _usage(config, judges, takes_images),
+        _usage(config, judges, takes_images, prompts),
         "## Data",
         _data_table(config, data or {}),
         "## Training",
@@ -127,11 +130,12 @@ def _is_metric(name: str, metrics: Mapping[str, Any]) -> bool:
     return isinstance(metrics.get(name), float | int) and not is_count and not name.endswith(("_reward", "_reward_std"))
 
 
-def _usage(config: Config, judges: bool, takes_images: bool) -> str:
+def _usage(config: Config, judges: bool, takes_images: bool, prompts: Prompts) -> str:
     """Code that asks the model as training did, and for pictures commands that need no torchvision."""
-    question, response, other = "What is 3+4+2?", "3+4=7 and 7+2=9.\n\\boxed{9}", "\\boxed{8}"
+    right, other = map(prompts.answer_format.write, ("9", "8"))
+    question, response = "What is 3+4+2?", f"3+4=7 and 7+2=9.\n{right}"
     if takes_images:
-        question, response = f"{IMAGE}\nHow many discs are there?", "I count nine discs.\n\\boxed{9}"
+        question, response = f"{IMAGE}\nHow many discs are there?", f"I count nine discs.\n{right}"
     options = "".join(f", {key}={value!r}" for key, value in config.model.chat_template_kwargs.items())
     model_id = config.train.push_to_hub or str(config.train.output / "final")
 
@@ -139,13 +143,18 @@ def _usage(config: Config, judges: bool, takes_images: bool) -> str:
         parts = [part | ({"image": "picture.png"} if part["type"] == "image" else {}) for part in in_parts(text)]
         return repr(parts if takes_images else text)
 
-    system = config.data.system
-    system_turn = f'[{{"role": "system", "content": {content(system)}}}]' if system else "[]"
-    asks = [f"print(ask({content(answer_prompt(question)[0]['content'])}, {system_turn}))"]
+    def turns(messages: tuple[Message, ...]) -> str:
+        listed = [f'{{"role": {m["role"]!r}, "content": {content(m["content"])}}}' for m in messages]
+        return f"[{', '.join(listed)}]"
+
+    asked = prompts.question(question, config.data.system)
+    asks = [(Role.ANSWER, asked)]
     if judges:
-        template = next(t for role in (Role.POINTWISE, Role.PAIRWISE) for t in templates_for(role) if _on(config, role))
-        (prompt,) = fill(template, question=question, response=response, first=response, second=other)
-        asks.append(f"print(ask({content(prompt['content'])}))")
+        role = next(role for role in (Role.POINTWISE, Role.PAIRWISE) if _on(config, role))
+        template = prompts.template(None, role)
+        quoted = {name: {"question": question, "second": other}.get(name, response) for name in QUOTED[role]}
+        asks.append((role, prompts.fill(template, **quoted)))
+    prints = [f"print(ask({turns(prompts.conversation(role, messages))}))" for role, messages in asks]
     reader, model = (
         ("AutoProcessor", "AutoModelForImageTextToText") if takes_images else ("AutoTokenizer", "AutoModelForCausalLM")
     )
@@ -155,15 +164,14 @@ def _usage(config: Config, judges: bool, takes_images: bool) -> str:
 {name} = {reader}.from_pretrained({model_id!r})
 model = {model}.from_pretrained({model_id!r}, dtype="auto")
 
-def ask(content, before=[]):
+def ask(messages):
     inputs = {name}.apply_chat_template(
-        [*before, {{"role": "user", "content": content}}],
-        add_generation_prompt=True, tokenize=True, return_tensors="pt", return_dict=True{options},
+        messages, add_generation_prompt=True, tokenize=True, return_tensors="pt", return_dict=True{options},
     )
     output = model.generate(**inputs, max_new_tokens={config.rollout.max_new_tokens}, do_sample=False)
     return {name}.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
 
-{chr(10).join(asks)}"""
+{chr(10).join(prints)}"""
     if not takes_images:
         return _block("python", code)
     about = f"{quote(model_id)} --question {quote(question.removeprefix(IMAGE).strip())} --image picture.png"

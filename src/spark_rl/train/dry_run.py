@@ -22,7 +22,7 @@ def describe(config: Config, data: Data | None = None) -> str:
     for role, examples in plan.prompts.items():
         for task in examples[:2]:
             parts += [f"# {role} prompt ({task.template or 'as in the data'}), label {task.label}"]
-            parts += [plan.renderer.text(task.messages)]
+            parts += [plan.renderer.text(plan.renderer.prompts.conversation(task.role, task.messages))]
     return "\n".join(parts)
 
 

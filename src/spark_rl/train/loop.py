@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -98,7 +99,7 @@ class Trainer:
         self.data = data or load_data(config)
         self.tokenizer = load_tokenizer(config.model)
         self.images = load_image_processor(config.model, self.tokenizer)
-        self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images)
+        self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images, self.data.prompts)
         check_prompts(config, self.data, self.renderer)
         model = load_model(config.model)  # before anything is written: it may not exist
         self.switch = Switch(config.self_reward)
@@ -140,10 +141,11 @@ class Trainer:
         )
         self.verifiers = VerifierPool.of(config.verify)
         right_at, wrong_at = config.recycle.right_at, config.recycle.wrong_at
-        rules = RuleScorer(self.verifiers, config.loss.truncated, right_at=right_at, wrong_at=wrong_at)
+        grader = partial(RuleScorer, self.verifiers, right_at=right_at, wrong_at=wrong_at, prompts=self.data.prompts)
+        rules = grader(truncated=config.loss.truncated)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.scorer: Scorer = SelfRewardScorer(config, rules, self.switch, self.renderer, context)
-        self.grader = RuleScorer(self.verifiers, right_at=right_at, wrong_at=wrong_at)
+        self.grader = grader()
         """Grades held-out items, whatever training makes of truncated rollouts."""
         self.state = State()
         self.health = Health(config, self.display.warn, self.model.config.get_text_config().vocab_size)
@@ -415,9 +417,10 @@ class Trainer:
                 last_step=steps[-1] if steps else None,
                 resumes=directory.read_rows("resumes.jsonl"),
                 takes_images=self.images is not None,
+                prompts=self.data.prompts,
             )
             with directory.writing():
-                save_model(self.model, self.tokenizer, final, card, self.config.model)
+                save_model(self.model, self.tokenizer, final, card, self.config.model, self.data.prompts)
             directory.write_json("summary.json", summary)  # last: it says that the run is done
             push(final, self.config, self.display.say, self.display.warn)
         return summary

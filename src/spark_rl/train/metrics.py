@@ -53,9 +53,9 @@ def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
             "entropy": -sum(sum(r.logps) for _, r in rollouts) / max(1, num_tokens),
         }
         if role.is_judge:
-            parsed = [r.extracted for _, r in rollouts if r.extracted is not None]
-            values["yes_rate"] = _mean([is_yes(text) for text in parsed])
-            values["label_rate"] = _mean([is_yes(task.label) for task, _ in rollouts])
+            parsed = [(task, r.extracted) for task, r in rollouts if r.extracted is not None]
+            values["yes_rate"] = _mean([is_positive(task, text) for task, text in parsed])
+            values["label_rate"] = _mean([is_positive(task, task.label) for task, _ in rollouts])
             values["balanced_accuracy"] = balanced_accuracy([(task.label, reward >= 1) for task, reward in graded])
         if role is Role.REFLECTION:
             for name, is_right in (("accuracy_on_wrong", False), ("accuracy_on_right", True)):
@@ -69,9 +69,9 @@ def _shows_right(task: Task, right_at: float) -> bool | None:
     return task.shown[0].reward >= right_at if task.shown else None
 
 
-def is_yes(verdict: str) -> bool:
+def is_positive(task: Task, verdict: str) -> bool:
     """Whether a verdict is the one that habits favour: Yes, or the first of two."""
-    return any(resolve("choice").score(verdict, habit, {}) == 1 for habit in ("Yes", "A"))
+    return resolve("choice").score(verdict, task.positive, {}) == 1
 
 
 def balanced_accuracy(labelled: Sequence[tuple[str, bool]]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from spark_rl.config import Config, ModelConfig
 from spark_rl.models.load import has_bfloat16
 from spark_rl.models.processor import copy_processor
+from spark_rl.prompts import Prompts, save_prompts
 from spark_rl.train.preflight import longest_prompt
 
 
@@ -22,9 +23,9 @@ def max_prompt_tokens(config: Config, model: Any) -> int:
     return longest_prompt(config, getattr(model.config.get_text_config(), "max_position_embeddings", None) or None)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, card: str, config: ModelConfig) -> None:
+def save_model(model: Any, tokenizer: Any, folder: Path, card: str, config: ModelConfig, prompts: Prompts) -> None:
     """Write a Hugging Face folder (weights, tokenizer with chat template, the starting model's image processor, model
-    card), whole or not at all."""
+    card) and beside it what the model was shown, whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -35,6 +36,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, card: str, config: Mode
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     copy_processor(config, partial)
+    save_prompts(prompts, partial)
     readme = partial / "README.md"
     readme.write_text(card, encoding="utf-8")
     for weights in partial.glob("*.safetensors"):  # safetensors lets none but the owner read them

@@ -21,7 +21,7 @@ from spark_rl.models.load import load_tokenizer, loader_of
 from spark_rl.models.processor import ImageProcessor, load_image_processor
 from spark_rl.models.prompt_once import can_share
 from spark_rl.models.vision import freeze_vision, num_patches, vision_modules
-from spark_rl.prompts import ChatRenderer
+from spark_rl.prompts import ChatRenderer, Prompts
 from spark_rl.recycle import recycle
 from spark_rl.rollout.transformers_engine import cache_tokens
 from spark_rl.train import estimate, machine
@@ -31,7 +31,7 @@ from spark_rl.train.model import max_prompt_tokens, mixed_precision
 from spark_rl.train.preflight import check_prompts
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Rollout, Task
-from spark_rl.verify import SELF, box
+from spark_rl.verify import SELF
 
 _SAMPLE = 200
 """Questions that are tokenised."""
@@ -114,14 +114,14 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
     data = data or load_data(config)
     tokenizer = load_tokenizer(config.model)
     images = load_image_processor(config.model, tokenizer)
-    renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, images)
+    renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, images, data.prompts)
     check_prompts(config, data, renderer)
     model = _empty_model(config.model)
     limit = max_prompt_tokens(config, model)
     Selection(config, data.train, renderer, limit).require_one()
     sample, _ = data.train.draw(min(_SAMPLE, data.train.num_rows))
-    lengths = [len(renderer.encode(task.messages, task.example.images)) for task in sample]
-    prompts = _prompts(config, sample)
+    lengths = [len(renderer.encode_task(task)) for task in sample]
+    prompts = _prompts(config, sample, data.prompts)
     drawn = {task.role for task in sample}
     roles = {}
     for role, tasks in prompts.items():
@@ -320,7 +320,7 @@ def _role_tokens(
     sources = [Role.ANSWER, *([Role.REFLECTION] if config.recycle.max_depth == 2 else [])]
     shown = max(config.max_new_tokens(source) for source in sources if config.roles[source].share)
     shown = min(shown, config.recycle.max_response_chars)
-    lengths = [len(renderer.encode(task.messages, task.example.images)) for task in tasks]
+    lengths = [len(renderer.encode_task(task)) for task in tasks]
     means = [n + len(t.shown) * shown * config.recycle.reasoning_view for n, t in zip(lengths, tasks, strict=True)]
     longest = [n + len(t.shown) * shown for n, t in zip(lengths, tasks, strict=True)]
     anywhere = role in drawn or config.recycle.schedule == "alternating"
@@ -334,12 +334,12 @@ def _role_tokens(
     )
 
 
-def _prompts(config: Config, tasks: list[Task]) -> dict[Role, list[Task]]:
+def _prompts(config: Config, tasks: list[Task], prompts: Prompts) -> dict[Role, list[Task]]:
     """The data's own prompts, and what recycling makes of a right and a wrong rollout of each question.
 
     The wrong answer is another question's, or the right one with a digit more. `balanced`, or a role might get none.
     """
-    groups = []
+    groups, stated = [], prompts.answer_format
     recycled = [task for task in tasks if task.verifier != SELF]
     for i, task in enumerate(recycled[:50]):
         right = task.label or "?"  # some generated questions have a scorer and no answer
@@ -347,12 +347,12 @@ def _prompts(config: Config, tasks: list[Task]) -> dict[Role, list[Task]]:
         wrong = wrong if wrong not in ("", right) else f"{right}0"
         answers = [(right, config.recycle.right_at), (wrong, config.recycle.wrong_at)]
         rollouts = [
-            Rollout(f"{task.id}:{k}", [], [], f"(reasoning)\n{box(answer)}", "stop", reward, answer)
+            Rollout(f"{task.id}:{k}", [], [], f"(reasoning)\n{stated.write(answer)}", "stop", reward, answer)
             for k, (answer, reward) in enumerate(answers)
         ]
         groups.append(Group(task, [], rollouts))
     settings = config.recycle.model_copy(update={"balanced": True})
-    made = recycle(groups, settings, seed=config.train.seed, step=1)
-    prompts = [*tasks, *(task for bundle in made.bundles for task in bundle)]
+    made = recycle(groups, settings, seed=config.train.seed, step=1, prompts=prompts)
+    made_of_them = [*tasks, *(task for bundle in made.bundles for task in bundle)]
     wanted = {role for role in Role if config.roles[role].share > 0} | {task.role for task in tasks}
-    return {role: [task for task in prompts if task.role is role] for role in Role if role in wanted}
+    return {role: [task for task in made_of_them if task.role is role] for role in Role if role in wanted}

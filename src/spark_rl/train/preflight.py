@@ -11,7 +11,8 @@ from spark_rl.config import Config
 from spark_rl.data import Data
 from spark_rl.data.sources import Source
 from spark_rl.models.folder import check_folder, check_hub, context_length, model_folder
-from spark_rl.prompts import TEMPLATES, ChatRenderer, fill
+from spark_rl.prompts import ChatRenderer
+from spark_rl.prompts.templates import QUOTED
 from spark_rl.types import Role, Task
 
 _GENERATED = 64
@@ -74,11 +75,12 @@ def check_prompts(config: Config, data: Data, renderer: ChatRenderer) -> None:
         ValueError: one is not; the sentence names the row, or the role.
     """
     data.check_prompts(renderer)
-    recycled = [template for template in TEMPLATES if config.roles[template.role].share or data.validation]
+    prompts = renderer.prompts
+    recycled = [template for template in prompts.templates if config.roles[template.role].share or data.validation]
     for template in recycled:
-        texts = dict.fromkeys(("question", "response", "first", "second"), "1")
+        texts = dict.fromkeys(QUOTED[template.role], "1")
         try:
-            renderer.check(fill(template, **texts))
+            renderer.check(prompts.conversation(template.role, prompts.fill(template, **texts)))
         except ValueError as error:
             raise ValueError(f"prompts of the role {template.role} (one turn of the user): {error}") from None
 

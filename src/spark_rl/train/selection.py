@@ -72,7 +72,8 @@ class Selection:
         """
         if all(self.config.roles[role].share == 0 for role in Role if role.is_recycled):
             return Counter()
-        made = recycle(groups, self.config.recycle, seed=self.config.train.seed, step=step)
+        prompts = self.renderer.prompts
+        made = recycle(groups, self.config.recycle, seed=self.config.train.seed, step=step, prompts=prompts)
         room = self._room()
         wanted: list[Bundle] = []
         for bundle in made.bundles:
@@ -90,12 +91,12 @@ class Selection:
 
     def fits(self, task: Task) -> bool:
         """Whether a task's prompt is short enough."""
-        return len(self.renderer.encode(task.messages, task.example.images)) <= self.max_prompt_tokens
+        return len(self.renderer.encode_task(task)) <= self.max_prompt_tokens
 
     def _renders(self, task: Task) -> bool:
         """Whether the chat template makes a prompt of a task: it may stumble over what a response says."""
         try:
-            self.renderer.check(task.messages, task.example.images)
+            self.renderer.check_task(task)
         except CannotRender:
             return False
         return True

@@ -25,7 +25,7 @@ from spark_rl.rollout.scoring import RuleScorer
 from spark_rl.train.metrics import Metrics
 from spark_rl.train.validation import HEADLINE
 from spark_rl.types import Group, Image, Role, Rollout
-from spark_rl.verify import SELF, extract_answer
+from spark_rl.verify import SELF
 
 Item = tuple[str, Sequence[str], tuple[Image, ...]]
 """A question, responses to it, and its images."""
@@ -168,7 +168,7 @@ class SelfRewardScorer:
 
     def _is_open(self, rollout: Rollout) -> bool:
         """Whether a rollout is the judge's business; others are graded here."""
-        rollout.extracted = extract_answer(rollout.text)
+        rollout.extracted = self.renderer.prompts.answer_format.read(rollout.text)
         if self.rules.settle_cut(rollout):
             return False
         if rollout.extracted is None:
@@ -183,6 +183,7 @@ class SelfRewardScorer:
             engine,
             "self",
             renderer=self.renderer,
+            prompts=self.renderer.prompts,
             context=self.context,
             max_new_tokens=settings.max_new_tokens or config.max_new_tokens(role),
             stop=config.rollout.stop,

@@ -25,7 +25,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from spark_rl.config import Config, flat
-from spark_rl.prompts.templates import cut
+from spark_rl.prompts.quoting import cut
 from spark_rl.types import Group, Role
 
 COLUMNS = ("step", "role", "prompt", "response", "label", "extracted", "reward", "reason")

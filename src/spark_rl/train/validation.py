@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from spark_rl.config import Config, RecycleConfig
 from spark_rl.data import Data
+from spark_rl.prompts import Prompts
 from spark_rl.recycle import recycle
 from spark_rl.rollout.generate import Sampling, greedy_sampling, training_sampling
 from spark_rl.train import checksums
@@ -50,7 +51,7 @@ class HeldOut:
     def __init__(
         self, config: Config, data: Data, ask: Ask, fits: Callable[[Task], bool], warn: Callable[[str], None]
     ) -> None:
-        self.config, self.ask, self.fits, self.images = config, ask, fits, data.images
+        self.config, self.ask, self.fits, self.images, self.prompts = config, ask, fits, data.images, data.prompts
         self.questions = list(filter(fits, data.validation))
         self.monitored = list(filter(fits, data.monitor))
         self.items: list[Task] = []
@@ -95,7 +96,7 @@ class HeldOut:
         if questions := self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]:
             name = f"making held-out items of {len(questions)} questions"
             groups = self.ask(questions, training_sampling(self.config), name)
-            self.items = list(filter(self.fits, validation_items(groups, self.config)))
+            self.items = list(filter(self.fits, validation_items(groups, self.config, self.prompts)))
         self.before = self.measure()
 
     def measure(self) -> dict[str, Any]:
@@ -108,12 +109,16 @@ class HeldOut:
         return {**metrics, "n": len(self.items), "by_source": by_source}
 
 
-def validation_items(groups: Sequence[Group], config: Config) -> list[Task]:
+def validation_items(
+    groups: Sequence[Group],
+    config: Config,
+    prompts: Prompts = Prompts(),
+) -> list[Task]:
     """The questions of these sampled groups, and the judge and reflection items recycled from them."""
     settings = RecycleConfig(
         keep_right_share=0.0, max_depth=1, right_at=config.recycle.right_at, wrong_at=config.recycle.wrong_at
     )
-    made = recycle(groups, settings, seed=0, step=0)
+    made = recycle(groups, settings, seed=0, step=0, prompts=prompts)
     limit = config.validation.items
     items = [group.task for group in groups][:limit]
     for role in Role:

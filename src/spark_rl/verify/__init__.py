@@ -1,6 +1,7 @@
 """Rule verification: one answer extractor, a registry of verifiers, and a worker pool that survives any of them."""
 
 from spark_rl.verify.extract import ANSWER_TAG, box, extract_answer, visible
+from spark_rl.verify.formats import BOXED, Format, format_of
 from spark_rl.verify.pool import Check, VerifierHangs, VerifierPool
 from spark_rl.verify.verifiers import (
     SELF,
@@ -18,9 +19,11 @@ from spark_rl.verify.verifiers import (
 
 __all__ = [
     "ANSWER_TAG",
+    "BOXED",
     "SELF",
     "VERIFIERS",
     "Check",
+    "Format",
     "Verdict",
     "Verifier",
     "VerifierHangs",
@@ -31,6 +34,7 @@ __all__ = [
     "equality",
     "extract_answer",
     "failed",
+    "format_of",
     "gold_problem",
     "grade",
     "resolve",

@@ -1,7 +1,6 @@
-r"""The one answer tag and the one extractor: what a response answers is its last balanced `\boxed{...}`.
+r"""The answer tag of most models: what a response answers is its last balanced `\boxed{...}`.
 
-Templates, verifiers, recycler and test-time code all read answers through this file, so that what is trained, what is
-shown to a judge and what is voted on can never differ. Reasoning is not an answer: a `<think>` block is cut first.
+Reasoning is not an answer, in this format and in all others (`formats.py`): a `<think>` block is cut first.
 """
 
 from __future__ import annotations
@@ -46,7 +45,11 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer(r"<think>\boxed{3}?</think> It is \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     """
-    text = visible(text)
+    return last_box(visible(text))
+
+
+def last_box(text: str) -> str | None:
+    """The same of a text without reasoning."""
     first = text.find(ANSWER_TAG)
     if first < 0:
         return None

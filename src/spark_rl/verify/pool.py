@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from spark_rl.types import Message
-from spark_rl.verify.extract import box, extract_answer
+from spark_rl.verify.formats import BOXED, Format
 from spark_rl.verify.process import Job, Worker
 from spark_rl.verify.verifiers import Verdict, grade, resolve
 
@@ -43,12 +43,14 @@ class Check:
     """A response to grade."""
 
     text: str
-    """The whole response; its answer is extracted from it."""
+    """The whole response; its answer is read from it."""
     gold: str
     verifier: str = "math"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     prompt: Sequence[Message] = ()
     """What the response answers, for verifiers that read whole responses."""
+    format: Format = BOXED
+    """How the response states its answer."""
 
 
 class VerifierHangs(RuntimeError):
@@ -142,7 +144,7 @@ class VerifierPool:
 
     def _job(self, check: Check, recent: Mapping[bytes, Job]) -> Job:
         rule = resolve(check.verifier)
-        answer, metadata = extract_answer(check.text), dict(check.metadata)
+        answer, metadata = check.format.read(check.text), dict(check.metadata)
         read = answer
         if rule.reads == "response":
             read = check.text
@@ -151,7 +153,7 @@ class VerifierPool:
             return Job(None, check.verifier, verdict=Verdict(0.0, None, "unparsed"))
         arguments = (read, check.gold, check.verifier, metadata)
         if not rule.isolated:
-            return Job(answer, check.verifier, verdict=grade(*arguments))
+            return Job(answer, check.verifier, verdict=replace(grade(*arguments), extracted=answer))
         payload = pickle.dumps(arguments)
         return recent.get(payload) or Job(answer, check.verifier, payload)
 
@@ -159,7 +161,7 @@ class VerifierPool:
         verdict = self._done(job, work)
         blames = ("timeout",) if ":" in check.verifier else ("timeout", "crash", "error")
         if self.timed_out == "zero" and verdict.reward is None and verdict.reason.startswith(blames):
-            gold = self._job(replace(check, text=box(check.gold)), work.recent)
+            gold = self._job(replace(check, text=check.format.write(check.gold)), work.recent)
             work.add(gold, first=True)
             if self._done(gold, work).reward is not None:
                 verdict = replace(verdict, reward=0.0)

@@ -36,6 +36,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from spark_rl.verify.extract import box, extract_answer
+from spark_rl.verify.formats import BOXED, Format
 from spark_rl.verify.quantity import quantity
 from spark_rl.verify.wording import choice, is_letter, letter, plain, same_text
 
@@ -312,13 +313,14 @@ def equality(verifier: str, metadata: Metadata) -> tuple[str, dict[str, Any]]:
     return verifier, {name: metadata[name] for name in _OF_EQUALITY if name in metadata}
 
 
-def gold_problem(verdict: Verdict, verifier: str, right_at: float = 1.0) -> str | None:
-    """Why a gold is unusable, given the verdict on the boxed gold graded against itself; None when it is fine.
+def gold_problem(verdict: Verdict, verifier: str, right_at: float = 1.0, stated: Format = BOXED) -> str | None:
+    """Why a gold is unusable, given the verdict on the gold graded against itself; None when it is fine.
 
     Of a verifier that reads whole responses only failures are problems: a format reward rightly gives a bare gold 0.
 
     Args:
         right_at: the reward from which on a response is right.
+        stated: how the gold was stated.
     """
     verdict = verdict.at(right_at)
     match verdict.reason:
@@ -327,7 +329,11 @@ def gold_problem(verdict: Verdict, verifier: str, right_at: float = 1.0) -> str 
         case "wrong" | "partial" | "no_reward" if resolve(verifier).reads == "response":
             return None
         case "unparsed":
-            return r"The gold cannot be written in \boxed{}: it is empty, or its braces do not balance."
+            if stated is BOXED:
+                return r"The gold cannot be written in \boxed{}: it is empty, or its braces do not balance."
+            return (
+                f"The gold cannot be stated in the format {stated.name}; correct it or set another data.answer_format."
+            )
         case "bad_gold":
             return f"The {verifier} verifier cannot read the gold; correct it or name another verifier."
         case "wrong" | "partial" if ":" in verifier or (verdict.reward or 0) >= 1:

@@ -1,0 +1,19 @@
+"""The prompts that belong to a model at test time."""
+
+from __future__ import annotations
+
+from spark_rl.config import Inference
+from spark_rl.models.folder import model_folder
+from spark_rl.prompts import Prompts, build_prompts, saved_prompts
+
+
+def prompts_for(settings: Inference) -> Prompts:
+    """What a model is shown at test time: the prompts in its folder, or else the shipped ones, and what the settings
+    say otherwise.
+
+    Raises:
+        ValueError: they cannot be had; one sentence.
+    """
+    folder = None if settings.is_remote else model_folder(settings.model.path)
+    named = settings.data.answer_format if "answer_format" in settings.data.model_fields_set else None
+    return build_prompts(settings.prompts, named, saved_prompts(folder))

@@ -1,0 +1,97 @@
+"""Prompts from settings, and in a model's folder, where they hold at test time unless other ones are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from spark_rl.config import PromptsConfig
+from spark_rl.prompts.prompts import Prompts
+from spark_rl.prompts.templates import Template
+from spark_rl.types import Role
+from spark_rl.verify import Format, format_of
+
+FILE = "spark_rl_prompts.json"
+"""Holds a trained model's prompts, in its folder."""
+
+
+def build_prompts(settings: PromptsConfig, answer_format: str | None = None, saved: Prompts | None = None) -> Prompts:
+    """The prompts that settings name.
+
+    Args:
+        answer_format: null is that of `saved`.
+        saved: what holds where the settings say nothing; the shipped prompts unless given.
+
+    Raises:
+        ValueError: there is no such format or file, or a template cannot be used; one sentence.
+    """
+    prompts = saved or Prompts()
+    if answer_format is not None:
+        prompts = replace(prompts, answer_format=_named("data.answer_format", answer_format))
+    if "verdict_format" in settings.model_fields_set:
+        prompts = replace(prompts, verdict_format=_of_verdicts(settings.verdict_format))
+    return prompts
+
+
+def save_prompts(prompts: Prompts, folder: Path) -> None:
+    """Write prompts into a model's folder."""
+    (folder / FILE).write_text(
+        json.dumps(prompts_as_json(prompts), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def saved_prompts(folder: Path | None) -> Prompts | None:
+    """The prompts in a model's folder; None if it has none.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    if folder is None or not (folder / FILE).is_file():
+        return None
+    try:
+        return prompts_from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / FILE} is no file of prompts ({type(error).__name__}: {error}); mend or remove it"
+        ) from None
+
+
+def prompts_as_json(prompts: Prompts) -> dict[str, Any]:
+    """Prompts as JSON types."""
+    return {
+        "answer_format": prompts.answer_format.name,
+        "verdict_format": prompts.verdict_format.name,
+        "templates": [asdict(t) | {"verdicts": list(t.verdicts)} for t in prompts.templates],
+        "examples": {role.value: [dict(turn) for turn in turns] for role, turns in prompts.examples.items()},
+    }
+
+
+def prompts_from_json(values: Mapping[str, Any]) -> Prompts:
+    """The inverse of `prompts_as_json`."""
+    templates = (Template(t["name"], Role(t["role"]), t["text"], tuple(t["verdicts"])) for t in values["templates"])
+    return Prompts(
+        format_of(values["answer_format"]),
+        format_of(values["verdict_format"]),
+        tuple(templates),
+        {Role(role): tuple(turns) for role, turns in values["examples"].items()},
+    )
+
+
+def _named(key: str, name: str) -> Format:
+    try:
+        return format_of(name)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def _of_verdicts(name: str) -> Format:
+    stated = _named("prompts.verdict_format", name)
+    if name == "hash" or not all(stated.read(stated.write(word)) == word for role in Role for word in role.verdicts):
+        raise ValueError(
+            f"prompts.verdict_format: {name!r} cannot state a verdict such as Yes or A; choose boxed, tags, phrase or "
+            "json:<key>"
+        )
+    return stated
