@@ -2,12 +2,12 @@
 
     make bench-real REAL="--threads 1 --store"
 
-16 questions (sums and differences) with two worked examples as turns before each, 8 rollouts of up to 32 tokens,
-float32, AdamW, `dapo`, no KL, no reference model. Both sides ask the same rows and get recorded rewards, one list a
-row, in which every group has rights and wrongs: ours leaves out groups without signal, so rewards that the model earns
-would flatter it. A step is all of it, from the questions to the changed weights; ours takes turns with TRL's, several
-before and after each of them. `-natural` is ours with rewards of the `math` verifier instead, and says which share of
-the groups has signal (`mixed`).
+16 questions (sums and differences of reasoning-gym) with two worked examples as turns before each (`--examples`), 8
+rollouts of up to 32 tokens, float32, AdamW, `dapo`, no KL, no reference model. Both sides ask the same rows and get
+recorded rewards, one list a row, in which every group has rights and wrongs: ours leaves out groups without signal, so
+rewards that the model earns would flatter it. A step is all of it, from the questions to the changed weights; ours
+takes turns with TRL's, several before and after each of them. `-natural` is ours with rewards of the `math` verifier
+instead, and says which share of the groups has signal (`mixed`).
 
 Before that the work is seen to be the same: equal prompts, and loss and gradient of recorded rollouts to 1e-4.
 
@@ -63,49 +63,32 @@ health: {stop_after: 0}
 # ------------------------------------------------------------------------------------------------ rows and rewards
 
 
-def asked(question: str) -> dict[str, str]:
+def turns(entry: dict[str, Any], *, solved: bool) -> list[dict[str, str]]:
+    """A reasoning-gym entry as the user's turn, and if it is a worked example, the reply."""
     instruction = r"Reason step by step, then put your final answer in \boxed{}."
-    return {"role": "user", "content": f"{question}\n\n{instruction}"}
+    question = {"role": "user", "content": f"{entry['question']}\n\n{instruction}"}
+    sum_ = f"{entry['metadata']['expression']} = {entry['answer']}"
+    reply = {"role": "assistant", "content": rf"{sum_}. The answer is \boxed{{{entry['answer']}}}."}
+    return [question, reply] if solved else [question]
 
 
-def answered(reply: str) -> dict[str, str]:
-    return {"role": "assistant", "content": reply}
+def rows(num: int, num_examples: int = 2) -> list[dict[str, Any]]:
+    """Sums and differences of two numbers after worked examples, their answers, and the rewards of their rollouts: the
+    first few are right, at least one, and never all."""
+    from reasoning_gym import create_dataset
 
-
-EXAMPLES = (
-    asked(
-        "A library has 17 shelves of novels on its first floor and 25 shelves on its second floor. In spring the roof "
-        "above the second floor is repaired, so 8 of the shelves up there are emptied and carried to the cellar, where "
-        "nobody can borrow from them until the work is done. The cellar has a lamp and a long table, but no shelves of "
-        "its own, so the books lie on the table in piles. How many shelves of novels can the readers of the library "
-        "still borrow from while the roof is being repaired, if both floors stay open on every day of the week?"
-    ),
-    answered(r"17 + 25 = 42. 42 - 8 = 34. \boxed{34}"),
-    asked(
-        "A bakery has 46 loaves of bread on the counter when it opens in the morning. By noon 19 of them are sold, "
-        "most of them to people on their way to work. In the afternoon the baker, who has been up since three, takes "
-        "5 more loaves out of the oven and puts them on the counter beside the others, where they cool for an hour "
-        "before anybody may buy one. Nothing else is sold on that day, because of the rain, which goes on until "
-        "midnight. How many loaves of bread are on the counter when the bakery closes in the evening?"
-    ),
-    answered(r"46 - 19 = 27. 27 + 5 = 32. \boxed{32}"),
-)
-"""With the system turn 390 tokens of SmolLM2's; replies as short as these end within the limit."""
-
-
-def rows(num: int, seed: int) -> list[dict[str, Any]]:
-    """Questions after the worked examples, their answers, and the rewards of their rollouts: the first few are right,
-    at least one, and never all."""
-    draw = random.Random(seed)
+    shape = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+    solved = create_dataset("chain_sum", seed=1, size=num_examples, **shape)
+    examples = [turn for entry in solved for turn in turns(entry, solved=True)]
+    draw = random.Random(0)
     made = []
-    for number in range(num):
-        a, b, c = draw.randint(20, 60), draw.randint(10, 60), draw.randint(2, 19)
+    for number, entry in enumerate(create_dataset("chain_sum", seed=0, size=num, **shape)):
         right = draw.randint(1, GROUP - 1)
         made.append(
             {
-                "id": f"{seed}-{number}",
-                "prompt": [*EXAMPLES, asked(f"Calculate {a} + {b} - {c}. Report the answer as an integer.")],
-                "answer": str(a + b - c),
+                "id": str(number),
+                "prompt": examples + turns(entry, solved=False),
+                "answer": entry["answer"],
                 "rewards": [1.0] * right + [0.0] * (GROUP - right),
             }
         )
@@ -300,8 +283,8 @@ def search(
 # ------------------------------------------------------------------------------------------------ all of it
 
 
-def result_name(threads: int) -> str:
-    return f"real/step-{threads}-thread{'s' * (threads > 1)}"
+def result_name(arguments: argparse.Namespace) -> str:
+    return f"real/step-{arguments.examples}-examples-{arguments.threads}-thread{'s' * (arguments.threads > 1)}"
 
 
 def compare(name: str, theirs: Sequence[float], ours: Sequence[float], **extra: Any) -> dict[str, Any]:
@@ -313,7 +296,7 @@ def compare(name: str, theirs: Sequence[float], ours: Sequence[float], **extra: 
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    asked, name = rows(4 * arguments.questions, seed=0), result_name(arguments.threads)
+    asked, name = rows(4 * arguments.questions, arguments.examples), result_name(arguments)
     kept = read(STORED).get(name)
     if kept is None or arguments.search:
         choice, tried = search(arguments, asked)
@@ -356,6 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL, help="a folder; by default that of `recipes/smollm2`")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--examples", type=int, default=2, help="worked examples before each question")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="fewer only to see that it works")
     parser.add_argument("--rounds", type=int, default=1, help="steps of TRL")
     parser.add_argument("--steps", type=int, default=3, help="steps of ours before and after each of them")
