@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
@@ -83,3 +84,12 @@ def test_real_step_has_trl_generate_as_many_rows_at_once_as_it_says(real_step, b
 def test_real_step_compares_medians_and_spreads_over_all_pairs(real_step):
     result = real_step.compare("a", [60.0, 90.0], [2.0, 3.0, 4.0], at_least=15.0)
     assert result["ratio"] == 25 and result["spread"] == [15, 45] and result["holds"]
+
+
+def test_a_stored_step_of_the_real_model_is_a_row_with_its_share_of_mixed_groups(run, real_step):
+    args = Namespace(examples=2, threads=1)
+    first, natural = real_step.result_name(args), real_step.result_name(args) + "-natural"
+    result = {"ratio": 9.0, "spread": [9, 9], "better": "higher", "target": None}
+    rows = run.table({first: {"name": first, **result}, natural: {**result, "mixed": 0.5}}).splitlines()[2:]
+    assert [row.split("|")[2].strip() for row in rows] == ["9.00", "9.00"]
+    assert "two worked examples" in rows[0] and "one thread" in rows[0] and "50%" in rows[1]
