@@ -679,6 +679,73 @@ INFER = [
         ["engine.max_new_tokens is 2000", "1024", "lower"],
     ),
 ]
+TO_LEARN = ["warm_start.steps=2", "warm_start.data=learn.jsonl"]
+LEARN = {**Q, "response": r"1+1=2 \boxed{2}"}
+WARM_START = [
+    train("warm start of nothing", "warm_start.steps=2", words=["warm_start.steps is 2", "nothing to train on"]),
+    train("warm start without steps", TO_LEARN[1], words=["warm_start.data is set", "warm_start.steps is 0", "10"]),
+    train(
+        "warm start from rollouts without steps",
+        "warm_start.from_rollouts=true",
+        words=["warm_start.from_rollouts is set", "warm_start.steps is 0"],
+    ),
+    train(
+        "warm start from rollouts without examples",
+        "warm_start.steps=2",
+        "warm_start.from_rollouts=true",
+        words=["warm_start.from_rollouts", "worked examples", "there are none", "set prompts.examples"],
+    ),
+    train(
+        "warm start and a penalty for what it does",
+        *TO_LEARN,
+        "loss.kl_coef=0.001",
+        words=["loss.kl_coef is 0.001", "before the warm start", "set loss.kl_coef to 0"],
+        spoil=rows(LEARN, name="learn.jsonl"),
+    ),
+    train(
+        "warm start on generated questions",
+        "warm_start.steps=2",
+        "warm_start.data=embedded:train",
+        words=["warm_start.data: embedded:train", "no responses", "warm_start.from_rollouts"],
+    ),
+    train(
+        "warm start on rows without responses",
+        *TO_LEARN,
+        words=["learn.jsonl, row 2", "has no 'response'", "data.columns.response=<name>"],
+        spoil=rows(LEARN, {**Q, "completion": "2"}, name="learn.jsonl"),
+    ),
+    train(
+        "a response that is no text",
+        *TO_LEARN,
+        words=["learn.jsonl, row 1", "'response' must be text or a list of texts, not", "3"],
+        spoil=rows({**Q, "response": ["2", 3]}, name="learn.jsonl"),
+    ),
+    train(
+        "responses in another format",
+        *TO_LEARN,
+        words=["learn.jsonl: no row is usable", "graded 'unparsed'", "#### ...", "set data.answer_format: hash"],
+        spoil=rows({**Q, "response": "1+1=2\n#### 2"}, name="learn.jsonl"),
+    ),
+    train(
+        "verdicts in another format",
+        *TO_LEARN,
+        words=["learn.jsonl: no row is usable", "set prompts.verdict_format: phrase"],
+        spoil=rows({**Q, "role": "pointwise", "answer": "Yes", "response": "The answer is Yes."}, name="learn.jsonl"),
+    ),
+    train(
+        "wrong responses",
+        *TO_LEARN,
+        words=["learn.jsonl: no row is usable", "learn.jsonl, row 1: its response is graded 'wrong'"],
+        spoil=rows({**Q, "response": r"\boxed{3}"}, name="learn.jsonl"),
+    ),
+    train(
+        "warm start on what is held out",
+        *TO_LEARN,
+        "data.validation=learn.jsonl",
+        words=["learn.jsonl is both trained on and held out"],
+        spoil=rows(LEARN, name="learn.jsonl"),
+    ),
+]
 SHOT = {"question": "What is 2+2?", "reply": "2+2 = 4.", "answer": 4}
 OF_A_FILE = "prompts.examples={answer: shots.jsonl}"
 
@@ -800,7 +867,10 @@ EXAMPLES = [
         shots({**SHOT, "question": "What is 2+2? " * 300}),
     ),
 ]
-CASES = [*EVAL, *ENGINES, *CONFIG, *DATA, *FORMATS, *EXAMPLES, *IMAGES, *MODEL, *OUTPUT, *VERBS, *SERVE, *INFER]
+CASES = [
+    *(*EVAL, *ENGINES, *CONFIG, *WARM_START, *DATA, *FORMATS, *EXAMPLES, *IMAGES),
+    *(*MODEL, *OUTPUT, *VERBS, *SERVE, *INFER),
+]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from spark_rl.config.load import (
 )
 from spark_rl.config.prompts import PromptsConfig
 from spark_rl.config.schema import (
-    FILE_SUFFIXES,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -25,11 +24,12 @@ from spark_rl.config.schema import (
     RolesConfig,
     RolloutConfig,
     SelfRewardConfig,
-    SourceConfig,
     TrainConfig,
     ValidationConfig,
     VerifyConfig,
 )
+from spark_rl.config.sources import FILE_SUFFIXES, SourceConfig
+from spark_rl.config.warm_start import WarmStartConfig
 
 __all__ = [
     "FILE_SUFFIXES",
@@ -53,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "VerifyConfig",
+    "WarmStartConfig",
     "config_from",
     "flat",
     "load_config",

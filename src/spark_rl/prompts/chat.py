@@ -4,7 +4,7 @@ and images in their places."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -117,6 +117,26 @@ class ChatRenderer:
             return ""
         before_reply, found, _ = conversation.partition(_MARK)
         return before_reply.removeprefix(prompt).strip() if found and before_reply.startswith(prompt) else ""
+
+    def encode_reply(self, text: str, ends: Collection[int]) -> list[int]:
+        """The token ids of a reply that is given, as the model would write it: up to the end of its turn.
+
+        Args:
+            ends: tokens that end a turn; the first one is taken where the chat template writes none after a reply.
+        """
+        ids = self._ids(text.removeprefix(self.opening)) + self._ids(self._after_reply())
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        return [*ids[:length], ids[length] if length < len(ids) else next(iter(ends))]
+
+    def _after_reply(self) -> str:
+        """What the template writes after a reply in a conversation; nothing where it has no conversations."""
+        try:
+            conversation = self._rendered(
+                [{"role": "user", "content": "q"}, {"role": "assistant", "content": _MARK}], add_generation_prompt=False
+            )
+        except CannotRender:
+            return ""
+        return conversation.partition(_MARK)[2]
 
     def encode(self, messages: Sequence[Message], images: Sequence[Image] = (), expand: bool = True) -> list[int]:
         """The prompt's token ids, with the tokens of its images.

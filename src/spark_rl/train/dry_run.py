@@ -55,6 +55,7 @@ def figures(config: Config, data: Data | None = None) -> dict[str, Any]:
         "step": asdict(step),
         "run": {
             "steps": steps,
+            "warm_start_steps": config.warm_start.steps,
             "rollouts": steps * step.rollouts,
             "prompt_tokens": steps * step.prompt_tokens,
             "rollout_tokens": steps * step.rollout_tokens,
@@ -88,11 +89,22 @@ def _arithmetic(plan: Plan) -> str:
         f"{config.train.steps} steps ask at least {asked} questions: {asked / plan.num_questions:.2f} passes over the "
         f"{plan.num_questions} of the data (what the pool cannot fill goes to further questions)",
     ]
+    if config.warm_start.steps:
+        lines += [_warm_start(config)]
     if config.self_reward.enabled:
         lines += [_judgements(config)]
     if config.recycle.schedule == "alternating":
         lines += ["alternating: these shares hold over time; a step has questions only, or recycled prompts only"]
     return "\n".join(lines) + "\n"
+
+
+def _warm_start(config: Config) -> str:
+    """What comes before."""
+    warm, groups = config.warm_start, config.rollout.groups_per_step
+    kinds = [f"{groups} rows with responses"] if warm.data else []
+    if warm.from_rollouts:
+        kinds.append("the right rollouts of such a step, made with the worked examples below, which RL does without")
+    return f"before them {warm.steps} supervised steps (warm_start), each on {' and on '.join(kinds)}"
 
 
 def _judgements(config: Config) -> str:

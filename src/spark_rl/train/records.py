@@ -120,6 +120,9 @@ _FIXED = {
     "data.": "the run's place in its questions and its held-out items hang on them",
     "prompts.templates.": "the held-out items and what waits to be asked were made with them",
     "prompts.verdict_format": "the held-out items and what waits to be asked were made with it",
+    "warm_start.steps": "the numbers of all later steps hang on it",
+    "warm_start.data": "the run's place in its rows hangs on it",
+    "warm_start.from_rollouts": "the held-out items were made by it",
     "validation.items": "the held-out items were made when the run was begun",
     "validation.best": "the best checkpoint so far was chosen by it",
 }
@@ -175,8 +178,9 @@ def resumption(
             f"--resume: the settings of this run have changed ({_described(harmful)}); set them back, or go on with "
             "the new ones by --allow-changes"
         )
-    if config.train.steps < done:
-        raise ValueError(f"--resume: train.steps is {config.train.steps}, but this run has made {done}; raise it")
+    if config.num_steps < done:
+        warm = f" beside the {config.warm_start.steps} of the warm start" if config.warm_start.steps else ""
+        raise ValueError(f"--resume: train.steps is {config.train.steps}{warm}, but this run has made {done}; raise it")
     warnings = []
     if harmless := {key: change for key, change in changes.items() if key in _HARMLESS}:
         warnings.append(f"changed, without effect on results: {_described(harmless)}")
