@@ -46,10 +46,17 @@ class HeldOut:
         ask: generates and grades.
         fits: whether a task's prompt is short enough; what does not fit is left out and said.
         warn: told in a sentence.
+        unread: sentences on the roles of whose replies hardly any can be read.
     """
 
     def __init__(
-        self, config: Config, data: Data, ask: Ask, fits: Callable[[Task], bool], warn: Callable[[str], None]
+        self,
+        config: Config,
+        data: Data,
+        ask: Ask,
+        fits: Callable[[Task], bool],
+        warn: Callable[[str], None],
+        unread: Callable[[Sequence[Group]], list[str]] = lambda groups: [],
     ) -> None:
         self.config, self.ask, self.fits, self.images, self.prompts = config, ask, fits, data.images, data.prompts
         self.questions = list(filter(fits, data.validation))
@@ -57,7 +64,7 @@ class HeldOut:
         self.items: list[Task] = []
         self.before: dict[str, Any] | None = None
         """The starting model's metrics on the items, once they are known."""
-        self.warn = warn
+        self.warn, self.unread = warn, unread
         if left_out := len(data.validation) + len(data.monitor) - len(self.questions) - len(self.monitored):
             warn(f"{left_out} held-out questions are longer than prompts may be and are left out")
 
@@ -97,13 +104,21 @@ class HeldOut:
             name = f"making held-out items of {len(questions)} questions"
             groups = self.ask(questions, training_sampling(self.config), name)
             self.items = list(filter(self.fits, validation_items(groups, self.config, self.prompts)))
-        self.before = self.measure()
+        groups = self._asked()
+        self.before = self._measured(groups)
+        for sentence in self.unread(groups):  # nobody should wait for the first steps to be told
+            self.warn(f"warning, before the first step: {sentence}")
 
     def measure(self) -> dict[str, Any]:
         """Greedy metrics on the items, with accuracies by role and source (the monitored questions included)."""
+        return self._measured(self._asked())
+
+    def _asked(self) -> list[Group]:
         tasks = [*self.items, *self.monitored]
         name = f"evaluating on {len(tasks)} held-out items"
-        groups = self.ask(tasks, greedy_sampling(self.config), name) if tasks else []
+        return self.ask(tasks, greedy_sampling(self.config), name) if tasks else []
+
+    def _measured(self, groups: Sequence[Group]) -> dict[str, Any]:
         headline, right_at = {task.id for task in self.items}, self.config.recycle.right_at
         metrics, by_source = validation_metrics(groups, headline, right_at)
         return {**metrics, "n": len(self.items), "by_source": by_source}
