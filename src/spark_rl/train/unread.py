@@ -44,8 +44,7 @@ class Unread:
         return found
 
     def seen(self, role: Role, rows: Rows) -> list[Seen]:
-        """The formats of a role's replies. Golds of a function of the user's, which may take its time, are looked for
-        by the rule `math`."""
+        """The formats of a role's replies."""
         of_role = [row for row in rows if row["role"] == role and _needs_format(row["verifier"])]
         own = self.prompts.format(role)
         if role.is_judge:
@@ -57,12 +56,7 @@ class Unread:
             ]
             return verdicts_seen(replies, own)
         checks = [
-            Check(
-                rollout["text"],
-                row["answer"],
-                "math" if ":" in row["verifier"] else row["verifier"],
-                row.get("metadata", {}),
-            )
+            Check(rollout["text"], row["answer"], row["verifier"], row.get("metadata", {}))
             for row in of_role
             for rollout in row["rollouts"]
         ]

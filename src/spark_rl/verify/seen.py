@@ -43,27 +43,39 @@ class Seen:
         return self.format.name != "last_number" or self.golds - self.by_chance > noise
 
     @property
-    def sentence(self) -> str:
-        """`40% of the replies hold the gold as `#### ...``, or that they hold an answer so."""
-        share, what = (self.golds, self.gold) if self.golds else (self.answers, "an answer")
+    def found(self) -> int:
+        """Replies that state the gold, or, if none does, an answer."""
+        return self.golds or self.answers
+
+    @property
+    def holds(self) -> str:
+        """What `found` replies do: ``hold the gold as `#### ...```."""
+        what = self.gold if self.golds else "an answer"
         if self.format.name == "last_number":
-            return (
-                f"{share / self.replies:.0%} of the replies end with {what} as their last number "
-                f"({self.by_chance / self.replies:.0%} would by chance)"
-            )
-        return f"{share / self.replies:.0%} of the replies hold {what} as `{self.format.form}`"
+            return f"end with {what} as their last number ({self.by_chance / self.replies:.0%} would by chance)"
+        return f"hold {what} as `{self.format.form}`"
+
+    @property
+    def sentence(self) -> str:
+        """``40% of the replies hold the gold as `#### ...```."""
+        return f"{self.found / self.replies:.0%} of the replies {self.holds}"
 
 
 def formats_seen(checks: Sequence[Check], pool: VerifierPool, own: Format, right_at: float = 1.0) -> list[Seen]:
     """How many of these replies state an answer, and the gold, in the format that they were asked for, and in each of
     `OF_ANSWERS`.
 
-    Replies that their verifier reads whole need no format and are left out; so there may be nothing to say.
+    Replies that their verifier reads whole need no format and are left out; so there may be nothing to say. Golds of a
+    function of the user's, which may take its time, are looked for by the rule `math`.
 
     Args:
         right_at: the reward from which on an answer is the gold.
     """
-    read = [check for check in checks if resolve(check.verifier).reads == "answer"]
+    read = [
+        replace(check, verifier="math") if ":" in check.verifier else check
+        for check in checks
+        if resolve(check.verifier).reads == "answer"
+    ]
     return [_seen(read, pool, stated, right_at) for stated in _formats(own, OF_ANSWERS)] if read else []
 
 
