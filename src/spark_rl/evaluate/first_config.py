@@ -80,7 +80,7 @@ def first_config(
     """The settings of a trial, and for those that were not given what it has shown.
 
     Args:
-        config: of the trial, with its data as they were named.
+        config: of the trial.
         given: what the user set, by section.
         limit: tokens that replies were allowed.
         context: of the model, tokens.
@@ -89,7 +89,7 @@ def first_config(
     """
     wanted = needed_tokens(trial, verdicts, limit=limit)
     values: dict[str, Any] = {
-        "data": {"answer_format": trial.prompts.answer_format.name, "validation": _held_out(config, rows)},
+        "data": {"validation": _held_out(config, rows)},
         "rollout": {
             "max_new_tokens": min(wanted, context // 2) if context else wanted,
             "groups_per_step": _groups(config, speed),

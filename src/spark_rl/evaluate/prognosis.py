@@ -11,13 +11,14 @@ from typing import Any, Literal
 from spark_rl.evaluate.statistics import mean_interval
 from spark_rl.evaluate.trial import Trial
 from spark_rl.train.metrics import role_metrics
-from spark_rl.types import Group, Role
+from spark_rl.types import Group, Role, with_markers
 
 Kind = Literal["learns", "little", "too hard", "too easy", "unread", "cut", "noise"]
 _NOISE = 0.5
 """Of the entropy of equally likely tokens: trained models have a tenth of it, random ones nearly all."""
 _FEWEST_TOKENS = 64
-_CUT, _EASY, _LITTLE, _READ = 0.5, 0.9, 0.1, 0.1
+_MANY, _LITTLE, _EASY = 0.5, 0.1, 0.9
+"""Shares: of replies or of groups what is many and what is little, and of right replies from where on it is easy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ def judge_figures(trial: Trial) -> dict[str, Any]:
     return {"items": len(trial.groups), **{name: rates.get(name) for name in kept}}
 
 
+def is_noise(figures: dict[str, Any]) -> bool:
+    """Whether tokens come as if by chance."""
+    return figures["noise"] is not None and figures["noise"] > _NOISE
+
+
 def prognosis(figures: dict[str, Any], remedy: str, max_new_tokens: int) -> Prognosis:
     """Whether RL can learn from such answers, and if not why.
 
@@ -86,34 +92,36 @@ def prognosis(figures: dict[str, Any], remedy: str, max_new_tokens: int) -> Prog
     most = next(name for name in figures if name.startswith("pass@") and name != "pass@1")
     passes = f"pass@1 {_percent(right)}, {most} {_percent(figures[most])}"
     groups = f"{mixed} of {questions} groups have rewards that differ"
-    if (noise := figures["noise"]) is not None and noise > _NOISE:
+    if is_noise(figures):
         return Prognosis(
             "noise",
-            f"this model writes noise (its tokens have {_percent(noise)} of the largest entropy), from which nothing "
-            "can be learned: take a model that was trained",
+            f"this model writes noise (its tokens have {_percent(figures['noise'])} of the largest entropy), from "
+            "which nothing can be learned: take a model that was trained",
         )
-    if figures["ungraded_rate"] > _CUT:
+    if figures["ungraded_rate"] > _MANY:
         return Prognosis(
             "unread",
             f"cannot be graded: the verifier gave no reward to {_percent(figures['ungraded_rate'])} of the replies; "
             "look at the golds and at data.verifier",
         )
-    if figures["cut_rate"] > _CUT and mixed < _LITTLE * questions:
+    if figures["cut_rate"] > _MANY and mixed < _LITTLE * questions:
         return Prognosis(
             "cut",
             f"cannot be told: {_percent(figures['cut_rate'])} of the replies are cut at {max_new_tokens} tokens; try "
             f"rollout.max_new_tokens={2 * max_new_tokens}",
         )
-    if figures["parse_rate"] < _READ and not mixed:
+    if figures["parse_rate"] < _LITTLE and not mixed:
         return Prognosis("unread", f"cannot be read: {remedy}")
     if mixed >= _LITTLE * questions:
         return Prognosis("learns", f"RL can learn here: {passes}, {groups}")
     if right >= _EASY:
         return Prognosis("too easy", f"too easy to teach anything: {passes}, {groups}; take harder questions")
-    if mixed:
-        return Prognosis("little", f"little to learn from: {passes}, {groups}; take easier questions")
-    hint = "take easier questions" if figures["parse_rate"] > _CUT else remedy
-    return Prognosis("too hard", f"too hard for this model: {passes}, {groups}; {hint}")
+    if right > 0:
+        return Prognosis(
+            "little", f"little to learn from: {passes}, {groups}; take questions that it answers now and then"
+        )
+    hint = "take easier questions" if figures["parse_rate"] > _MANY else remedy
+    return Prognosis("too hard", f"too hard for this model: {passes}; {hint}")
 
 
 def needed_tokens(*trials: Trial | None, limit: int) -> int:
@@ -134,7 +142,7 @@ def example_replies(groups: Sequence[Group], right_at: float) -> dict[str, str]:
     for group in groups:
         for rollout in group.rollouts:
             name = "right" if rollout.reward is not None and rollout.reward >= right_at else "not right"
-            shown.setdefault(name, f"{_short(group.task.example.question)} -> {_short(rollout.text)}")
+            shown.setdefault(name, f"{_short(with_markers(group.task.example.question))} -> {_short(rollout.text)}")
     return shown
 
 
@@ -144,4 +152,4 @@ def _short(text: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %" if share < 0.995 else f"{100 * share:.0f} %"
+    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"

@@ -132,19 +132,19 @@ class Trier:
             self._score(groups, prompts)
         return Trial(name, prompts, groups, seen, _tokens(groups), prompt_tokens, seconds)
 
-    def verdicts(self, answers: Trial, count: int, progress: Progress | None = None) -> Trial | None:
+    def verdicts(self, answers: Trial, prompts: Prompts, count: int, progress: Progress | None = None) -> Trial | None:
         """Greedy verdicts on some of those answers, half of them right as far as there are such. None if no prompt can
         be made of them."""
-        tasks = _judge_tasks(answers.groups, self.config.recycle, answers.prompts)[:count]
+        tasks = _judge_tasks(answers.groups, self.config.recycle, prompts)[:count]
         if not tasks:
             return None
         started = time.monotonic()
-        groups, prompt_tokens = self._generate(tasks, answers.prompts, 1, self.max_new_tokens, 0.0, progress=progress)
+        groups, prompt_tokens = self._generate(tasks, prompts, 1, self.max_new_tokens, 0.0, progress=progress)
         seconds = time.monotonic() - started
-        self._score(groups, answers.prompts)
-        unread = Unread(answers.prompts, self.pool, 1.0)
+        self._score(groups, prompts)
+        unread = Unread(prompts, self.pool, 1.0)
         seen = unread.seen(Role.POINTWISE, list(map(rollout_record, groups)))
-        return Trial("", answers.prompts, groups, seen, _tokens(groups), prompt_tokens, seconds)
+        return Trial("", prompts, groups, seen, _tokens(groups), prompt_tokens, seconds)
 
     def _score(self, groups: Sequence[Group], prompts: Prompts) -> None:
         right_at, wrong_at = self.config.recycle.right_at, self.config.recycle.wrong_at
