@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart quickstart-vision compare test test-vllm lint bench soak docs base base-vision clean
+.PHONY: setup quickstart quickstart-vision compare test test-vllm lint bench bench-real soak docs base base-vision clean
 
 setup: $(READY)
 
@@ -44,6 +44,10 @@ lint: setup
 
 bench: setup  ## one JSON line a result, also in benchmarks/results.jsonl; fails if one is 10 % worse (35 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(BENCH)
+
+bench-real: setup  ## a step of SmolLM2 beside TRL's (REAL="--threads 1 --store"); TRL takes minutes a step
+	$(BIN)/python recipes/smollm2/fetch.py
+	$(BIN)/python benchmarks/real_step.py $(REAL)
 
 soak: setup  ## the long versions of the fault tests
 	OMP_NUM_THREADS=1 SPARK_RL_SOAK=1 $(BIN)/python -m pytest -n 2 tests

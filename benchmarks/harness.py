@@ -175,10 +175,11 @@ def trl_trainer(
     steps: int = 1,
     callbacks: Sequence[Any] = (),
     checkpointing: bool = False,
+    **further: Any,
 ) -> Any:
     """TRL's GRPOTrainer with the loss, sampler and dtype of our `grpo` preset, without what would slow it down here:
     no activation checkpointing unless asked for, no tracker, no saving, and `batch` rows at once, which the caller
-    chooses by trying."""
+    chooses by trying. `further` are settings of its own."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -204,6 +205,7 @@ def trl_trainer(
         disable_tqdm=True,
         shuffle_dataset=False,
         logging_strategy="no",
+        **further,
     )
     return GRPOTrainer(
         model,
@@ -215,26 +217,35 @@ def trl_trainer(
     )
 
 
-def trl_update(trainer: Any, groups: Sequence[dict[str, Any]], batch: int) -> None:
-    """TRL's `_compute_loss` and backward over rows padded as its generation step pads them, shuffled as it does."""
-    rows = [(g["prompt"], ids) for g in groups for ids in g["completions"]]
+def trl_update(trainer: Any, groups: Sequence[dict[str, Any]], batch: int) -> float:
+    """TRL's `_compute_loss` and backward over rows padded as its generation step pads them, shuffled as it does.
+    Returns the loss, a mean over all tokens. Groups may have `advantages`, otherwise 1."""
+    rows = [
+        (g["prompt"], ids, advantage)
+        for g in groups
+        for ids, advantage in zip(g["completions"], g.get("advantages", [1.0] * len(g["completions"])), strict=True)
+    ]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [rows[i] for i in order]
-    width, length = max(len(p) for p, _ in rows), max(len(c) for _, c in rows)
+    width, length = max(len(p) for p, _, _ in rows), max(len(c) for _, c, _ in rows)
     inputs = {
-        "prompt_ids": torch.tensor([[PAD] * (width - len(p)) + p for p, _ in rows]),
-        "prompt_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p, _ in rows]),
-        "completion_ids": torch.tensor([c + [PAD] * (length - len(c)) for _, c in rows]),
-        "completion_mask": torch.tensor([[1] * len(c) + [0] * (length - len(c)) for _, c in rows]),
-        "advantages": torch.ones(len(rows)),
+        "prompt_ids": torch.tensor([[PAD] * (width - len(p)) + p for p, _, _ in rows]),
+        "prompt_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p, _, _ in rows]),
+        "completion_ids": torch.tensor([c + [PAD] * (length - len(c)) for _, c, _ in rows]),
+        "completion_mask": torch.tensor([[1] * len(c) + [0] * (length - len(c)) for _, c, _ in rows]),
+        "advantages": torch.tensor([advantage for _, _, advantage in rows]),
     }
-    total = torch.tensor(sum(len(c) for _, c in rows), device=trainer.accelerator.device)
+    total = torch.tensor(sum(len(c) for _, c, _ in rows), device=trainer.accelerator.device)
     inputs = {name: tensor.to(trainer.accelerator.device) for name, tensor in inputs.items()}
-    trainer.current_gradient_accumulation_steps = -(-len(rows) // batch)
+    trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation  # the rows are a whole step's
     trainer.model.zero_grad()
+    total_loss = 0.0
     for start in range(0, len(rows), batch):
         part = {name: tensor[start : start + batch] for name, tensor in inputs.items()}
-        trainer._compute_loss(trainer.model, {**part, "num_items_in_batch": total}).backward()
+        loss = trainer._compute_loss(trainer.model, {**part, "num_items_in_batch": total})
+        loss.backward()
+        total_loss += loss.item()
+    return total_loss
 
 
 def gradient(model: Any, most: int | None = None) -> torch.Tensor:

@@ -93,6 +93,23 @@ def write_table(results: dict[str, dict[str, Any]]) -> None:
     README.write_text(f"{before}{start}{table(results)}{end}{after}", encoding="utf-8")
 
 
+def settle(results: dict[str, dict[str, Any]], store: bool) -> None:
+    """Say what missed its target; keep the results, or end with code 1 if one is worse than the kept one."""
+    stored = read(STORED)
+    bad = [name for name, result in results.items() if regressed(result, stored.get(name))]
+    missed = [name for name, result in results.items() if not result["holds"]]
+    if store:
+        stored |= results
+        STORED.write_text("".join(json.dumps(result) + "\n" for result in stored.values()))
+        write_table(stored)
+    if missed:
+        print(f"not what they are meant to be: {', '.join(missed)}", file=sys.stderr)
+    if bad:
+        print(f"worse than the stored results by more than {TOLERANCE:.0%}: {', '.join(bad)}", file=sys.stderr)
+    if bad and not store:
+        raise SystemExit(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="step, update, ...; all by default")
@@ -101,19 +118,7 @@ def main() -> None:
     names = arguments.names or sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     results = {result["name"]: result for result in run(names)}
     RESULTS.write_text("".join(json.dumps(result) + "\n" for result in results.values()))
-    stored = read(STORED)
-    bad = [name for name, result in results.items() if regressed(result, stored.get(name))]
-    missed = [name for name, result in results.items() if not result["holds"]]
-    if arguments.store:
-        stored |= results
-        STORED.write_text("".join(json.dumps(result) + "\n" for result in stored.values()))
-        write_table(stored)
-    if missed:
-        print(f"not what they are meant to be: {', '.join(missed)}", file=sys.stderr)
-    if bad:
-        print(f"worse than the stored results by more than {TOLERANCE:.0%}: {', '.join(bad)}", file=sys.stderr)
-    if bad and not arguments.store:
-        raise SystemExit(1)
+    settle(results, arguments.store)
 
 
 if __name__ == "__main__":

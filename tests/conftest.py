@@ -76,3 +76,12 @@ def tiny_model() -> Callable[..., Any]:
         return model_class(model_class.config_class(**values)).float().eval()
 
     return make
+
+
+@pytest.fixture
+def every_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever prompts begin with in common is taken for worth computing once."""
+    from spark_rl.models import prefixes
+
+    monkeypatch.setattr(prefixes, "_FREE", 0)
+    monkeypatch.setattr(prefixes, "_FIXED", 0)

@@ -1,23 +1,37 @@
-"""What decides whether `make bench` fails."""
+"""What decides whether `make bench` fails, and what `make bench-real` gives both of its sides."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from factories import make_example, make_group
 
-PATH = Path(__file__).parent.parent / "benchmarks" / "run.py"
+from spark_rl.data import question_task
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def run():
-    spec = importlib.util.spec_from_file_location("run", PATH)
-    sys.modules["run"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["run"]
+def scripts():
+    """The benchmarks as they see each other; their names are too plain to stay among the modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield import_module
+    for name in ("run", "harness", "real_step"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def run(scripts):
+    return scripts("run")
+
+
+@pytest.fixture(scope="module")
+def real_step(scripts):
+    return scripts("real_step")
 
 
 @pytest.mark.parametrize(
@@ -40,3 +54,31 @@ def test_the_stored_results_are_those_of_the_readme(run):
     table = run.table(run.read(run.STORED))
     assert table in run.README.read_text(encoding="utf-8")
     assert all(name in table for name in run.TABLE.values())
+
+
+def test_real_step_gives_both_sides_the_same_rewards_and_all_groups_are_mixed(real_step):
+    rows = real_step.rows(16, seed=0)
+    scorer = real_step.Recorded(rows)
+    tasks = [question_task(make_example(id=row["id"])) for row in reversed(rows)]
+    groups = [make_group(task, ["a reply"] * real_step.GROUP) for task in tasks]
+    scorer.score(groups)
+    repeated = [row["rewards"] for row in reversed(rows) for _ in range(real_step.GROUP)]
+    assert real_step.reward(repeated, prompts=repeated) == [r.reward for g in groups for r in g.rollouts]
+    assert all(group.has_signal for group in groups)
+
+
+def test_real_step_asks_different_questions_after_the_same_two_examples(real_step):
+    prompts = [row["prompt"] for row in real_step.rows(16, seed=0)]
+    assert {tuple(turn["role"] for turn in prompt) for prompt in prompts} == {("user", "assistant") * 2 + ("user",)}
+    assert all(prompt[:-1] == prompts[0][:-1] for prompt in prompts)
+    assert len({prompt[-1]["content"] for prompt in prompts}) > 10
+
+
+@pytest.mark.parametrize(("batch", "generated"), [(4, 128), (2, 8), (16, 32)])
+def test_real_step_has_trl_generate_as_many_rows_at_once_as_it_says(real_step, batch, generated):
+    assert batch * real_step.Choice(batch, generated).settings()["steps_per_generation"] == generated
+
+
+def test_real_step_compares_medians_and_spreads_over_all_pairs(real_step):
+    result = real_step.compare("a", [60.0, 90.0], [2.0, 3.0, 4.0], at_least=15.0)
+    assert result["ratio"] == 25 and result["spread"] == [15, 45] and result["holds"]

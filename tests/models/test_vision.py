@@ -19,8 +19,9 @@ from vision import FAMILIES, image_file, save_vision_model
 
 from spark_rl.config import ModelConfig
 from spark_rl.images import open_image, shrunk
-from spark_rl.models import processor
+from spark_rl.models import prefixes, processor
 from spark_rl.models.load import load_model, load_tokenizer
+from spark_rl.models.prefixes import prompt_classes
 from spark_rl.models.processor import ImageProcessor, load_image_processor
 from spark_rl.models.vision import Vision, freeze_vision, vision_modules
 from spark_rl.prompts import ChatRenderer
@@ -171,6 +172,24 @@ def test_greedy_tokens_are_those_of_generate(loaded, family, shares, monkeypatch
         expected = out[0, len(ids) :].tolist()
         for completion in completions:
             assert completion.token_ids == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_stands_before_images_may_be_computed_once(loaded, family, every_prefix, monkeypatch):
+    of = loaded(family)
+    taken = encoded(of)
+    requests = [
+        Request(str(i), tuple(ids), 2, 8, temperature=i % 2, images=images) for i, (ids, images) in enumerate(taken)
+    ]
+    before = Vision(of.model, of.images).before_images([ids for ids, _ in taken])
+    (each,) = prompt_classes([ids for ids, _ in taken], before)
+    assert 5 <= each.length <= min(before) < len(taken[1][0])
+    engine = TransformersEngine(of.model, of.tokenizer, images=of.images)
+    made = engine.generate(requests)
+    assert engine.shares
+    monkeypatch.setattr(prefixes, "_FIXED", 10**6)
+    for ours, theirs in zip(made, engine.generate(requests), strict=True):
+        assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
 
 
 def test_an_image_token_that_was_sampled_is_no_image(loaded):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
+from spark_rl.models import prefixes
 from spark_rl.rollout.captured_rows import Capture, CapturedRows
 from spark_rl.rollout.engine import Request, uniforms
 from spark_rl.rollout.running_rows import PromptOnceRows
@@ -140,6 +141,42 @@ def test_a_row_at_its_limit_goes_no_further_than_the_model_has_positions(shares,
     engine = TransformersEngine(model, tiny_tokenizer, shares=shares)
     alone = [engine.generate([request])[0] for request in requests]
     assert tokens_of(engine.generate(requests)) == tokens_of(alone)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefixes_change_no_token(family, steps, every_prefix, tiny_model, tiny_tokenizer, monkeypatch):
+    """Two classes after one header, a prompt of neither, greedy rows and sampled ones, in one chunk a class and in
+    several; the windows are shorter than the prefixes."""
+    model = tiny_model(family, **CONFIGS[family])
+    header, first, second, *own = random_prompts([3, 9, 17, 1, 6, 4, 2, 2, 1, 5])
+    prompts = [*(header + first + ids for ids in own[:4]), *(header + second + ids for ids in own[4:6]), own[6]]
+    prompts = [prompts[i] for i in (4, 0, 6, 1, 2, 5, 3)]
+    requests = [Request(str(i), p, i % 3 + 1, 9 + i, (0.0, 1.3)[i % 2], seed=i) for i, p in enumerate(prompts)]
+    assert [each.length for each in prefixes.prompt_classes(prompts)] == [20, 12, 0]
+    engine = TransformersEngine(model, tiny_tokenizer)
+    made = [engine.generate(requests)]
+    engine.max_batch_tokens = 60
+    made.append(engine.generate(requests))
+    assert engine.shares
+    monkeypatch.setattr(prefixes, "_FIXED", 10**6)
+    expected = TransformersEngine(model, tiny_tokenizer).generate(requests)
+    for groups in made:
+        assert tokens_of(groups) == tokens_of(expected)
+        for group, as_before in zip(groups, expected, strict=True):
+            for ours, theirs in zip(group, as_before, strict=True):
+                assert ours.logps == pytest.approx(theirs.logps, abs=1e-5)
+
+
+def test_a_prefix_is_run_once_a_call(tiny_model, tiny_tokenizer, monkeypatch):
+    """However many chunks its prompts are cut into; a chunk's budget counts it once."""
+    model, lengths = tiny_model("Qwen3"), []
+    (examples,) = random_prompts([150])
+    requests = [Request(str(i), (*examples, *p), 2, 3, seed=i) for i, p in enumerate(random_prompts([4] * 6))]
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    TransformersEngine(model, tiny_tokenizer, max_batch_tokens=150 + 2 * (4 + 2 * 3)).generate(requests)
+    assert lengths == [(1, 150), *[(1, 2 * 4), (2 * 2, 1), (2 * 2, 1)] * 3]
 
 
 @pytest.mark.parametrize("waits", [False, True])

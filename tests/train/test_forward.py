@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from spark_rl.models import prompt_once
+from spark_rl.models import fused, prompt_once
+from spark_rl.models.prompt_once import Prefix
 from spark_rl.train import forward as forward_module
 from spark_rl.train.forward import GroupLogProbs, collate
 
@@ -87,6 +88,70 @@ def test_logps_equal_single_rows(family, implementation, batch, tiny_model):
 def test_gradient_equals_plain(family, batch, tiny_model):
     model = tiny_model(family, **FAMILIES[family]).train()
     assert_same(run(model, batch, "shared", 0.7), run(model, batch, "plain", 0.7))
+
+
+def run_in_parts(model, parts, implementation, length):
+    """`run`, of batches one after the other, whose prompts all begin with the same `length` tokens."""
+    model.zero_grad()
+    module, prefix = GroupLogProbs(model, implementation), None
+    if implementation == "shared":
+        prefix = Prefix(parts[0][0][0][:length])
+        with torch.no_grad():
+            (states,) = module([prefix.ids])
+        prefix.states = {layer: tuple(x.requires_grad_() for x in pair) for layer, pair in states.items()}
+    logps, entropies, generator = [], [], torch.Generator().manual_seed(1)
+    for i, groups in enumerate(parts):
+        batch = collate(groups, prefix=prefix, ends_prefix=i == len(parts) - 1)
+        out = module(batch, 0.7, with_entropy=True)
+        weights = torch.randn(2, *out.logps_RT.shape, generator=generator)
+        ((out.logps_RT * weights[0]).sum() + (out.entropy_RT * weights[1]).sum()).backward()
+        logps.append(out.logps_RT.detach().flatten()), entropies.append(out.entropy_RT.detach().flatten())
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return torch.cat(logps), torch.cat(entropies), gradient
+
+
+@pytest.fixture
+def parts():
+    """Batches of groups whose prompts begin with the same 10 tokens: with one batch, or with several."""
+    rng = random.Random(0)
+
+    def ids(n):
+        return [rng.randrange(2, 64) for _ in range(n)]
+
+    prefix = ids(10)
+    lengths = [[(1, [3, 9]), (9, [5])], [(7, [0, 4, 1])], [(2, [2, 2]), (4, [8, 1])]]
+    return [[(prefix + ids(own), [ids(n) for n in group]) for own, group in batch] for batch in lengths]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_computed_once_has_the_plain_gradient(family, parts, tiny_model):
+    """Given by the first of three batches on, and held by the last; and by the only one. Windows end within it."""
+    model = tiny_model(family, **FAMILIES[family]).train()
+    for some in (parts, parts[:1]):
+        assert_same(run_in_parts(model, some, "shared", 10), run_in_parts(model, some, "plain", 10))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", ["Qwen3", "Mistral"])
+def test_so_it_has_under_activation_checkpointing(family, reentrant, parts, tiny_model):
+    model = tiny_model(family, **FAMILIES[family]).train()
+    expected = run_in_parts(model, parts, "plain", 10)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert_same(run_in_parts(model, parts, "shared", 10), expected)
+
+
+def test_attention_in_blocks_is_that_of_one(parts, tiny_model, monkeypatch):
+    model = tiny_model("Mistral", **FAMILIES["Mistral"]).train()
+    expected = run_in_parts(model, parts, "shared", 10)
+    monkeypatch.setattr(fused, "_BLOCK_ON_CPU", 300)
+    assert_same(run_in_parts(model, parts, "shared", 10), expected)
+
+
+def test_dropout_shares_no_prefix(tiny_model):
+    assert GroupLogProbs(tiny_model("Llama")).shares_prefixes
+    assert not GroupLogProbs(tiny_model("Llama", attention_dropout=0.1)).shares_prefixes
+    assert not GroupLogProbs(tiny_model("Llama"), "plain").shares_prefixes
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Mistral"])

@@ -102,6 +102,68 @@ def log_softmax_at(logits: Tensor, ids: Tensor, with_entropy: bool) -> tuple[Ten
     return logps
 
 
+_BLOCK_ON_CPU, _BLOCK_ON_GPU = 2**19, 2**27
+"""Products of queries and keys that are held at once."""
+
+
+class AttendPart(torch.autograd.Function):
+    """Attention to a part of what queries see: [rows, K, Q, D], and the logarithm of what its weights were divided by,
+    [rows, K, Q, 1] in float32, by which parts are joined (as in ring attention, arXiv 2310.01889).
+
+    Weights are made a block of queries at a time, and anew in the backward pass. `mask` [rows or 1, 1, Q, S] is added
+    to the scores. A query that sees nothing gets zeros, and a logarithm so low that nothing comes of them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.scale, ctx.softcap = scale, softcap
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        log_total = query.new_empty(*query.shape[:-1], 1, dtype=torch.float32)
+        for part in AttendPart._blocks(query, key):
+            scores, _ = AttendPart._scores(query[:, :, part], key, mask, part, scale, softcap)
+            top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+            weights = scores.sub_(top).exp_()
+            total = weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+            out[:, :, part] = (weights.to(value.dtype) @ value).div_(total)
+            log_total[:, :, part] = top.add_(total.log_())
+        ctx.save_for_backward(query, key, value, mask, out, log_total)
+        return out, log_total
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, out, log_total = ctx.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        from_total = grad_total - (grad_out * out).sum(-1, keepdim=True)
+        for part in AttendPart._blocks(query, key):
+            scores, slope = AttendPart._scores(query[:, :, part], key, mask, part, ctx.scale, ctx.softcap)
+            weights, grad = scores.sub_(log_total[:, :, part]).exp_(), grad_out[:, :, part]
+            of_value += weights.to(grad.dtype).mT @ grad
+            of_scores = (grad @ value.mT).float().add_(from_total[:, :, part]).mul_(weights).mul_(ctx.scale)
+            of_scores = (of_scores if slope is None else of_scores.mul_(slope)).to(query.dtype)
+            of_query[:, :, part] = of_scores @ key
+            of_key += of_scores.mT @ query[:, :, part]
+        return of_query, of_key, of_value, None, None, None
+
+    @staticmethod
+    def _blocks(query: Tensor, key: Tensor) -> Iterator[slice]:
+        a_query = query.shape[0] * query.shape[1] * key.shape[2]
+        size = max(1, (_BLOCK_ON_GPU if query.is_cuda else _BLOCK_ON_CPU) // a_query)
+        return (slice(start, start + size) for start in range(0, query.shape[2], size))
+
+    @staticmethod
+    def _scores(
+        query: Tensor, key: Tensor, mask: Tensor | None, part: slice, scale: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores in float32, and the slope of the soft cap if there is one."""
+        scores, slope = ((query * scale) @ key.mT).float(), None
+        if softcap is not None:
+            capped = scores.div_(softcap).tanh_()
+            slope, scores = 1 - capped**2, capped * softcap
+        return (scores if mask is None else scores.add_(mask[:, :, part])), slope
+
+
 def fuse(model: nn.Module) -> None:
     """Let the RMSNorm layers of a model use the one above wherever they compute in float32; on a GPU torch's own."""
     known: dict[type, bool] = {}

@@ -146,6 +146,10 @@ class Vision:
         blocks = [_blocks(mask) for mask in is_image] if self._has_blocks else None
         return PromptImages(prepared, of_prompt, [len(ids) for ids in prompts], positions, self.image_token_id, blocks)
 
+    def before_images(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """How many tokens of each prompt stand before its first image token: all, if it has none."""
+        return [list(ids).index(self.image_token_id) if self.image_token_id in ids else len(ids) for ids in prompts]
+
     def _positions(self, ids: Sequence[int], is_image: np.ndarray, shown: Sequence[PreparedImage]) -> np.ndarray:
         """Positions [A, P] of a prompt as the model itself counts them: image tokens [P] by row and column."""
         if not shown:

@@ -36,6 +36,12 @@ class Prompts:
         """The templates of one role, in a fixed order."""
         return tuple(t for t in self.templates if t.role is role)
 
+    def recycled_in(self, role: Role) -> tuple[Template, ...]:
+        """The templates that recycled prompts of a role are made in: with worked examples just the first one, which
+        these are made in. Shown one wording and asked in another, small models answer as if they had seen none."""
+        templates = self.templates_for(role)
+        return templates[:1] if self.examples.get(role) else templates
+
     def template(self, name: str | None, role: Role) -> Template:
         """The template of a role that is called so; the first one without a name.
 

@@ -191,7 +191,7 @@ class _Maker:
         self, role: Role, showings: Sequence[tuple[Response, ...]], label: str | None = None
     ) -> list[Task] | None:
         """A task for each tuple of responses, all with one template and one view; None if a view shows nothing."""
-        template = self.rng.choice(self.prompts.templates_for(role))
+        template = self.rng.choice(self.prompts.recycled_in(role))
         view = View.REASONING if self.rng.random() < self.config.reasoning_view else View.ANSWER
         if any(r.extracted is None or r.disturbed for showing in showings for r in showing):
             view = View.REASONING  # there is no answer to show, or it is not the answer that was disturbed

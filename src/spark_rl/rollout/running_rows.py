@@ -2,11 +2,13 @@
 
 `PromptOnceRows` holds the keys and values of every prompt once, whatever the number of its rows, and those of the
 tokens of each row. A new token's products with its prompt are one matrix product for all rows of the prompt, so a
-prompt is read once a step, not once a row. `CachedRows` is for models whose prompts cannot be shared (linear attention,
-convolutions): each row runs its own copy of the prompt on the cache of transformers.
+prompt is read once a step, not once a row. So it is with the prefix that all prompts begin with, if they do.
+`CachedRows` is for models whose prompts cannot be shared (linear attention, convolutions): each row runs its own copy
+of the prompt on the cache of transformers.
 
-Shape suffixes: B prompts, R running rows (neighbours share a prompt), G most rows of a prompt, P longest prompt, U own
-tokens so far, H query heads, K key/value heads, F = H / K, D head size, V vocabulary.
+Shape suffixes: L tokens of the prefix, B prompts (without it), R running rows (neighbours share a prompt), G most rows
+of a prompt, P longest prompt, U own tokens so far, H query heads, K key/value heads, F = H / K, D head size, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spark_rl.models.load import unwrap
-from spark_rl.models.prompt_once import CannotShare, PackedRow, Score, run
+from spark_rl.models.prompt_once import PackedRow, Prefix, Score, run
 from spark_rl.models.vision import PromptImages, read_back
 
 _FIRST_ROOM = 64
@@ -34,10 +36,11 @@ class Rows(Protocol):
         prompt_of_row: Sequence[int],
         limit_of_row: Sequence[int],
         images: PromptImages | None,
+        prefix: Prefix | None,
     ) -> Tensor:
         """Run the prompts, with their images, and start rows on them, each of at most so many tokens: one that goes on
-        for the sake of others stays at its last position, since there may be none beyond. Returns the first logits
-        [R, V]."""
+        for the sake of others stays at its last position, since there may be none beyond. All prompts begin with the
+        `prefix`, if there is one. Returns the first logits [R, V]."""
         ...
 
     def step(self, ids_R: Tensor) -> Tensor:
@@ -62,19 +65,22 @@ class PromptOnceRows:
         prompt_of_row: Sequence[int],
         limit_of_row: Sequence[int],
         images: PromptImages | None,
+        prefix: Prefix | None,
     ) -> Tensor:
         device = next(self.model.parameters()).device
-        row = PackedRow([len(ids) for ids in prompts], [()] * len(prompts), device, keep=True, images=images)
-        ids = torch.tensor([i for ids in prompts for i in ids], device=device)
+        self._prefix_length = prefix.length if prefix else 0
+        self._prefix = prefix.states if prefix else {}
+        own = [ids[self._prefix_length :] for ids in prompts]
+        row = PackedRow([len(ids) for ids in own], [()] * len(own), device, keep=True, images=images, prefix=prefix)
+        ids = torch.tensor([i for ids in own for i in ids], device=device)
         features = images.features(unwrap(self.model).base_model) if images else {}
         out = run(self.model, ids[None], row.positions, row, logits_to_keep=row.last_B, **features)
-        if not row.kept:
-            raise CannotShare("this model's layers do not hand on what attention is to be shared by")
+        kept = row.kept_states()
         self.prompt_R = torch.tensor(prompt_of_row, device=device)
         self.length_B, self.used = row.prompt_B, 0
         self.position_R = row.next_B[self.prompt_R]
         self.last_R = _last(self.position_R, limit_of_row)
-        self._prompts = {layer: [states.contiguous() for states in kept] for layer, kept in row.kept.items()}
+        self._prompts = {layer: [states.contiguous() for states in of_layer] for layer, of_layer in kept.items()}
         self._own: dict[int, list[Tensor]] = {}
         self.room = 0
         self._arrange()
@@ -113,19 +119,21 @@ class PromptOnceRows:
         own_keys, own_values = self._with(layer, key, value)
         keys, values = self._prompts[layer]
         query_RKFD = query.reshape(rows, heads, -1, dim) * score.scale(dim)
-        products = [self._of_prompts(query_RKFD, keys.transpose(2, 3)), query_RKFD @ own_keys.transpose(2, 3)]
+        products = [self._of_prompts(query_RKFD, keys.mT), query_RKFD @ own_keys.mT]
+        if self._prefix:
+            before_keys, before_values = self._prefix[layer]
+            products.insert(0, _of_few(query_RKFD, before_keys.mT))
         weights = score.weights(torch.cat(products, dim=-1), self._mask(window, query.dtype))
-        of_prompt, of_own = weights.split([keys.shape[2], own_keys.shape[2]], dim=-1)
+        *of_prefix, of_prompt, of_own = weights.split([product.shape[-1] for product in products], dim=-1)
         out_RKFD = self._of_prompts(of_prompt, values) + of_own @ own_values
+        if of_prefix:
+            out_RKFD += _of_few(of_prefix[0], before_values)
         return out_RKFD.reshape(rows, 1, query.shape[1], -1)
 
     def _of_prompts(self, left_RKFX: Tensor, right_BKXY: Tensor) -> Tensor:
         """Matrix products of each row's left side with its prompt's right side: [R, K, F, Y]."""
-        num_prompts, heads, folds = len(right_BKXY), *left_RKFX.shape[1:3]
         left = left_RKFX if self._row_of_cell is None else left_RKFX.index_select(0, self._row_of_cell)
-        left_BKQX = left.unflatten(0, (num_prompts, -1)).transpose(1, 2).flatten(2, 3)
-        out_BKQY = left_BKQX @ right_BKXY
-        out = out_BKQY.unflatten(2, (-1, folds)).transpose(1, 2).reshape(-1, heads, folds, right_BKXY.shape[3])
+        out = _of_few(left, right_BKXY)
         return out if self._cell_of_row is None else out.index_select(0, self._cell_of_row)
 
     def _arrange(self) -> None:
@@ -158,7 +166,7 @@ class PromptOnceRows:
         return [buffer[:, :, : self.used] for buffer in self._own[layer]]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores of [R, 1, 1, P + U]: minus infinity for padding and outside of the window."""
+        """What is added to the scores of [R, 1, 1, L + P + U]: minus infinity for padding and outside of the window."""
         if window not in self._masks:
             hidden_RS = self._hidden(window)
             mask_RS = torch.zeros(hidden_RS.shape, dtype=dtype, device=hidden_RS.device)
@@ -166,9 +174,9 @@ class PromptOnceRows:
         return self._masks[window]
 
     def _hidden(self, window: int | None) -> Tensor:
-        """What the rows' last tokens do not see: bool [R, P + U]."""
+        """What the rows' last tokens do not see: bool [R, L + P + U]."""
         width, (places, used) = self._prompts[0][0].shape[2], self._extent()
-        column_S = torch.arange(width + places, device=self.position_R.device)
+        column_S = torch.arange(-self._prefix_length, width + places, device=self.position_R.device)
         length_R1 = self.length_B[self.prompt_R][:, None]
         hidden_RS = (column_S >= length_R1) & (column_S < width)
         if isinstance(used, Tensor):  # not all places hold a token
@@ -198,6 +206,7 @@ class CachedRows:
         prompt_of_row: Sequence[int],
         limit_of_row: Sequence[int],
         images: PromptImages | None,
+        prefix: Prefix | None,
     ) -> Tensor:
         device = next(self.model.parameters()).device
         width = max(map(len, prompts))
@@ -242,6 +251,13 @@ class CachedRows:
         self.cache.reorder_cache(keep)
         self.mask_RL = self.mask_RL[keep]
         self.position_R, self.last_R = self.position_R[keep], self.last_R[keep]
+
+
+def _of_few(left_RKFX: Tensor, right_BKXY: Tensor) -> Tensor:
+    """Matrix products of rows' left sides with right sides that as many rows share each: [R, K, F, Y]."""
+    num, folds = len(right_BKXY), left_RKFX.shape[2]
+    left_BKQX = left_RKFX.unflatten(0, (num, -1)).transpose(1, 2).flatten(2, 3)
+    return (left_BKQX @ right_BKXY).unflatten(2, (-1, folds)).transpose(1, 2).flatten(0, 1)
 
 
 def _last(position_R: Tensor, limit_of_row: Sequence[int]) -> Tensor:

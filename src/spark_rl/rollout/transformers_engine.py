@@ -1,8 +1,9 @@
 """Generation with a plain Hugging Face model, each prompt computed once for all its samples.
 
-Requests are sorted by prompt length and cut into chunks that fit a token budget. A chunk's prompts are run once, and
-tokens are sampled for all rows until every row has ended (`running_rows`). Ended rows are dropped once there are enough
-of them to pay for it.
+Requests whose prompts have a long beginning in common are taken together, and that is run once for all of them
+(`models/prefixes.py`). Sorted by prompt length, they are cut into chunks that fit a token budget. A chunk's prompts are
+run once, and tokens are sampled for all rows until every row has ended (`running_rows`). Ended rows are dropped once
+there are enough of them to pay for it.
 
 Shape suffixes: R rows (samples) of a chunk, N longest completion, V vocabulary.
 """
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor
 
 from spark_rl.models.fused import fuse
+from spark_rl.models.prefixes import prompt_classes
 from spark_rl.models.processor import ImageProcessor
-from spark_rl.models.prompt_once import CannotShare, can_share, sharing
+from spark_rl.models.prompt_once import CannotShare, Prefix, can_share, prefix_states, sharing
 from spark_rl.models.vision import Vision
 from spark_rl.rollout.captured_rows import Capture, CapturedRows
 from spark_rl.rollout.engine import Completion, Request, uniforms
@@ -81,19 +83,44 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         results: dict[int, list[Completion]] = {}
         total, done = sum(r.n for r in requests), 0
-        budget = self.max_batch_tokens or cache_tokens(_device(self.model).type)
-        for chunk in _chunks(requests, budget, self.shares):
-            rows = [(requests[i], sample) for i, sample in chunk]
-            numbers = [i for i, _ in chunk]
-            completions = self._run(rows, numbers, partial(_report, progress, done, total))
-            for i, completion in zip(numbers, completions, strict=True):
-                results.setdefault(i, []).append(completion)
-            done += len(rows)
-            _report(progress, done, total, 0)
+        for prefix, members in self._classes(requests):
+            for numbers, rows in self._chunks(requests, members, prefix):
+                completions = self._run(rows, numbers, prefix, partial(_report, progress, done, total))
+                for i, completion in zip(numbers, completions, strict=True):
+                    results.setdefault(i, []).append(completion)
+                done += len(rows)
+                _report(progress, done, total, 0)
         return [results[i] for i in range(len(requests))]
 
+    def _classes(self, requests: Sequence[Request]) -> Iterator[tuple[Prefix | None, list[int]]]:
+        """Requests, by number, whose prompts begin with the same tokens, and what was computed of these."""
+        if not self.shares:
+            yield None, list(range(len(requests)))
+            return
+        prompts = [request.prompt_ids for request in requests]
+        most = self.vision.before_images(prompts) if self.vision else None
+        for length, members in prompt_classes(prompts, most):
+            prefix = Prefix(prompts[members[0]][:length]) if length else None
+            if prefix:
+                (prefix.states,) = prefix_states(self.model, [prefix.ids], logits_to_keep=1)
+            yield prefix, members
+
+    def _chunks(
+        self, requests: Sequence[Request], members: Sequence[int], prefix: Prefix | None
+    ) -> Iterator[tuple[list[int], list[tuple[Request, int]]]]:
+        """Chunks of some of the requests: the numbers of rows' requests, and the rows."""
+        budget = self.max_batch_tokens or cache_tokens(_device(self.model).type)
+        length = prefix.length if prefix else 0
+        for chunk in _chunks([requests[i] for i in members], budget, self.shares, length):
+            numbers = [members[i] for i, _ in chunk]
+            yield numbers, [(requests[i], sample) for i, (_, sample) in zip(numbers, chunk, strict=True)]
+
     def _run(
-        self, rows: list[tuple[Request, int]], numbers: list[int], report: Callable[[float], None]
+        self,
+        rows: list[tuple[Request, int]],
+        numbers: list[int],
+        prefix: Prefix | None,
+        report: Callable[[float], None],
     ) -> list[Completion]:
         """Sample the rows of one chunk; rows of the same request, which have the same number, are neighbours."""
         device = _device(self.model)
@@ -114,7 +141,7 @@ class TransformersEngine:
         prompts = [request.prompt_ids for request in unique.values()]
         images = self.vision.read(prompts, [request.images for request in unique.values()]) if self.vision else None
         running = self._rows(cap)
-        logits_RV = running.start(prompts, [place[number] for number in numbers], limits, images)
+        logits_RV = running.start(prompts, [place[number] for number in numbers], limits, images, prefix)
         for t in range(cap):
             ids_R, logp_RN[row_R, t] = sampler.draw(logits_RV, row_R, t)
             token_RN[row_R, t] = ids_R
@@ -170,16 +197,18 @@ def _report(progress: Callable[[float, int], None] | None, before: int, total: i
         progress(before + ended, total)
 
 
-def _chunks(requests: Sequence[Request], budget: int, shares: bool) -> Iterator[list[tuple[int, int]]]:
+def _chunks(requests: Sequence[Request], budget: int, shares: bool, prefix: int = 0) -> Iterator[list[tuple[int, int]]]:
     """Cut the samples, as (request number, sample number), into chunks of similar prompts within the token budget.
 
-    A request with more samples than fit is cut too, which costs its prompt once more and changes no token.
+    A request with more samples than fit is cut too, which costs its prompt once more and changes no token. Of all
+    prompts the first `prefix` tokens are the same, which a chunk has once.
     """
+    budget -= prefix
     chunk: list[tuple[int, int]] = []
     width = cap = prompts = 0
     for i in sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids), reverse=True):
         request = requests[i]
-        size, limit = len(request.prompt_ids), request.max_new_tokens
+        size, limit = len(request.prompt_ids) - prefix, request.max_new_tokens
         for sample in range(request.n):
             is_new = sample == 0 or not shares or not chunk
             if chunk and (prompts + is_new) * max(width, size) + (len(chunk) + 1) * max(cap, limit) > budget:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from spark_rl.config import Config
+from spark_rl.models.prefixes import prompt_classes
+from spark_rl.models.prompt_once import Prefix
 from spark_rl.models.vision import Vision
 from spark_rl.train.forward import GroupBatch, collate
 from spark_rl.train.loss import rollout_scale
@@ -33,10 +36,22 @@ class TrainGroup:
     temperature: float
     images: tuple[Image, ...] = ()
     """Those of the prompt."""
+    prefix: int = 0
+    """How many of the prompt's tokens are computed once for all groups that begin with them."""
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        return self.prompt_ids[: self.prefix]
+
+    @property
+    def num_own(self) -> int:
+        """Tokens of the prompt after the prefix."""
+        return len(self.prompt_ids) - self.prefix
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + sum(map(len, self.completions))
+        """Those after the prefix."""
+        return self.num_own + sum(map(len, self.completions))
 
     @property
     def width(self) -> int:
@@ -107,30 +122,55 @@ def train_groups(
     return result
 
 
+def with_prefixes(groups: Sequence[TrainGroup], vision: Vision | None = None) -> list[TrainGroup]:
+    """The groups, with what those begin with that have it in common."""
+    prompts = [group.prompt_ids for group in groups]
+    length_of: dict[int, int] = {}
+    for length, members in prompt_classes(prompts, vision.before_images(prompts) if vision else None):
+        length_of |= dict.fromkeys(members, length)
+    return [replace(group, prefix=length_of[i]) for i, group in enumerate(groups)]
+
+
 def micro_batches(groups: Sequence[TrainGroup], max_tokens: int, fill: int | None = None) -> list[list[TrainGroup]]:
-    """Groups of like shape together, up to `fill` tokens (by default `max_tokens`), prompts counted once.
+    """Groups of like shape and with the same prefix together, up to `fill` tokens (by default `max_tokens`), prompts
+    counted once. The last batch of a prefix counts this as well, since it computes it, with its gradient.
 
     A group alone may have `max_tokens`. A larger one is split; its prompt is then computed once for each part.
     Attention pads all completions of a batch to the longest one; what that adds is bounded as well (`_PADDING`).
     """
     parts = [part for group in groups for part in _split(group, max_tokens)]
-    parts.sort(key=lambda g: (len(g.prompt_ids), g.width))
+    parts.sort(key=lambda g: (g.prefix_ids, len(g.prompt_ids), g.width))
+    batches: list[list[TrainGroup]] = []
+    for prefix_ids, of_prefix in groupby(parts, key=lambda g: g.prefix_ids):
+        filled = _filled(list(of_prefix), fill or max_tokens, len(prefix_ids))
+        batches += [*filled[1:], filled[0]] if prefix_ids else filled
+    return batches
+
+
+def _filled(parts: Sequence[TrainGroup], tokens: int, taken: int) -> list[list[TrainGroup]]:
+    """Batches of up to so many tokens, the first of which has room for `taken` others."""
     batches: list[list[TrainGroup]] = []
     room = 0
     for part in parts:
-        if part.num_tokens <= room and _padded([*batches[-1], part]) <= _PADDING * (fill or max_tokens):
+        if part.num_tokens <= room and _padded([*batches[-1], part]) <= _PADDING * tokens:
             batches[-1].append(part)
         else:
+            room = tokens if batches else tokens - taken
             batches.append([part])
-            room = fill or max_tokens
         room -= part.num_tokens
     return batches
+
+
+def prefixes_of(batches: Sequence[Sequence[TrainGroup]]) -> list[Prefix | None]:
+    """What the prompts of each micro-batch begin with: the same object where it is the same."""
+    known: dict[tuple[int, ...], Prefix] = {}
+    return [known.setdefault(ids, Prefix(ids)) if (ids := tuple(parts[0].prefix_ids)) else None for parts in batches]
 
 
 def _padded(groups: Sequence[TrainGroup]) -> int:
     """Tokens of these groups as attention takes them."""
     rows, width = sum(len(g.completions) for g in groups), max(g.width for g in groups)
-    return sum(len(g.prompt_ids) for g in groups) + rows * width
+    return sum(g.num_own for g in groups) + rows * width
 
 
 def fill_tokens(max_tokens: int, device_type: str) -> int:
@@ -144,14 +184,16 @@ def to_tensors(
     device: torch.device,
     vision: Vision | None = None,
     always_sees: bool = False,
+    prefix: Prefix | None = None,
+    ends_prefix: bool = True,
 ) -> MicroBatch:
-    """Collate a micro-batch; for the last two arguments see `Vision.read`."""
+    """Collate a micro-batch; for `vision` and `always_sees` see `Vision.read`, for the last two `GroupBatch`."""
     shown = [g.images for g in groups]
     images = vision.read([g.prompt_ids for g in groups], shown, always_sees) if vision else None
     temperatures = [g.temperature for g in groups for _ in g.completions]
     is_same = len(set(temperatures)) == 1
     return MicroBatch(
-        batch=collate([(g.prompt_ids, g.completions) for g in groups], pad_id, device, images),
+        batch=collate([(g.prompt_ids, g.completions) for g in groups], pad_id, device, images, prefix, ends_prefix),
         advantage_R=torch.tensor([a for g in groups for a in g.advantages], device=device),
         scale_R=torch.tensor([s for g in groups for s in g.scales], device=device),
         temperature_R=temperatures[0] if is_same else torch.tensor(temperatures, device=device),
@@ -159,7 +201,7 @@ def to_tensors(
 
 
 def _split(group: TrainGroup, max_tokens: int) -> list[TrainGroup]:
-    if group.num_tokens <= max_tokens and _padded([group]) <= _PADDING * max_tokens:
+    if group.prefix + group.num_tokens <= max_tokens and _padded([group]) <= _PADDING * max_tokens:
         return [group]
     rows = max(1, (max_tokens - len(group.prompt_ids)) // max(1, group.width))
     return [

@@ -5,7 +5,9 @@ once per group instead of once per completion is where a recycled step is won. T
 numbers and gradients (up to float rounding):
 
 - `shared`: one row of all tokens, every prompt once and nothing padded; only attention knows of groups
-  (`models/prompt_once.py`).
+  (`models/prompt_once.py`). What the prompts of a whole step begin with (`Prefix`) is computed once for all of its
+  rows: first without a graph, for the keys and values that rows attend to, and gather gradients for; then once more
+  with the tokens of the last row, where these gradients join its own. So each forward has one backward pass.
 - `plain`: the prompt repeated for every completion. The slow twin: tests and the self-check compare with it, and
   architectures whose prompt cannot be shared (linear attention) use it.
 
@@ -28,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spark_rl.models import fused
 from spark_rl.models.load import unwrap
-from spark_rl.models.prompt_once import PackedRow, can_share, run, share
+from spark_rl.models.prompt_once import PackedRow, Prefix, States, can_share, prefix_states, run, share
 from spark_rl.models.vision import PromptImages, read_back
 from spark_rl.rollout.transformers_engine import evaluating
 
@@ -59,6 +61,10 @@ class GroupBatch:
     """For each group, the lengths of its completions."""
     images: PromptImages | None = None
     """Of the prompts."""
+    prefix: Prefix | None = None
+    """What all prompts begin with, if that is computed once."""
+    ends_prefix: bool = False
+    """No later batch attends to the prefix: its gradient goes backward with this one's."""
 
     def to(self, device: torch.device | str) -> GroupBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -79,8 +85,11 @@ def collate(
     pad_id: int = 0,
     device: torch.device | str | None = None,
     images: PromptImages | None = None,
+    prefix: Prefix | None = None,
+    ends_prefix: bool = True,
 ) -> GroupBatch:
-    """Pad groups of `(prompt ids, completions' ids)`: at least one prompt token and one (maybe empty) completion."""
+    """Pad groups of `(prompt ids, completions' ids)`: at least one prompt token, which is none of the prefix, and one
+    (maybe empty) completion."""
     if not groups or any(not prompt or not completions for prompt, completions in groups):
         raise ValueError("every group needs at least one prompt token and one completion")
     prompts = [list(prompt) for prompt, _ in groups]
@@ -96,6 +105,8 @@ def collate(
         prompt_lengths=[len(ids) for ids in prompts],
         completion_lengths=[[len(ids) for ids in group] for _, group in groups],
         images=images,
+        prefix=prefix,
+        ends_prefix=ends_prefix,
     ).to(device or "cpu")
 
 
@@ -120,11 +131,25 @@ class GroupLogProbs(nn.Module):
             share(unwrap(model))
         fused.fuse(model)
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether what prompts begin with may be computed apart from them. Dropout would make each time another."""
+        return self.implementation == "shared" and not any(map(_drops, self.model.modules()))
+
     def forward(
-        self, batch: GroupBatch, temperature_R: Tensor | float = 1.0, with_entropy: bool = False
-    ) -> TokenLogProbs:
-        """Log-softmax(logits / temperature) of every completion token, float32. A temperature of 0 counts as 1."""
+        self,
+        batch: GroupBatch | Sequence[Sequence[int]],
+        temperature_R: Tensor | float = 1.0,
+        with_entropy: bool = False,
+    ) -> TokenLogProbs | list[States]:
+        """Log-softmax(logits / temperature) of every completion token, float32. A temperature of 0 counts as 1.
+
+        Or, of the token ids of prefixes, their keys and values.
+        """
         decoder = _Decoder(self.model)
+        if not isinstance(batch, GroupBatch):
+            kept = {} if decoder.own_head else {"logits_to_keep": 1}
+            return prefix_states(decoder.body, batch, **kept)
         features_ND = self._features(decoder, batch)
         temperature_N = None
         if isinstance(temperature_R, Tensor) or temperature_R not in (0, 1):
@@ -150,6 +175,8 @@ class GroupLogProbs(nn.Module):
         name = self.implementation
         with evaluating(self.model):
             try:
+                if batch.prefix is not None and name == "shared":
+                    (batch.prefix.states,) = self([batch.prefix.ids])
                 logps_RT = self(batch).logps_RT
             except torch.OutOfMemoryError:
                 raise
@@ -216,6 +243,11 @@ class _Decoder:
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
 
+def _drops(module: nn.Module) -> bool:
+    """Whether it has dropout: as torch's layer, or as a number that it hands on to attention."""
+    return bool(getattr(module, "attention_dropout", 0) or (isinstance(module, nn.Dropout) and module.p))
+
+
 def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
@@ -247,11 +279,15 @@ def _plain(decoder: _Decoder, batch: GroupBatch) -> Tensor:
 
 def _shared(decoder: _Decoder, batch: GroupBatch) -> Tensor:
     """Features [N, D] from one row of all prompts and completions."""
-    device = batch.token_N.device
-    row = PackedRow(batch.prompt_lengths, batch.completion_lengths, device, images=batch.images)
-    prompts = batch.prompt_ids_BP[batch.prompt_mask_BP.bool()]
+    device, prefix = batch.token_N.device, batch.prefix
+    before = prefix.length if prefix else 0
+    holds_prefix = prefix is not None and (not prefix.states or (batch.ends_prefix and torch.is_grad_enabled()))
+    lengths = [length - before for length in batch.prompt_lengths]
+    row = PackedRow(lengths, batch.completion_lengths, device, False, batch.images, prefix, holds_prefix)
+    first = batch.prompt_ids_BP[0, -batch.prompt_lengths[0] :][: before if holds_prefix else 0]
+    prompts = batch.prompt_ids_BP[batch.prompt_mask_BP.cumsum(-1) > before]
     completions = batch.completion_ids_RT[:, :-1][batch.completion_mask_RT[:, 1:].bool()]
-    ids = torch.cat([prompts, read_back(decoder.lm, completions)])
+    ids = torch.cat([first, prompts, read_back(decoder.lm, completions)])
     features = batch.images.features(decoder.lm.base_model) if batch.images else {}
     if not decoder.own_head:  # so that there are no logits of prompts
         return run(decoder.body, ids[None], row.positions, row, logits_to_keep=row.source_M, **features).logits[0]

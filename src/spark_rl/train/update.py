@@ -18,7 +18,9 @@ from accelerate.utils import gather_object
 
 from spark_rl.config import Config
 from spark_rl.models.load import unwrap
+from spark_rl.models.prefixes import prompt_classes
 from spark_rl.models.processor import ImageProcessor
+from spark_rl.models.prompt_once import Prefix
 from spark_rl.models.vision import Vision, freeze_vision
 from spark_rl.progress import Report
 from spark_rl.train.advantages import advantages
@@ -28,8 +30,10 @@ from spark_rl.train.batches import (
     denominators,
     fill_tokens,
     micro_batches,
+    prefixes_of,
     to_tensors,
     train_groups,
+    with_prefixes,
 )
 from spark_rl.train.forward import GroupLogProbs, collate
 from spark_rl.train.health import Collapsed
@@ -76,14 +80,19 @@ class Updater:
         self.model = accelerator.unwrap_model(self.logprobs).model
         self.schedule = _schedule(self.optimizer, config)
         self._skipped = 0
-        self._checked = 0
-        """By the self-check: 1 once it has seen text, 2 once it has seen images."""
+        self._checked: set[str] = set()
+        """What the self-check has seen: text, images, prefixes."""
 
     @property
     def shares(self) -> bool:
         """Whether prompts are computed once: off once the self-check has found that this changes something."""
         module: GroupLogProbs = self.accelerator.unwrap_model(self.logprobs)
         return module.implementation == "shared"
+
+    @property
+    def _shares_prefixes(self) -> bool:
+        module: GroupLogProbs = self.accelerator.unwrap_model(self.logprobs)
+        return module.shares_prefixes
 
     def state_dict(self) -> dict[str, int]:
         """What there is to save beside the tensors of model and optimizer."""
@@ -108,28 +117,16 @@ class Updater:
         share = slice(self.rank, None, self.world)
         trainable = train_groups(groups[share], advantages(groups, config)[share], total, config)
         self._self_check(groups)
+        batches, prefixes = self._batches(trainable, groups[share][:1])
         device = self.accelerator.device
-        max_tokens = config.train.micro_batch_tokens
-        packed = micro_batches(trainable, max_tokens, fill_tokens(max_tokens, device.type))
-        if self.world > 1:  # every rank makes the same number of forwards: under FSDP each is a collective
-            any_group = groups[share][0]
-            idle = TrainGroup(
-                any_group.prompt_ids,
-                [any_group.rollouts[0].token_ids],
-                [0.0],
-                [0.0],
-                temperature=1.0,
-                images=any_group.task.example.images,
-            )
-            packed += [[idle]] * (max(gather_object([len(packed)])) - len(packed))
-        batches = [to_tensors(micro, self.pad_id, device, self.vision, self.world > 1) for micro in packed]
         self.logprobs.train()
-        old = self._old_logps(batches) if config.train.epochs_per_step > 1 else [None] * len(batches)
-        reference = [self._reference_logps(micro) for micro in batches]
+        old = self._old_logps(batches, prefixes) if config.train.epochs_per_step > 1 else [None] * len(batches)
+        reference = self._reference_logps(batches, prefixes)
 
         sums = torch.zeros(4, device=device)
         grad_norm, skipped = 0.0, 0
         for epoch in range(config.train.epochs_per_step):
+            self._compute(prefixes, self.logprobs)
             for i, micro in enumerate(batches):
                 progress(epoch * len(batches) + i, config.train.epochs_per_step * len(batches))
                 with self._accumulating(last=i == len(batches) - 1):
@@ -172,6 +169,45 @@ class Updater:
             **({"kl": kl / max(1, num_tokens)} if self.reference is not None else {}),
         }
 
+    def _batches(
+        self, trainable: Sequence[TrainGroup], any_group: Sequence[Group]
+    ) -> tuple[list[MicroBatch], list[Prefix]]:
+        """The micro-batches of a step, and the prefixes that more than one of them needs. All ranks have as many of the
+        former, and prefixes if another one has, since under FSDP each forward is a collective: idle ones if need be."""
+        device, max_tokens = self.accelerator.device, self.config.train.micro_batch_tokens
+        if self._shares_prefixes:
+            trainable = with_prefixes(trainable, self.vision)
+        packed = micro_batches(trainable, max_tokens, fill_tokens(max_tokens, device.type))
+        prefix_of = prefixes_of(packed)
+        shared = [prefix for prefix in dict.fromkeys(prefix_of) if prefix and prefix_of.count(prefix) > 1]
+        if self.world > 1:
+            (group,) = any_group
+            images = group.task.example.images
+            idle = TrainGroup(group.prompt_ids, [group.rollouts[0].token_ids], [0.0], [0.0], 1.0, images)
+            sizes, have_shared = zip(*gather_object([(len(packed), bool(shared))]), strict=True)
+            packed += [[idle]] * (max(sizes) - len(packed))
+            prefix_of += [None] * (len(packed) - len(prefix_of))
+            if any(have_shared) and not shared:
+                shared = [Prefix(idle.prompt_ids[:1])]
+        batches = [
+            to_tensors(
+                micro, self.pad_id, device, self.vision, self.world > 1, prefix, prefix not in prefix_of[i + 1 :]
+            )
+            for i, (micro, prefix) in enumerate(zip(packed, prefix_of, strict=True))
+        ]
+        return batches, shared
+
+    def _compute(self, prefixes: Sequence[Prefix], logprobs: Any) -> None:
+        """Compute keys and values of prefixes under a model as it is now, to gather gradients for them."""
+        if not prefixes:
+            return
+        with torch.no_grad(), self.accelerator.autocast():
+            states = logprobs([prefix.ids for prefix in prefixes])
+        for prefix, of_prefix in zip(prefixes, states, strict=True):
+            prefix.states = {
+                layer: (keys.requires_grad_(), values.requires_grad_()) for layer, (keys, values) in of_prefix.items()
+            }
+
     def _count_skipped(self, skipped: int) -> None:
         """Warn of updates that were left out; give up when it goes on, before good checkpoints are pruned."""
         self._skipped = self._skipped + skipped if skipped else 0
@@ -189,7 +225,8 @@ class Updater:
             with self.accelerator.no_sync(self.logprobs):
                 yield
 
-    def _old_logps(self, batches: Sequence[MicroBatch]) -> list[Any]:
+    def _old_logps(self, batches: Sequence[MicroBatch], prefixes: Sequence[Prefix]) -> list[Any]:
+        self._compute(prefixes, self.logprobs)
         with torch.no_grad():
             return [self.logprobs(micro.batch, micro.temperature_R).logps_RT for micro in batches]
 
@@ -198,29 +235,41 @@ class Updater:
         frozen = copy.deepcopy(model).to(self.accelerator.device).eval().requires_grad_(False)
         return GroupLogProbs(frozen, self.config.train.shared_prefix)
 
-    def _reference_logps(self, micro: MicroBatch) -> torch.Tensor | None:
+    def _reference_logps(self, batches: Sequence[MicroBatch], prefixes: Sequence[Prefix]) -> list[Any]:
         if self.reference is None:
-            return None
+            return [None] * len(batches)
+        self._compute(prefixes, self.reference)
         with torch.no_grad(), self.accelerator.autocast():
-            logps_RT: torch.Tensor = self.reference(micro.batch, micro.temperature_R).logps_RT
-        return logps_RT
+            return [self.reference(micro.batch, micro.temperature_R).logps_RT for micro in batches]
 
     def _self_check(self, groups: Sequence[Group]) -> None:
-        """Once, and once with images: shared and plain log-probabilities of a few rollouts must agree, else the plain
-        path is used. Every rank looks at the same ones, so that all go the same way."""
-        checked = 1 + any(group.task.example.images for group in groups)
-        if not groups or self._checked >= checked:
+        """Once, and once with images and with prefixes: shared and plain log-probabilities of a few rollouts must
+        agree, else the plain path is used. Every rank looks at the same ones, so that all go the same way."""
+        prompts = [group.prompt_ids for group in groups]
+        before = self.vision.before_images(prompts) if self.vision else None
+        length, alike = next(iter(prompt_classes(prompts, before)), (0, []))
+        seen = {"text": True, "images": any(group.task.example.images for group in groups), "prefix": length > 0}
+        kinds = {kind for kind, is_seen in seen.items() if is_seen}
+        if not groups or kinds <= self._checked:
             return
-        self._checked = checked
+        self._checked |= kinds
         by_length = sorted(groups, key=lambda g: (not g.task.example.images, len(g.prompt_ids)))
-        few = [by_length[0], by_length[-1]] if len(groups) > 1 else by_length
-        shown = [g.task.example.images for g in few]
-        images = self.vision.read([g.prompt_ids for g in few], shown) if self.vision else None
+        few = {0: [by_length[0], by_length[-1]][: len(groups)]}
+        if length and self._shares_prefixes:
+            few[length] = [groups[alike[0]], groups[alike[-1]]]
+        for prefix, checked in few.items():
+            self._check(checked, Prefix(checked[0].prompt_ids[:prefix]) if prefix else None)
+
+    def _check(self, groups: Sequence[Group], prefix: Prefix | None) -> None:
+        """`_self_check` of these groups."""
+        shown = [g.task.example.images for g in groups]
+        images = self.vision.read([g.prompt_ids for g in groups], shown) if self.vision else None
         batch = collate(
-            [(g.prompt_ids, [r.token_ids[:_CHECKED_TOKENS] for r in g.rollouts[:2]]) for g in few],
+            [(g.prompt_ids, [r.token_ids[:_CHECKED_TOKENS] for r in g.rollouts[:2]]) for g in groups],
             self.pad_id,
             self.accelerator.device,
             images,
+            prefix,
         )
         module = self.accelerator.unwrap_model(self.logprobs)
         with self.accelerator.autocast():
