@@ -81,6 +81,8 @@ def doctor(
 
         spark-rl doctor
 
+        spark-rl doctor --quick --json
+
         spark-rl doctor embedded --data embedded:train
 
         spark-rl doctor Qwen/Qwen2.5-1.5B-Instruct --data questions.jsonl rollout.max_new_tokens=512 > run.yaml

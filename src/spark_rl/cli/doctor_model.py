@@ -35,19 +35,19 @@ def try_model(
         ValueError: model, data or a setting cannot be used.
     """
     from spark_rl.evaluate.patient import Patient
-    from spark_rl.models.folder import check_folder, check_hub, context_length
+    from spark_rl.models.folder import context_length, model_folder
+    from spark_rl.train.preflight import check_model
 
     if not seconds > 0:
         raise ValueError(f"--seconds {seconds:g} is no time; give more than 0")
     patient, context = Patient(model, data, overrides), None
     if patient.is_remote and out:
         raise ValueError(f"--out {out}: there is no config to train a server's model with; leave it out")
-    if not patient.is_remote:
-        if folder := check_folder(patient.config.model):
-            context = context_length(folder)
-        else:
-            check_hub(patient.config.model.path, patient.config.model.revision)
+    if not patient.is_remote and (folder := model_folder(patient.config.model.path)):
+        context = context_length(folder)
     patient.limit_replies(context)
+    if not patient.is_remote:
+        check_model(patient.config)
     found = _examined(patient, questions, samples, seconds)
     if as_json:
         print(json.dumps(found))
@@ -62,10 +62,13 @@ def try_model(
 
 
 def _examined(patient: Patient, questions: int, samples: int, seconds: float) -> dict[str, Any]:
+    from spark_rl.models.folder import is_surely_text_only
     from spark_rl.verify import VerifierPool
 
     with Shown() as shown:
         data = patient.data(shown)
+        if is_surely_text_only(patient.config.model.path):
+            data.refuse_images()
         shown.stage("loading libraries")
         from spark_rl.evaluate.examination import Examination
 

@@ -68,6 +68,7 @@ class Examination:
         self.unread = Unread(data.prompts, pool, self.right_at)
         if not chat.takes_images:
             data.refuse_images()
+        self._vocab_size = len(chat.renderer.tokenizer) if chat.renderer else None
 
     def results(self) -> dict[str, Any]:
         """All that was found, as JSON types."""
@@ -123,8 +124,7 @@ class Examination:
         trial = self.trier.answers(tasks, data.prompts, self.samples, name, self.shown.stage(what))
         if (stated := trial.prompts.answer_format.name) != self.patient.config.data.answer_format:
             settings = {"data.answer_format": stated} | settings
-        vocab_size = len(self.chat.renderer.tokenizer) if self.chat.renderer else None
-        return Tried(trial, settings, answer_figures(trial, self.right_at, vocab_size))
+        return Tried(trial, settings, answer_figures(trial, self.right_at, self._vocab_size))
 
     def _other_prompts(self, first: Tried) -> Sequence[tuple[str, Settings]]:
         """Worked examples or none, where that is worth a try."""

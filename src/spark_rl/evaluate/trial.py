@@ -115,8 +115,8 @@ class Trier:
     def answers(
         self, tasks: Sequence[Task], prompts: Prompts, samples: int, name: str = "", progress: Progress | None = None
     ) -> Trial:
-        """Sampled answers to questions. Where hardly half of them are in the format that was asked for and another one
-        holds more golds, they are read by that one."""
+        """Sampled answers to questions. Where fewer than half of them are in the format that was asked for and another
+        one holds far more, they are read by that one."""
         started = time.monotonic()
         temperature = self.config.temperature(Role.ANSWER)
         groups, prompt_tokens = self._generate(
@@ -127,7 +127,7 @@ class Trier:
         self._score(groups, prompts)
         seen = Unread(prompts, self.pool, right_at).seen(Role.ANSWER, list(map(rollout_record, groups)))
         better = better_format(seen) if seen and 2 * seen[0].answers < seen[0].replies else None
-        if better and better.golds:
+        if better:
             prompts = replace(prompts, answer_format=better.format)
             self._score(groups, prompts)
         return Trial(name, prompts, groups, seen, _tokens(groups), prompt_tokens, seconds)

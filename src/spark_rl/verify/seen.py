@@ -16,7 +16,7 @@ OF_VERDICTS = ("boxed", "tags", "phrase", "json")
 _LEAST, _LEAST_SHARE = 2, 0.05
 """Golds that another format must hold beyond those of the one that was asked for, to be worth a change."""
 _MANY = 0.25
-"""The same of answers, as a share of the replies, where there are no golds."""
+"""The same of answers, as a share of the replies, where there are not so many golds."""
 _SURE = 2.0
 """Standard deviations by which last numbers must be right more often than they are by chance."""
 
@@ -91,8 +91,8 @@ def verdicts_seen(replies: Sequence[tuple[str, tuple[str, str]]], own: Format) -
 
 
 def better_format(seen: Sequence[Seen]) -> Seen | None:
-    """The format in which far more golds are stated than in the first one, that the replies were asked for; if golds
-    are in none, that in which far more answers are. None if there is none."""
+    """The format in which far more golds are stated than in the first one, that the replies were asked for; if there is
+    none, that in which far more answers are. None if neither is."""
     if not seen:
         return None
     own, *others = seen
@@ -104,7 +104,8 @@ def better_format(seen: Sequence[Seen]) -> Seen | None:
     least = max(_LEAST, _LEAST_SHARE * own.replies)
     if best.golds - own.golds >= least:
         return best
-    return best if not best.golds and best.answers - own.answers > _MANY * own.replies else None
+    most = max(strong, key=lambda each: each.answers)
+    return most if most.answers - own.answers > _MANY * own.replies else None
 
 
 def _formats(own: Format, names: Sequence[str]) -> list[Format]:
