@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -16,9 +17,13 @@ from spark_rl.evaluate.first_config import Speed, as_yaml, first_config
 from spark_rl.evaluate.prognosis import answer_figures, needed_tokens, pass_at, prognosis
 from spark_rl.evaluate.trial import Trial
 from spark_rl.prompts import Prompts
+from spark_rl.verify import BOXED, Seen
 
 RIGHT, WRONG = r"\boxed{{{}}}", r"\boxed{{0}}"
 FAST = Speed(read=1e-5, answers=0.1, verdicts=0.1, updated=0.1)
+
+
+SEEN = [Seen(BOXED, 32, 0, 0)]
 
 
 def trial(*replies: Sequence[str], finish: str = "stop", logp: float = -0.1) -> Trial:
@@ -31,7 +36,7 @@ def trial(*replies: Sequence[str], finish: str = "stop", logp: float = -0.1) -> 
             rollout.finish_reason, rollout.logps = finish, [logp] * len(rollout.token_ids)  # type: ignore[assignment]
         groups.append(group)
     tokens = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
-    return Trial("", Prompts(), groups, [], tokens, [20] * len(groups), 1.0)
+    return Trial("", Prompts(), groups, SEEN, tokens, [20] * len(groups), 1.0)
 
 
 def said(tried: Trial, remedy: str = "set data.answer_format=hash") -> tuple[str, str]:
@@ -68,6 +73,11 @@ def test_figures_are_of_questions_and_of_replies() -> None:
 def test_the_prognosis_is_one_line(tried: Trial, kind: str, words: str) -> None:
     found, sentence = said(tried)
     assert found == kind and words in sentence
+
+
+def test_a_verifier_that_reads_replies_whole_needs_no_format() -> None:
+    whole = replace(trial(*[["well said"] * 8] * 4), seen=[])
+    assert said(whole) == ("too hard", "too hard for this model: pass@1 0%, pass@8 0%; take easier questions")
 
 
 def test_replies_get_room_to_grow() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from spark_rl.data import Data
 from spark_rl.evaluate.first_config import as_yaml, first_config, measured_speed
 from spark_rl.evaluate.patient import Patient, Settings, written
@@ -130,7 +132,8 @@ class Examination:
         """Worked examples or none, where that is worth a try."""
         if self.data.prompts.examples.get(Role.ANSWER):
             return [("without worked examples", {"prompts.examples": "none"})]
-        return [] if first.trial.parse_rate >= 0.5 or is_noise(first.figures) else _EXAMPLES
+        needs_none = not first.trial.seen or first.trial.parse_rate >= 0.5 or is_noise(first.figures)
+        return [] if needs_none else _EXAMPLES
 
     def _judged(self, best: Tried) -> tuple[Trial | None, Settings]:
         """The model's verdicts on those answers, and the settings that lead to them: where it gives none, with worked
@@ -173,7 +176,7 @@ class Examination:
             speed=speed,
             limit=self.trier.max_new_tokens,
             context=self.chat.context,
-            num_params=sum(p.numel() for p in model.parameters()) if model is not None else None,
+            num_params=sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else None,
             rows=self.data.train.num_rows,
         )
         plan = make_plan(config, self.data)

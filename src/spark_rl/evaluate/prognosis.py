@@ -110,7 +110,8 @@ def prognosis(figures: dict[str, Any], remedy: str, max_new_tokens: int) -> Prog
             f"cannot be told: {_percent(figures['cut_rate'])} of the replies are cut at {max_new_tokens} tokens; try "
             f"rollout.max_new_tokens={2 * max_new_tokens}",
         )
-    if figures["parse_rate"] < _LITTLE and not mixed:
+    is_read = not figures["formats"]  # by a verifier that reads replies whole
+    if not is_read and figures["parse_rate"] < _LITTLE and not mixed:
         return Prognosis("unread", f"cannot be read: {remedy}")
     if mixed >= _LITTLE * questions:
         return Prognosis("learns", f"RL can learn here: {passes}, {groups}")
@@ -120,7 +121,7 @@ def prognosis(figures: dict[str, Any], remedy: str, max_new_tokens: int) -> Prog
         return Prognosis(
             "little", f"little to learn from: {passes}, {groups}; take questions that it answers now and then"
         )
-    hint = "take easier questions" if figures["parse_rate"] > _MANY else remedy
+    hint = "take easier questions" if is_read or figures["parse_rate"] > _MANY else remedy
     return Prognosis("too hard", f"too hard for this model: {passes}; {hint}")
 
 
