@@ -67,7 +67,7 @@ def _examined(patient: Patient, questions: int, samples: int, seconds: float) ->
 
     with Shown() as shown:
         data = patient.data(shown)
-        if is_surely_text_only(patient.config.model.path):
+        if not patient.is_remote and is_surely_text_only(patient.config.model.path):
             data.refuse_images()
         shown.stage("loading libraries")
         from spark_rl.evaluate.examination import Examination
