@@ -75,6 +75,15 @@ def test_without_any_format_worked_examples_are_the_way(pool: VerifierPool) -> N
     assert "although worked examples are shown" in said(pool, asked, shown)[0]
 
 
+def test_replies_that_are_cut_need_room(pool: VerifierPool) -> None:
+    asked = groups("I think that", "Let me see. #### {}")
+    for group in asked:
+        for rollout in group.rollouts:
+            rollout.finish_reason = "length"
+    (sentence,) = unread(pool).sentences(asked)
+    assert sentence.endswith(r"an answer as `\boxed{}`; 100% are cut at their length limit: raise max_new_tokens")
+
+
 def test_answers_that_are_all_wrong_are_said_to_be_so(pool: VerifierPool) -> None:
     assert (
         "the gold is in no other format either, but 100% of the replies hold an answer as `The answer is ...`: set "

@@ -68,6 +68,8 @@ class Examination:
         self.right_at = patient.config.recycle.right_at
         self.trier = Trier(chat, pool, patient.config, patient.config.rollout.max_new_tokens)
         self.unread = Unread(data.prompts, pool, self.right_at)
+        self._said: set[str] = set()
+        self._say_notes(data)
         if not chat.takes_images:
             data.refuse_images()
         self._vocab_size = len(chat.renderer.tokenizer) if chat.renderer else None
@@ -80,6 +82,7 @@ class Examination:
         for name, settings in self._other_prompts(tried[0]):
             if config := self.patient.with_settings(settings):
                 data = self.patient.data(self.shown, config)
+                self._say_notes(data)
                 tasks = self.trier.questions(data, self.num_questions)
                 tried.append(self._try(name, data, tasks, settings))
                 if 2 * tried[-1].trial.num_mixed >= len(tasks):
@@ -98,6 +101,12 @@ class Examination:
             "judge": judge_figures(verdicts) | {"settings": _added(settings, best.settings)} if verdicts else None,
         }
         return found if read is None else found | self._run(best.trial, verdicts, settings, read)
+
+    def _say_notes(self, data: Data) -> None:
+        for note in data.messages:
+            if note not in self._said:
+                self._said.add(note)
+                self.say(note)
 
     def _set_pace(self, tasks: Sequence[Task]) -> float:
         """See how fast the model is here, say how long it will take, and shorten replies that would take too long.

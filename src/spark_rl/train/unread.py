@@ -30,7 +30,13 @@ class Unread:
     def explain(self, role: Role, rows: Rows) -> str:
         r"""What replies of a role lack and what to do about it: ``an answer as `\boxed{}`; 40% of the replies hold the
         gold as `#### ...`: set data.answer_format=hash``."""
-        return f"{_what(role)} as `{self.prompts.format(role).form}`; {self.remedy(role, self.seen(role, rows))}"
+        what = f"{'a verdict' if role.is_judge else 'an answer'} as `{self.prompts.format(role).form}`"
+        cut = [
+            rollout["finish_reason"] == "length" for row in rows if row["role"] == role for rollout in row["rollouts"]
+        ]
+        if 2 * sum(cut) > len(cut):
+            return f"{what}; {sum(cut) / len(cut):.0%} are cut at their length limit: raise max_new_tokens"
+        return f"{what}; {self.remedy(role, self.seen(role, rows))}"
 
     def sentences(self, groups: Iterable[Group]) -> list[str]:
         """A sentence on every role of whose replies hardly any can be read, before any was trained on."""
@@ -76,10 +82,6 @@ class Unread:
                 "examples), or teach it with warm_start"
             )
         return "hardly any holds one in another format, although worked examples are shown: look at rollouts/"
-
-
-def _what(role: Role) -> str:
-    return "a verdict" if role.is_judge else "an answer"
 
 
 def _needs_format(verifier: str) -> bool:
