@@ -87,10 +87,10 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     from spark_rl.evaluate.examination import duration
     from spark_rl.train.estimate import readable
 
-    for figures in found["trials"]:
+    for number, figures in enumerate(found["trials"]):
         yield from _of_answers(figures, found["max_new_tokens"])
-    for name, reply in found["replies"].items():
-        yield f"  {name}: {reply}"
+        if number == found["best"]:
+            yield from (f"  {name}: {reply}" for name, reply in found["replies"].items())
     yield _of_judge(found["judge"])
     if "step" in found:
         step, memory = found["step"], found["memory"]
