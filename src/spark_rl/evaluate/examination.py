@@ -38,6 +38,7 @@ class Tried:
     """A trial, and the settings that lead to its prompts."""
 
     trial: Trial
+    data: Data
     settings: Settings
     figures: dict[str, Any]
 
@@ -80,9 +81,7 @@ class Examination:
         read = None if self.patient.is_remote else self._set_pace(tasks)
         tried = [self._try("", self.data, tasks, {})]
         for name, settings in self._other_prompts(tried[0]):
-            if config := self.patient.with_settings(settings):
-                data = self.patient.data(self.shown, config)
-                self._say_notes(data)
+            if data := self._data(settings):
                 tasks = self.trier.questions(data, self.num_questions)
                 tried.append(self._try(name, data, tasks, settings))
                 if 2 * tried[-1].trial.num_mixed >= len(tasks):
@@ -100,7 +99,19 @@ class Examination:
             "replies": example_replies(best.trial.groups, self.right_at),
             "judge": judge_figures(verdicts) | {"settings": _added(settings, best.settings)} if verdicts else None,
         }
-        return found if read is None else found | self._run(best.trial, verdicts, settings, read)
+        return found if read is None else found | self._run(best, verdicts, settings, read)
+
+    def _data(self, settings: Settings) -> Data | None:
+        """The questions with further settings; None where these do not go with them, such as examples that are to be
+        taken from too few rows."""
+        if (config := self.patient.with_settings(settings)) is None:
+            return None
+        try:
+            data = self.patient.data(self.shown, config)
+        except ValueError:
+            return None
+        self._say_notes(data)
+        return data
 
     def _say_notes(self, data: Data) -> None:
         for note in data.messages:
@@ -135,7 +146,7 @@ class Examination:
         trial = self.trier.answers(tasks, data.prompts, self.samples, name, self.shown.stage(what))
         if (stated := trial.prompts.answer_format.name) != self.patient.config.data.answer_format:
             settings = {"data.answer_format": stated} | settings
-        return Tried(trial, settings, answer_figures(trial, self.right_at, self._vocab_size))
+        return Tried(trial, data, settings, answer_figures(trial, self.right_at, self._vocab_size))
 
     def _other_prompts(self, first: Tried) -> Sequence[tuple[str, Settings]]:
         """Worked examples or none, where that is worth a try."""
@@ -170,25 +181,25 @@ class Examination:
             return "it states no answers, with worked examples or without; teach it with warm_start"
         return remedy
 
-    def _run(self, trial: Trial, verdicts: Trial | None, settings: Settings, read: float) -> dict[str, Any]:
+    def _run(self, best: Tried, verdicts: Trial | None, settings: Settings, read: float) -> dict[str, Any]:
         """What a run would take here, and its config."""
         self.shown.stage("weighing a run")
-        speed = measured_speed(trial, verdicts, read)
+        speed = measured_speed(best.trial, verdicts, read)
         model = getattr(self.chat.engine, "model", None)
         base = self.patient.with_settings(settings)
         assert base is not None
         config = first_config(
             base,
             self.patient.given,
-            trial,
+            best.trial,
             verdicts,
             speed=speed,
             limit=self.trier.max_new_tokens,
             context=self.chat.context,
             num_params=sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else None,
-            rows=self.data.train.num_rows,
+            rows=best.data.train.num_rows,
         )
-        plan = make_plan(config, self.data)
+        plan = make_plan(config, best.data)
         generation, update = speed.step(config)
         return {
             "step": {
