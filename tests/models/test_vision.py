@@ -21,6 +21,7 @@ from spark_rl.config import ModelConfig
 from spark_rl.images import open_image, shrunk
 from spark_rl.models import prefixes, processor
 from spark_rl.models.load import load_model, load_tokenizer
+from spark_rl.models.packed_row import Prefix
 from spark_rl.models.prefixes import prompt_classes
 from spark_rl.models.processor import ImageProcessor, load_image_processor
 from spark_rl.models.vision import Vision, freeze_vision, vision_modules
@@ -145,6 +146,26 @@ def test_gradients_equal_those_of_the_plain_forward(loaded, family):
     scale = max(gradient.abs().max() for gradient in gradients["plain"].values())
     for name, gradient in gradients["plain"].items():
         torch.testing.assert_close(gradients["shared"][name] / scale, gradient / scale, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_before_images_has_the_plain_gradient(loaded, family):
+    of, gradients = loaded(family), []
+    for implementation in ("shared", "plain"):
+        module = GroupLogProbs(copy.deepcopy(of.model), implementation)
+        batch = batch_of(of)
+        if implementation == "shared":
+            prefix = Prefix(encoded(of)[0][0][:5])
+            (states,) = module([prefix.ids])
+            prefix.states = {layer: tuple(x.detach().requires_grad_() for x in pair) for layer, pair in states.items()}
+        for last in (False, True):
+            if implementation == "shared":
+                batch = replace(batch, prefix=prefix, ends_prefix=last)
+            logps_RT = module(batch).logps_RT
+            (logps_RT * torch.linspace(-1, 1, logps_RT.numel()).view_as(logps_RT)).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
+    ours, plain = gradients
+    assert (ours - plain).norm() <= 1e-5 * plain.norm()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spark_rl.config import Config
+from spark_rl.models import prefixes
 from spark_rl.train.advantages import advantages
 from spark_rl.train.batches import (
     Denominators,
@@ -18,8 +19,10 @@ from spark_rl.train.batches import (
     fill_tokens,
     keeps,
     micro_batches,
+    prefixes_of,
     to_tensors,
     train_groups,
+    with_prefixes,
 )
 from spark_rl.train.loss import policy_loss
 from spark_rl.types import Group, Role
@@ -107,6 +110,23 @@ def test_cutting_a_step_into_micro_batches_changes_neither_loss_nor_gradient(gro
     ready = prepared(groups, config)
     whole = gradient([ready] if ready else [], config)
     same(whole, gradient(micro_batches(ready, max_tokens), config))
+
+
+@given(groups=ragged_groups(), config=configs, max_tokens=st.integers(1, 60), fill=st.integers(1, 60))
+def test_batches_of_a_prefix_hold_no_other_and_the_last_has_room_for_it(groups, config, max_tokens, fill):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefixes, "_FREE", 0)
+        patch.setattr(prefixes, "_FIXED", 0)
+        ready = with_prefixes(prepared(groups, config))
+    batches = micro_batches(ready, max_tokens, min(fill, max_tokens))
+    same(gradient([ready] if ready else [], config), gradient(batches, config))
+    shared = prefixes_of(batches)
+    for i, (parts, prefix) in enumerate(zip(batches, shared, strict=True)):
+        assert all(part.prefix_ids == list(prefix.ids if prefix else ()) for part in parts)
+        held = prefix.length if prefix and prefix not in shared[i + 1 :] else 0
+        assert held + sum(part.num_tokens for part in parts) <= max_tokens or len(parts) == 1
+    by_ids = {tuple(prefix.ids): prefix for prefix in shared if prefix}
+    assert len(by_ids) == len({prefix for prefix in shared if prefix})
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -6,9 +6,12 @@ import random
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
-from spark_rl.models import fused, prompt_once
-from spark_rl.models.prompt_once import Prefix
+from spark_rl.models import fused, packed_row
+from spark_rl.models.packed_row import Prefix
 from spark_rl.train import forward as forward_module
 from spark_rl.train.forward import GroupLogProbs, collate
 
@@ -90,10 +93,10 @@ def test_gradient_equals_plain(family, batch, tiny_model):
     assert_same(run(model, batch, "shared", 0.7), run(model, batch, "plain", 0.7))
 
 
-def run_in_parts(model, parts, implementation, length):
+def run_in_parts(model, parts, implementation, length, wrap=lambda module: module):
     """`run`, of batches one after the other, whose prompts all begin with the same `length` tokens."""
     model.zero_grad()
-    module, prefix = GroupLogProbs(model, implementation), None
+    module, prefix = wrap(GroupLogProbs(model, implementation)), None
     if implementation == "shared":
         prefix = Prefix(parts[0][0][0][:length])
         with torch.no_grad():
@@ -102,12 +105,12 @@ def run_in_parts(model, parts, implementation, length):
     logps, entropies, generator = [], [], torch.Generator().manual_seed(1)
     for i, groups in enumerate(parts):
         batch = collate(groups, prefix=prefix, ends_prefix=i == len(parts) - 1)
-        out = module(batch, 0.7, with_entropy=True)
+        out = module(batch, torch.linspace(0.5, 2.0, len(batch.group_R)), with_entropy=True)
         weights = torch.randn(2, *out.logps_RT.shape, generator=generator)
         ((out.logps_RT * weights[0]).sum() + (out.entropy_RT * weights[1]).sum()).backward()
         logps.append(out.logps_RT.detach().flatten()), entropies.append(out.entropy_RT.detach().flatten())
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-    return torch.cat(logps), torch.cat(entropies), gradient
+    gradients = (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters())
+    return torch.cat(logps), torch.cat(entropies), torch.cat([grad.flatten() for grad in gradients])
 
 
 @pytest.fixture
@@ -131,14 +134,35 @@ def test_a_prefix_computed_once_has_the_plain_gradient(family, parts, tiny_model
         assert_same(run_in_parts(model, some, "shared", 10), run_in_parts(model, some, "plain", 10))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("family", ["Qwen3", "Mistral"])
-def test_so_it_has_under_activation_checkpointing(family, reentrant, parts, tiny_model):
+def test_so_it_has_under_activation_checkpointing(family, parts, tiny_model):
     model = tiny_model(family, **FAMILIES[family]).train()
     expected = run_in_parts(model, parts, "plain", 10)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert_same(run_in_parts(model, parts, "shared", 10), expected)
+
+
+@pytest.fixture
+def one_rank():
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped")
+def test_so_it_has_with_shards(parts, tiny_model, one_rank):
+    """They wrap what goes into a forward, and its layers."""
+    model = tiny_model("Qwen3").train()
+    expected = run_in_parts(model, parts, "plain", 10)
+
+    def shard(module):
+        mesh = init_device_mesh("cpu", (1,))
+        for part in (*module.model.model.layers, module):
+            fully_shard(part, mesh=mesh)
+        return module
+
+    assert_same(run_in_parts(model, parts, "shared", 10, shard), expected)
 
 
 def test_attention_in_blocks_is_that_of_one(parts, tiny_model, monkeypatch):
@@ -199,8 +223,8 @@ def test_self_check_passes_where_it_should_and_speaks_where_not(batch, tiny_mode
         model = tiny_model("Qwen3").train()
         assert GroupLogProbs(model, implementation).self_check(batch) is None
         assert model.training
-    see = prompt_once.PackedRow._completions_see
-    monkeypatch.setattr(prompt_once.PackedRow, "_completions_see", lambda *args: torch.ones_like(see(*args)))
+    see = packed_row.PackedRow._completions_see
+    monkeypatch.setattr(packed_row.PackedRow, "_completions_see", lambda *args: torch.ones_like(see(*args)))
     assert "nats off" in GroupLogProbs(tiny_model("Qwen3")).self_check(batch)
 
 

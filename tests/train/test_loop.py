@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from warm import PYTHON, kill
 
 from spark_rl.config import Config, load_config
 from spark_rl.models.folder import resolve_path
+from spark_rl.models.packed_row import prefix_states
 from spark_rl.train.checkpoint import RunDirectory
 from spark_rl.train.loop import Trainer
 from spark_rl.types import Role
@@ -142,6 +144,29 @@ def test_micro_batches_and_sharing_do_not_change_the_update(tmp_path: Path) -> N
     for i, overrides in enumerate([[], ["train.shared_prefix=plain", "train.micro_batch_tokens=300"]]):
         Trainer(small(tmp_path / str(i), "train.steps=2", "train.learning_rate=1e-4", *overrides)).run()
         finals.append(weights(tmp_path / str(i) / "final"))
+    for name in finals[0]:
+        torch.testing.assert_close(finals[0][name], finals[1][name], rtol=1e-3, atol=2e-5)
+
+
+def test_prefixes_do_not_change_the_update(tmp_path: Path, every_prefix: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions begin in several ways, and the reference and the second epoch of a step have keys and values of their
+    own; groups are cut."""
+    computed: list[int] = []
+
+    def counted(body: Any, ids: Sequence[Any], **kwargs: Any) -> Any:
+        computed.append(len(ids))
+        return prefix_states(body, ids, **kwargs)
+
+    monkeypatch.setattr("spark_rl.train.forward.prefix_states", counted)
+    finals = []
+    settings = ["train.steps=1", "train.learning_rate=1e-4", "train.micro_batch_tokens=150", "loss.kl_coef=0.01"]
+    settings += ["train.epochs_per_step=2"]
+    for sharing in ("auto", "plain"):
+        run = tmp_path / sharing
+        Trainer(small(run, *settings, f"train.shared_prefix={sharing}")).run()
+        finals.append(weights(run / "final"))
+    # before the first epoch, for the reference, and in each epoch; and once for the self-check
+    assert len(computed) == 4 + 1 and max(computed) > 1
     for name in finals[0]:
         torch.testing.assert_close(finals[0][name], finals[1][name], rtol=1e-3, atol=2e-5)
 

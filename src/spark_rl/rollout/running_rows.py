@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from spark_rl.models.load import unwrap
-from spark_rl.models.prompt_once import PackedRow, Prefix, Score, run
+from spark_rl.models.packed_row import PackedRow, Prefix
+from spark_rl.models.prompt_once import Score, run
 from spark_rl.models.vision import PromptImages, read_back
 
 _FIRST_ROOM = 64

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from spark_rl.models.fused import fuse
+from spark_rl.models.packed_row import Prefix, prefix_states
 from spark_rl.models.prefixes import prompt_classes
 from spark_rl.models.processor import ImageProcessor
-from spark_rl.models.prompt_once import CannotShare, Prefix, can_share, prefix_states, sharing
+from spark_rl.models.prompt_once import CannotShare, can_share, sharing
 from spark_rl.models.vision import Vision
 from spark_rl.rollout.captured_rows import Capture, CapturedRows
 from spark_rl.rollout.engine import Completion, Request, uniforms

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from spark_rl.config import Config
+from spark_rl.models.packed_row import Prefix
 from spark_rl.models.prefixes import prompt_classes
-from spark_rl.models.prompt_once import Prefix
 from spark_rl.models.vision import Vision
 from spark_rl.train.forward import GroupBatch, collate
 from spark_rl.train.loss import rollout_scale

@@ -5,7 +5,7 @@ once per group instead of once per completion is where a recycled step is won. T
 numbers and gradients (up to float rounding):
 
 - `shared`: one row of all tokens, every prompt once and nothing padded; only attention knows of groups
-  (`models/prompt_once.py`). What the prompts of a whole step begin with (`Prefix`) is computed once for all of its
+  (`models/packed_row.py`). What the prompts of a whole step begin with (`Prefix`) is computed once for all of its
   rows: first without a graph, for the keys and values that rows attend to, and gather gradients for; then once more
   with the tokens of the last row, where these gradients join its own. So each forward has one backward pass.
 - `plain`: the prompt repeated for every completion. The slow twin: tests and the self-check compare with it, and
@@ -30,7 +30,8 @@ from torch.utils.checkpoint import checkpoint
 
 from spark_rl.models import fused
 from spark_rl.models.load import unwrap
-from spark_rl.models.prompt_once import PackedRow, Prefix, States, can_share, prefix_states, run, share
+from spark_rl.models.packed_row import PackedRow, Prefix, States, prefix_states
+from spark_rl.models.prompt_once import can_share, run, share
 from spark_rl.models.vision import PromptImages, read_back
 from spark_rl.rollout.transformers_engine import evaluating
 

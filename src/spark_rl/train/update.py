@@ -18,9 +18,9 @@ from accelerate.utils import gather_object
 
 from spark_rl.config import Config
 from spark_rl.models.load import unwrap
+from spark_rl.models.packed_row import Prefix
 from spark_rl.models.prefixes import prompt_classes
 from spark_rl.models.processor import ImageProcessor
-from spark_rl.models.prompt_once import Prefix
 from spark_rl.models.vision import Vision, freeze_vision
 from spark_rl.progress import Report
 from spark_rl.train.advantages import advantages
