@@ -1,7 +1,16 @@
 """Every knob of a run (`schema`) and of test time (`inference`), and how they are read (`load`)."""
 
 from spark_rl.config.inference import EngineConfig, Inference, JudgeConfig, SolveConfig
-from spark_rl.config.load import config_from, flat, load_config, load_inference, merge, parse_override, read_yaml
+from spark_rl.config.load import (
+    config_from,
+    flat,
+    given_settings,
+    load_config,
+    load_inference,
+    merge,
+    parse_override,
+    read_yaml,
+)
 from spark_rl.config.prompts import PromptsConfig
 from spark_rl.config.schema import (
     CheckpointConfig,
@@ -47,6 +56,7 @@ __all__ = [
     "WarmStartConfig",
     "config_from",
     "flat",
+    "given_settings",
     "load_config",
     "load_inference",
     "merge",
