@@ -867,9 +867,42 @@ EXAMPLES = [
         shots({**SHOT, "question": "What is 2+2? " * 300}),
     ),
 ]
+TRY = ["doctor", "model", "--data", "data.jsonl"]
+DOCTOR = [
+    Case("doctor: no questions", ["doctor", "model"], ["no questions", "name some with --data"]),
+    Case("doctor: no model", ["doctor", "--data", "data.jsonl"], ["no model to try", "name one"]),
+    Case("doctor: questions that are nowhere", ["doctor", "model", "--data", "nowhere.jsonl"], ["nowhere.jsonl"]),
+    Case("doctor: a config that is nowhere", ["doctor", "--data", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+    Case("doctor: no such model", ["doctor", "no/such/model", *TRY[2:]], ["no/such/model"]),
+    Case("doctor: weights cut short", TRY, ["model.safetensors"], cut("model/model.safetensors")),
+    Case("doctor: no rows", TRY, ["data.jsonl", "no rows"], write("data.jsonl", "")),
+    Case("doctor: rows without answers", TRY, ["data.jsonl, row 1", "'answer'"], rows({"prompt": "What is 1+1?"})),
+    Case(
+        "doctor: pictures for a model of text", TRY, ["data.jsonl, row 2: has images", "takes none"], seen("good.png")
+    ),
+    Case(
+        "doctor: questions longer than the context",
+        TRY,
+        ["data.jsonl", "leaves room for a reply of 256 tokens"],
+        rows({"prompt": "1+1? " * 1000, "answer": 2}),
+    ),
+    Case("doctor: mistyped setting", [*TRY, "rollout.max_new_token=9"], ["did you mean 'max_new_tokens'"]),
+    Case(
+        "doctor: mistyped setting of the engine",
+        [*TRY, "engine.concurency=2"],
+        ["engine.concurency", "did you mean 'concurrency'"],
+    ),
+    Case("doctor: replies longer than the context", [*TRY, "rollout.max_new_tokens=2000"], ["2000", "1024", "lower"]),
+    Case("doctor: no time", [*TRY, "--seconds", "0"], ["--seconds 0", "more than 0"]),
+    Case(
+        "doctor: a config for a server",
+        ["doctor", "http://127.0.0.1:9/v1", *TRY[2:], "--out", "new.yaml"],
+        ["--out new.yaml", "server's model"],
+    ),
+]
 CASES = [
     *(*EVAL, *ENGINES, *CONFIG, *WARM_START, *DATA, *FORMATS, *EXAMPLES, *IMAGES),
-    *(*MODEL, *OUTPUT, *VERBS, *SERVE, *INFER),
+    *(*MODEL, *OUTPUT, *VERBS, *SERVE, *INFER, *DOCTOR),
 ]
 
 

@@ -190,3 +190,14 @@ def test_a_model_is_gone_before_the_baseline_is_loaded(tmp_path, monkeypatch):
         app, [*VERB, *QUICK, "--baseline", f"{tmp_path / 'base'}", "--out", f"{tmp_path / 'out'}"]
     )
     assert done.exit_code == 0 and len(opened) == 2, done.exception
+
+
+def test_answers_in_another_format_are_told_of_it(spark_rl, tmp_path):
+    """The base writes boxes, whatever it is asked for."""
+    settings = ["data.answer_format=tags", "engine.max_new_tokens=60", "--strategies", "greedy", "--limit", "4"]
+    done = spark_rl("eval", "embedded", "--suite", "embedded:validation", *settings, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    (note,) = json.loads((tmp_path / "out" / "results.json").read_text())["notes"]
+    assert note.startswith("model: 0 of 4 greedy answers are stated as `<answer></answer>`; ")
+    assert note.endswith(r"as `\boxed{}`: try data.answer_format=boxed")
+    assert f"- {note}\n" in (tmp_path / "out" / "report.md").read_text()

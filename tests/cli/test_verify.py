@@ -252,3 +252,15 @@ def test_it_needs_no_torch() -> None:
     code = "import sys; from spark_rl.cli.verify import verify; verify('-'); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], input=GOOD, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_responses_in_another_format_are_told_of_it(tmp_path: Path) -> None:
+    rows = [{"answer": f"I add.\n#### {i - i % 2}", "gold": i, "verifier": "numeric"} for i in range(10, 220)]
+    done = run("--out", tmp_path / "out.jsonl", rows=lines(*rows, {"answer": box("3"), "gold": 3}))
+    assert done.returncode == 0 and done.stderr.splitlines()[1] == (
+        r"1 of 211 responses hold an answer as `\boxed{}`; 100 of the first 200 others hold the gold as `#### ...`: "
+        "try --format hash"
+    )
+    for quiet in (["--format", "hash"], ["--verifier", "trl:json:dumps"]):  # read by it, and read whole
+        rows = [{key: row[key] for key in ("answer", "gold")} for row in rows[:20]]
+        assert run(*quiet, "--out", tmp_path / "out.jsonl", rows=lines(*rows)).stderr.count("\n") == 1

@@ -65,7 +65,8 @@ def step(accuracy: float, **rates: float) -> dict[str, float]:
     [
         (step(1.0), "too easy"),
         (step(0.0), "too hard"),
-        (step(0.0, parse_rate=0.1), "boxed"),
+        (step(0.0, parse_rate=0.1), "only 10% of the rollouts hold an answer: look at rollouts/"),
+        (step(0.0, parse_rate=0.0), "no rollout holds an answer"),
         (step(0.0, truncated_rate=0.9), "max_new_tokens"),
         (step(0.0, ungraded_rate=1.0), "could be graded"),
     ],

@@ -35,7 +35,7 @@ def test_a_role_with_signal_gets_no_sentence_and_one_that_never_came_up_does():
     [
         ({"accuracy": 0.0}, "no learning signal (0.0% of 8 groups had rewards that differ), since no rollout is right"),
         ({"accuracy": 1.0}, "every rollout is right"),
-        ({"accuracy": 0.0, "parse_rate": 0.1}, r"only 10% of the rollouts hold a \boxed{} answer"),
+        ({"accuracy": 0.0, "parse_rate": 0.1}, "only 10% of the rollouts hold an answer: look at"),
         ({"accuracy": 0.0, "truncated_rate": 0.9}, "90% of the rollouts are cut"),
         ({"accuracy": 0.0, "ungraded_rate": 1.0}, "no rollout could be graded"),
         ({"accuracy": 0.2}, "all samples are alike"),

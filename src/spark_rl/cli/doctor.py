@@ -1,4 +1,5 @@
-"""`spark-rl doctor`: what is installed, what this machine can run, and what to install for what."""
+"""`spark-rl doctor`: what is installed, what this machine can run, and what to install for what. With a model it tries
+that instead (`doctor_model.py`)."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 
 from spark_rl import __version__
+from spark_rl.cli.rows import file_and_settings
 from spark_rl.progress import Shown
 
 Status = Literal["ok", "warning", "missing", "broken"]
@@ -50,17 +52,53 @@ class Finding:
 
 
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Do not try the embedded model.")] = False,
+    model: Annotated[
+        str | None, typer.Argument(help="A model folder, a Hub id, embedded, or http://..., to be tried on --data.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value of a run, and of engine, for the trial.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Questions: whatever data.train takes, or the YAML config of a run.")
+    ] = None,
+    questions: Annotated[int, typer.Option(help="How many the model is asked.", min=1)] = 16,
+    samples: Annotated[int, typer.Option(help="Replies to each.", min=2)] = 8,
+    seconds: Annotated[float, typer.Option(help="What a trial may take; replies are cut to keep to it.")] = 600.0,
+    out: Annotated[Path | None, typer.Option(help="File for the config, instead of standard output.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Without a model: do not try the embedded one.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
 ) -> None:
-    """Check this installation and this machine. Exit code 1 if training would not work.
+    """Check this installation and this machine; or ask whether a model could learn from questions.
+
+    Without a model: exit code 1 if training would not work.
+
+    With one it samples replies to a few questions, and says how the model
+    states its answers, how often it is right, whether it can judge, what a step
+    takes here, and whether RL could learn. The config to start from goes to
+    standard output, what is said to standard error.
 
     Examples:
 
         spark-rl doctor
 
         spark-rl doctor --quick --json
+
+        spark-rl doctor embedded --data embedded:train
+
+        spark-rl doctor Qwen/Qwen2.5-1.5B-Instruct --data questions.jsonl rollout.max_new_tokens=512 > run.yaml
+
+        spark-rl doctor my/model --data "{path: reasoning_gym:chain_sum, options: {max_terms: 2}}" --out run.yaml
+
+        spark-rl doctor --data run.yaml --json
     """
+    model, settings = file_and_settings(model, overrides)
+    if model or data or settings:
+        from spark_rl.cli.doctor_model import try_model
+
+        try_model(
+            model, data, settings, questions=questions, samples=samples, seconds=seconds, out=out, as_json=as_json
+        )
+        return
     findings = []
     console = Console()
     for finding in examine(quick):

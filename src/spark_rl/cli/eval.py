@@ -113,6 +113,7 @@ def evaluate(
         from spark_rl.evaluate.report import markdown
         from spark_rl.evaluate.runner import Runner, Samples
         from spark_rl.evaluate.summary import summarise
+        from spark_rl.evaluate.unread import unread_notes
 
         skipped = dict(opened.skipped)
         samples, started = Samples(out / "samples.jsonl"), time.monotonic()
@@ -131,8 +132,15 @@ def evaluate(
                     from accelerate.utils import release_memory
 
                     release_memory()
+        notes = list(unread_notes(samples.rows, opened.questions, prompts.answer_format, pool, right_at))
     counts = {source: len(reasons) for source, reasons in skipped.items()}
-    results = {**described, "skipped": counts, **summarise(samples.rows), "wall_seconds": time.monotonic() - started}
+    results = {
+        **described,
+        "skipped": counts,
+        "notes": notes,
+        **summarise(samples.rows),
+        "wall_seconds": time.monotonic() - started,
+    }
     page = markdown(results)
     _write(out / "results.json", json.dumps(results, indent=1) + "\n")
     _write(out / "report.md", page)

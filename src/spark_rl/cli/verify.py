@@ -28,7 +28,10 @@ from spark_rl.cli.rows import (
     verify_settings,
 )
 from spark_rl.progress import Shown
-from spark_rl.verify import Check, VerifierPool, resolve
+from spark_rl.verify import Check, VerifierPool, better_format, formats_seen, resolve
+
+_LOOKED_AT = 200
+"""Responses without an answer that are looked through for other formats."""
 
 
 def verify(
@@ -87,7 +90,9 @@ def verify(
         return row, Check(text, gold, name, take(row, "metadata", dict, default={}), format=stated)
 
     reasons: Counter[str] = Counter()
-    total, num_graded, start = 0.0, 0, time.monotonic()
+    unread: list[Check] = []
+    num_to_read = num_unread = num_graded = 0
+    total, start = 0.0, time.monotonic()
     with (
         Output(out, source) as output,
         VerifierPool.of(settings) as pool,
@@ -95,13 +100,19 @@ def verify(
     ):
         pairs, ahead = itertools.tee(source.read(parse))
         verdicts = zip(pairs, pool.stream(check for _, check in ahead), strict=True)
-        for (row, _), verdict in shown.track(verdicts, "verify", source.num_lines()):
+        for (row, check), verdict in shown.track(verdicts, "verify", source.num_lines()):
             verdict = verdict.at(right_at)
             grade = {"reward": verdict.reward, "extracted": verdict.extracted, "reason": verdict.reason}
             output.write(row | grade | ({"detail": verdict.detail} if verdict.detail else {}))
             reasons[verdict.reason] += 1
             if verdict.reward is not None:
                 total, num_graded = total + verdict.reward, num_graded + 1
+            if resolve(check.verifier).reads == "answer":
+                num_to_read += 1
+                if verdict.extracted is None:
+                    num_unread += 1
+                    unread += [check] * (len(unread) < _LOOKED_AT)
+        better = better_format(formats_seen(unread, pool, stated, right_at)) if 2 * num_unread > num_to_read else None
     rate = reasons.total() / (time.monotonic() - start)
     mean = total / num_graded if num_graded else None
     if as_json:
@@ -111,3 +122,9 @@ def verify(
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "nothing graded"
     of_all = "none" if mean is None else f"{mean:.3f}"
     say(f"{counted(reasons.total(), 'row')}{bad}: {counts}; mean reward {of_all}; {rate:,.0f} rows/s")
+    if better:
+        say(
+            f"{num_to_read - num_unread:,} of {counted(num_to_read, 'response')} hold an answer as `{stated.form}`; "
+            f"{better.found} of the{' first' * (num_unread > len(unread))} {len(unread)} others {better.holds}: "
+            f"try --format {better.format.name}"
+        )

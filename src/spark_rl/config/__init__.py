@@ -4,6 +4,7 @@ from spark_rl.config.inference import EngineConfig, Inference, JudgeConfig, Solv
 from spark_rl.config.load import (
     config_from,
     flat,
+    given_settings,
     load_config,
     load_inference,
     merge,
@@ -56,6 +57,7 @@ __all__ = [
     "WarmStartConfig",
     "config_from",
     "flat",
+    "given_settings",
     "load_config",
     "load_inference",
     "merge",

@@ -82,14 +82,22 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     Raises:
         ValueError: one sentence a mistake on what to change; unknown keys come with the nearest known one.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = read_mapping(Path(path))
-    for override in overrides:
-        values = merge(values, parse_override(override, Config))
+    values = given_settings(path, overrides)
     if (preset := values.get("preset")) is not None:
         values = merge(_preset(preset), values)
     return config_from(values, where=str(path) if path else "config")
+
+
+def given_settings(path: str | Path | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a file and overrides say, as nested mappings of values that nobody has looked at yet.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    values = {} if path is None else read_mapping(Path(path))
+    for override in overrides:
+        values = merge(values, parse_override(override, Config))
+    return values
 
 
 def load_inference(overrides: Iterable[str] = (), **values: Any) -> Inference:

@@ -14,6 +14,7 @@ def markdown(results: Result) -> str:
     lines = [f"# Evaluation on `{results['suite']}`", ""]
     lines += [f"- {label}: `{path}`" for label, path in results["models"].items()]
     lines += [f"- rows of `{source}` left out: {count}" for source, count in results.get("skipped", {}).items()]
+    lines += [f"- {note}" for note in results.get("notes", [])]
     lines += ["", "Intervals are 95 %. Tokens are those read (each prompt once) and written, a question.", ""]
     lines += _comparison(results["comparison"]) if results["comparison"] else []
     for label, measured in models.items():

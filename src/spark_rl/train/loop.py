@@ -37,7 +37,7 @@ from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
 from spark_rl.rollout.transformers_engine import TransformersEngine
 from spark_rl.train.card import model_card
-from spark_rl.train.checkpoint import CannotWrite
+from spark_rl.train.checkpoint import CannotWrite, step_name
 from spark_rl.train.estimate import bytes_needed
 from spark_rl.train.health import Collapsed, Health, health_sentences
 from spark_rl.train.hub import check_hub_id, push
@@ -51,6 +51,7 @@ from spark_rl.train.self_reward import SelfRewardScorer, Switch
 from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
+from spark_rl.train.unread import Unread
 from spark_rl.train.update import Updater, largest_weight
 from spark_rl.train.validation import HeldOut, rewards_beside, score_of
 from spark_rl.train.warm_start import WarmStart, nothing_learnt, warm_start_report
@@ -166,8 +167,16 @@ class Trainer:
         )
         self.state = State()
         self.health = Health(config, self.display.warn, self.model.config.get_text_config().vocab_size)
-        of_first = partial(self._ask_held_out, renderer=self.first_renderer)
-        self.held_out = HeldOut(config, self.data, self._ask_held_out, self.selection.fits, self.display.warn, of_first)
+        self.unread = Unread(self.data.prompts, self.verifiers, right_at)
+        self.held_out = HeldOut(
+            config,
+            self.data,
+            self._ask_held_out,
+            self.selection.fits,
+            self.display.warn,
+            partial(self._ask_held_out, renderer=self.first_renderer),
+            None if config.warm_start.steps else self.unread.sentences,
+        )
         self._recent: deque[Metrics] = deque(maxlen=_PATIENCE)
         self._warned: set[str] = set()
         self._stop = False
@@ -266,7 +275,9 @@ class Trainer:
             self.trackers.log_samples(groups, step)
         self.display.step(step, metrics)
         if not is_warm:
-            self._warn(metrics)
+            with self.saver.together():
+                if self.accelerator.is_main_process:
+                    self._warn(metrics, groups)
         self.health.see_patience(step)
         return metrics
 
@@ -378,12 +389,17 @@ class Trainer:
             "time/tokens_per_second": num_tokens / sum(clock.stages.get(s, 0) for s in ("generate", "score", "update")),
         }
 
-    def _warn(self, metrics: Metrics) -> None:
+    def _warn(self, metrics: Metrics, groups: Sequence[Group]) -> None:
         self._recent.append(metrics)
+        if self.state.step == self.config.warm_start.steps + 1 and not self.held_out.items:
+            for sentence in self.unread.sentences(groups):
+                self.display.warn(f"warning, step {self.state.step}: {sentence}")
         if len(self._recent) < _PATIENCE:
             return
         alternating = self.config.recycle.schedule == "alternating"
-        for warning in warnings(self._recent, self.config.slots(), alternating):
+        rows = [rollout_record(group) for group in groups]
+        explain = partial(self.unread.explain, rows=rows)
+        for warning in warnings(self._recent, self.config.slots(), alternating, explain):
             topic = warning.split(" in the last")[0]
             if topic not in self._warned:
                 self._warned.add(topic)
@@ -491,13 +507,15 @@ class Trainer:
             since = change_sentences(unknown_before, after, self.held_out.items)
             changes = [f"warm start alone, {sentence}" for sentence in of_warm_start] + changes
             changes += [f"since the warm start, {sentence}" for sentence in since]
+        last = self.run_directory.read_rows(f"rollouts/{step_name(self.config.num_steps)}.jsonl")
+        signals = signal_sentences(rl, self.config.slots(), partial(self.unread.explain, rows=last))
         summary = {
             "before": before,
             **({"after_warm_start": after_warm_start} if after_warm_start else {}),
             "after": after,
             **({"warm_start": warm_start_report(warm)} if warm else {}),
             "signal": signal_report(rl),
-            "findings": [*health_sentences(steps), *signal_sentences(rl, self.config.slots()), *changes],
+            "findings": [*health_sentences(steps), *signals, *changes],
             "monitor": sorted({task.example.source for task in self.data.monitor}),
             "steps": self.config.train.steps,
             "final_from_step": self.state.step,

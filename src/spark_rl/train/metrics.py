@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from spark_rl.types import Group, Role, Task
@@ -13,6 +13,8 @@ ALARM = "health/alarm_"
 """Begins the metrics, of the value 1, that name a step's alarms (`health.py`)."""
 _MANY = 0.2
 """Share of rollouts that could not be graded, from which on it is said."""
+Explain = Callable[[Role], str]
+"""What replies of a role lack that cannot be read, and what to do about it."""
 COLLAPSED = "since the model has collapsed, as the alarms say: lower train.learning_rate"
 
 
@@ -86,7 +88,17 @@ def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else float("nan")
 
 
-def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int], alternating: bool = False) -> list[str]:
+def look_at_them(role: Role) -> str:
+    """An explanation where the replies are not at hand."""
+    return f"{'a verdict' if role.is_judge else 'an answer'}: look at rollouts/"
+
+
+def warnings(
+    recent: Sequence[Metrics],
+    slots: Mapping[Role, int],
+    alternating: bool = False,
+    explain: Explain = look_at_them,
+) -> list[str]:
     """Plain words on every role that had no learning signal in any of the recent steps, and why, and on every role of
     whose rollouts many could not be graded.
 
@@ -104,7 +116,7 @@ def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int], alternating: 
             )
         elif present and all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
             rates = {name.removeprefix(f"{role}/"): value for name, value in present[-1].items()}
-            why = COLLAPSED if is_alarmed(present[-1]) else why_no_signal(rates)
+            why = COLLAPSED if is_alarmed(present[-1]) else why_no_signal(rates, role, explain)
             found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why}")
         elif present and (ungraded := fmean(metrics[f"{role}/ungraded_rate"] for metrics in present)) > _MANY:
             found.append(
@@ -114,7 +126,7 @@ def warnings(recent: Sequence[Metrics], slots: Mapping[Role, int], alternating: 
     return found
 
 
-def why_no_signal(rates: Metrics) -> str:
+def why_no_signal(rates: Metrics, role: Role = Role.ANSWER, explain: Explain = look_at_them) -> str:
     """The likeliest cause, from a role's `accuracy`, `ungraded_rate`, `truncated_rate` and `parse_rate`."""
     if (ungraded := rates.get("ungraded_rate", 0)) > _MANY:
         share = "no rollout" if ungraded == 1 else f"only {1 - ungraded:.0%} of the rollouts"
@@ -124,7 +136,8 @@ def why_no_signal(rates: Metrics) -> str:
     if (cut := rates.get("truncated_rate", 0)) > 0.5:
         return f"since {cut:.0%} of the rollouts are cut at their length limit: raise max_new_tokens"
     if (parsed := rates.get("parse_rate", 1)) < 0.5:
-        return f"since only {parsed:.0%} of the rollouts hold a \\boxed{{}} answer: look at rollouts/"
+        many = f"only {parsed:.0%} of the rollouts hold" if parsed else "no rollout holds"
+        return f"since {many} {explain(role)}"
     if rates.get("accuracy") == 0:
         return "since no rollout is right: the prompts are too hard for this model"
     return "since all rollouts of a group get the same reward: the prompts are too hard, or all samples are alike"

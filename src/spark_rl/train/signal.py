@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spark_rl.train.metrics import COLLAPSED, Metrics, is_alarmed, why_no_signal
+from spark_rl.train.metrics import COLLAPSED, Explain, Metrics, is_alarmed, look_at_them, why_no_signal
 from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import Role, Task
 
@@ -32,7 +32,7 @@ def signal_report(steps: Sequence[Metrics]) -> dict[str, Metrics]:
     return report
 
 
-def signal_sentences(steps: Sequence[Metrics], slots: Mapping[Role, int]) -> list[str]:
+def signal_sentences(steps: Sequence[Metrics], slots: Mapping[Role, int], explain: Explain = look_at_them) -> list[str]:
     """A sentence on every role of the run that had no learning signal, hardly any, or none any more."""
     last = steps[-max(3, len(steps) // 4) :]
     report, late = signal_report(steps), signal_report(last)
@@ -54,17 +54,17 @@ def signal_sentences(steps: Sequence[Metrics], slots: Mapping[Role, int]) -> lis
         if values["mixed_rate"] < WEAK_RATE:
             share = f"{values['mixed_rate']:.1%} of {values['groups']:.0f} groups had rewards that differ"
             degree = "no learning signal" if values["mixed_rate"] == 0 else "hardly any learning signal"
-            found.append(f"{role}: {degree} ({share}), {_why(role, values, steps)}")
+            found.append(f"{role}: {degree} ({share}), {_why(role, values, steps, explain)}")
         elif role in late and late[role]["mixed_rate"] == 0:
             ended = f"none of its last {late[role]['groups']:.0f} groups had rewards that differ"
-            found.append(f"{role}: the learning signal has ended ({ended}), {_why(role, late[role], last)}")
+            found.append(f"{role}: the learning signal has ended ({ended}), {_why(role, late[role], last, explain)}")
     return found
 
 
-def _why(role: Role, rates: Metrics, steps: Sequence[Metrics]) -> str:
+def _why(role: Role, rates: Metrics, steps: Sequence[Metrics], explain: Explain) -> str:
     """The cause of no signal in these steps: where most of them raised an alarm, none that a rate could tell."""
     present = [is_alarmed(step) for step in steps if f"{role}/groups" in step]
-    return COLLAPSED if 2 * sum(present) > len(present) else why_no_signal(rates)
+    return COLLAPSED if 2 * sum(present) > len(present) else why_no_signal(rates, role, explain)
 
 
 def same_to_all(items: Sequence[Task], role: Role) -> float:

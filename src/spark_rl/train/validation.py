@@ -48,6 +48,7 @@ class HeldOut:
         warn: told in a sentence.
         ask_first: as `ask`, of the questions whose rollouts give the other items: with worked examples if the run
             begins so, since a model that states no answer without would give none.
+        unread: sentences on the roles of whose replies hardly any can be read; None where that is to be expected.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class HeldOut:
         fits: Callable[[Task], bool],
         warn: Callable[[str], None],
         ask_first: Ask | None = None,
+        unread: Callable[[Sequence[Group]], list[str]] | None = None,
     ) -> None:
         self.config, self.ask, self.ask_first, self.fits = config, ask, ask_first or ask, fits
         self.images, self.prompts = data.images, data.prompts
@@ -66,7 +68,7 @@ class HeldOut:
         self.items: list[Task] = []
         self.before: dict[str, Any] | None = None
         """The starting model's metrics on the items, once they are known."""
-        self.warn = warn
+        self.warn, self.unread = warn, unread
         if left_out := len(data.validation) + len(data.monitor) - len(self.questions) - len(self.monitored):
             warn(f"{left_out} held-out questions are longer than prompts may be and are left out")
 
@@ -104,7 +106,10 @@ class HeldOut:
     def _make(self) -> None:
         if self.questions:
             self.items = self._made(self.ask_first)
-        self.before = self.measure()
+        groups = self._asked()
+        self.before = self._measured(groups)
+        for sentence in self.unread(groups) if self.unread else ():  # nobody should wait for the first steps to be told
+            self.warn(f"warning, before the first step: {sentence}")
 
     def complete(self) -> None:
         """Make items of the roles that the starting model gave none of, by the model as it is now: one that states no
@@ -121,9 +126,14 @@ class HeldOut:
 
     def measure(self) -> dict[str, Any]:
         """Greedy metrics on the items, with accuracies by role and source (the monitored questions included)."""
+        return self._measured(self._asked())
+
+    def _asked(self) -> list[Group]:
         tasks = [*self.items, *self.monitored]
         name = f"evaluating on {len(tasks)} held-out items"
-        groups = self.ask(tasks, greedy_sampling(self.config), name) if tasks else []
+        return self.ask(tasks, greedy_sampling(self.config), name) if tasks else []
+
+    def _measured(self, groups: Sequence[Group]) -> dict[str, Any]:
         headline, right_at = {task.id for task in self.items}, self.config.recycle.right_at
         metrics, by_source = validation_metrics(groups, headline, right_at)
         return {**metrics, "n": len(self.items), "by_source": by_source}

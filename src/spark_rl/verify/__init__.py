@@ -3,6 +3,7 @@
 from spark_rl.verify.extract import ANSWER_TAG, box, extract_answer, visible
 from spark_rl.verify.formats import BOXED, Format, format_of
 from spark_rl.verify.pool import Check, VerifierHangs, VerifierPool
+from spark_rl.verify.seen import Seen, better_format, formats_seen, verdicts_seen
 from spark_rl.verify.verifiers import (
     SELF,
     VERIFIERS,
@@ -24,10 +25,12 @@ __all__ = [
     "VERIFIERS",
     "Check",
     "Format",
+    "Seen",
     "Verdict",
     "Verifier",
     "VerifierHangs",
     "VerifierPool",
+    "better_format",
     "box",
     "check_gold",
     "check_trusted",
@@ -35,8 +38,10 @@ __all__ = [
     "extract_answer",
     "failed",
     "format_of",
+    "formats_seen",
     "gold_problem",
     "grade",
     "resolve",
+    "verdicts_seen",
     "visible",
 ]
