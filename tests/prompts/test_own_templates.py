@@ -11,12 +11,13 @@ from factories import make_example, make_group
 from test_chat import MISTRAL, byte_tokenizer
 from test_templates import content, unquote
 
-from spark_rl.config import PromptsConfig, RecycleConfig
+from spark_rl.config import DataConfig, PromptsConfig, RecycleConfig, SourceConfig
 from spark_rl.data import question_task
+from spark_rl.data.rows import RowReader
 from spark_rl.embedded.build import CHATML
 from spark_rl.prompts import ChatRenderer, Prompts, View, build_prompts, save_prompts, saved_prompts, shown
 from spark_rl.prompts.templates import QUOTED
-from spark_rl.recycle import recycle
+from spark_rl.recycle import Pool, recycle
 from spark_rl.types import Role
 from spark_rl.verify import Check, VerifierPool, format_of
 
@@ -301,6 +302,22 @@ def test_the_words_of_the_templates_are_the_labels_of_what_is_recycled(tmp_path)
         Role.PAIRWISE: ["Erste", "Zweite"],
         Role.REFLECTION: ["5", "5"],
     }
+    pool, again = Pool(100, 10), Pool(100, 10)
+    pool.add(made.bundles)
+    again.load_state_dict(json.loads(json.dumps(pool.state_dict())), {})
+    slots = dict.fromkeys(Role, 100)
+    assert again.take(slots, 1) == pool.take(slots, 1)
     for task in tasks:
         assert task.positive == {Role.POINTWISE: "Ja", Role.PAIRWISE: "Erste", Role.REFLECTION: "A"}[task.role]
         assert set(unquote(content(task.messages))[1]) <= {example.question, "#### 5", "#### 6"}
+
+
+def test_rows_may_have_the_words_of_any_template_of_their_role(tmp_path):
+    own = 'pointwise: [pointwise-1, {name: b, text: "{question}\\n{response}\\n{yes}/{no}", verdicts: [Ja, Nein]}]'
+    prompts = built(tmp_path, own)
+    reader = RowReader(SourceConfig(path="x"), DataConfig(), "x", prompts=prompts)
+    rows = [reader.task({"role": "pointwise", "prompt": "Is 1+1=3?", "answer": word}, 0) for word in ("no", "nein")]
+    assert [(task.label, task.positive) for task in rows] == [("No", "Yes"), ("Nein", "Ja")]
+    assert r"\boxed{Ja} or \boxed{Nein}" in rows[1].messages[0]["content"]
+    with pytest.raises(ValueError, match="must be Yes or No"):
+        reader.task({"role": "pointwise", "prompt": "Is 1+1=3?", "answer": "non"}, 0)

@@ -8,7 +8,7 @@ import pytest
 from factories import make_example, make_group, reward_group
 
 from spark_rl.data import question_task
-from spark_rl.train.metrics import balanced_accuracy, is_positive, role_metrics, warnings, why_no_signal
+from spark_rl.train.metrics import balanced_accuracy, is_positive, role_metrics, side, warnings, why_no_signal
 from spark_rl.types import Response, Role
 
 SLOTS = {Role.ANSWER: 4, Role.POINTWISE: 0, Role.PAIRWISE: 0, Role.REFLECTION: 0}
@@ -53,6 +53,8 @@ def test_a_verdict_is_read_as_the_grader_reads_it() -> None:
     assert not is_positive(pointwise, "No") and not is_positive(pairwise, "B")
     german = replace(pointwise, verdicts=("Ja", "Nein"))
     assert is_positive(german, "ja") and not is_positive(german, "Yes")
+    right, wrong = (side(replace(german, label=label)) for label in german.verdicts or ())
+    assert [side(replace(pointwise, label=label)) for label in ("Yes", "No")] == [right, wrong] and right != wrong
 
 
 def step(accuracy: float, **rates: float) -> dict[str, float]:

@@ -58,7 +58,7 @@ def role_metrics(groups: Sequence[Group], right_at: float = 1.0) -> Metrics:
             parsed = [(task, r.extracted) for task, r in rollouts if r.extracted is not None]
             values["yes_rate"] = _mean([is_positive(task, text) for task, text in parsed])
             values["label_rate"] = _mean([is_positive(task, task.label) for task, _ in rollouts])
-            values["balanced_accuracy"] = balanced_accuracy([(task.label, reward >= 1) for task, reward in graded])
+            values["balanced_accuracy"] = balanced_accuracy([(side(task), reward >= 1) for task, reward in graded])
         if role is Role.REFLECTION:
             for name, is_right in (("accuracy_on_wrong", False), ("accuracy_on_right", True)):
                 values[name] = _mean([r >= right_at for task, r in graded if _shows_right(task, right_at) is is_right])
@@ -74,6 +74,11 @@ def _shows_right(task: Task, right_at: float) -> bool | None:
 def is_positive(task: Task, verdict: str) -> bool:
     """Whether a verdict is the one that habits favour: Yes, or the first of two."""
     return resolve("choice").score(verdict, task.positive, {}) == 1
+
+
+def side(task: Task) -> str:
+    """Which verdict is right, in whatever words: templates of one role may differ in them. The same of all others."""
+    return str(is_positive(task, task.label)) if task.role.is_judge else ""
 
 
 def balanced_accuracy(labelled: Sequence[tuple[str, bool]]) -> float:

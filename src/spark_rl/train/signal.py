@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spark_rl.train.metrics import COLLAPSED, Explain, Metrics, is_alarmed, look_at_them, why_no_signal
+from spark_rl.train.metrics import COLLAPSED, Explain, Metrics, is_alarmed, look_at_them, side, why_no_signal
 from spark_rl.train.validation import HEADLINE, rewards_beside
 from spark_rl.types import Role, Task
 
@@ -69,7 +69,7 @@ def _why(role: Role, rates: Metrics, steps: Sequence[Metrics], explain: Explain)
 
 def same_to_all(items: Sequence[Task], role: Role) -> float:
     """What the best one answer or verdict to all items of a role would score; judges are scored label by label."""
-    golds = Counter(task.label for task in items if task.role is role)
+    golds = Counter(side(task) or task.label for task in items if task.role is role)
     return 1 / len(golds) if role.is_judge else max(golds.values()) / golds.total()
 
 

@@ -21,7 +21,7 @@ from spark_rl.recycle import recycle
 from spark_rl.rollout.generate import Sampling, greedy_sampling, training_sampling
 from spark_rl.train import checksums
 from spark_rl.train.checkpoint import RunDirectory, read_json
-from spark_rl.train.metrics import Metrics, balanced_accuracy
+from spark_rl.train.metrics import Metrics, balanced_accuracy, side
 from spark_rl.types import Group, Role, Task, with_images_at_hand
 
 HEADLINE = {
@@ -198,7 +198,7 @@ def validation_metrics(
 
 
 def _labelled(task: Task, reward: float, right_at: float) -> tuple[str, bool]:
-    return task.label if task.role.is_judge else "", reward >= task.role.right_at(right_at)
+    return side(task), reward >= task.role.right_at(right_at)
 
 
 def rewards_beside(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[Role, str]:
