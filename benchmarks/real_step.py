@@ -2,25 +2,25 @@
 
     make bench-real REAL="--threads 1 --store"
 
-16 questions (sums and differences) with two worked examples as turns before each, 8 rollouts of up to 32 tokens,
-float32, AdamW, `dapo`, no KL, no reference model. Both sides ask the same rows and get recorded rewards, one list a
-row, in which every group has rights and wrongs: ours leaves out groups without signal, so rewards that the model earns
-would flatter it. A step is all of it, from the questions to the changed weights; ours takes turns with TRL's, several
-before and after each of them. `real/natural` is the same with rewards that the `math` verifier gives, on other
-questions of the kind, and says which share of the groups has signal.
+16 questions (sums and differences of reasoning-gym) with two worked examples as turns before each (`--examples`), 8
+rollouts of up to 32 tokens, float32, AdamW, `dapo`, no KL, no reference model. Both sides ask the same rows and get
+recorded rewards, one list a row, in which every group has rights and wrongs: ours leaves out groups without signal, so
+rewards that the model earns would flatter it. A step is all of it, from the questions to the changed weights; ours
+takes turns with TRL's, several before and after each of them. `-natural` is ours with rewards of the `math` verifier
+instead, and says which share of the groups has signal (`mixed`).
 
 Before that the work is seen to be the same: equal prompts, and loss and gradient of recorded rollouts to 1e-4.
 
 TRL gets the settings that are fastest for it. They are those of the stored result, or searched for (`--search`): rows
-of a micro-batch, rows that are generated at once, and the cache they are generated with. Rows generated at once that
-are not all of a step's (`steps_per_generation`) make TRL divide the loss by an estimate of the step's tokens, which is
-another loss but the same work. `without_prompt_logits` is what its update would take of its time if it left out the
-logits of the prompts, as it does on a GPU with Triton; no setting makes it do so on a CPU.
+of a micro-batch, rows that are generated at once, and the cache they are generated with. If fewer rows are generated at
+once than a step has (`steps_per_generation`), TRL divides the loss by an estimate of the step's tokens, which is
+another loss but the same work.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -28,7 +28,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,17 @@ from harness import embedded, gradient, line, seconds, show, trl_trainer, trl_up
 from run import STORED, read, settle
 
 from spark_rl.config import load_config
+from spark_rl.rollout.scoring import Scorer
 from spark_rl.train.advantages import advantages
 from spark_rl.train.loop import Trainer
 from spark_rl.types import Group
 
 MODEL = os.environ.get("SPARK_RL_REAL_MODEL", "models/smollm2")
 QUESTIONS, GROUP, NEW = 16, 8, 32
-BATCHES, AT_ONCE, CACHES = (1, 2, 4, 8, 16), (8, 32, 128), (None, "static", "continuous")
+BATCHES, AT_ONCE, CACHES = (1, 2, 4, 8), (8, 128), (None, "static", "continuous")
 """What is tried of TRL's settings."""
+PAGES = {"page_size": 32, "num_blocks": 2048, "max_batch_tokens": 2048}
+"""Room for a step's rows in continuous batching, which else takes half of the memory and the time to fill it."""
 TARGET = 15.0
 CONFIG = """
 preset: grpo
@@ -53,6 +55,7 @@ model: {dtype: float32}
 data: {bad_rows: refuse}
 rollout: {num_generations: 8, max_new_tokens: 32}
 train: {learning_rate: 1.0e-9, schedule: constant, steps: 1000}
+health: {stop_after: 0}
 """
 """The learning rate is one that changes nothing, so that all steps are of the same model."""
 
@@ -60,36 +63,32 @@ train: {learning_rate: 1.0e-9, schedule: constant, steps: 1000}
 # ------------------------------------------------------------------------------------------------ rows and rewards
 
 
-def asked(question: str) -> dict[str, str]:
+def turns(entry: dict[str, Any], *, solved: bool) -> list[dict[str, str]]:
+    """A reasoning-gym entry as the user's turn, and if it is a worked example, the reply."""
     instruction = r"Reason step by step, then put your final answer in \boxed{}."
-    return {"role": "user", "content": f"{question}\n\n{instruction}"}
+    question = {"role": "user", "content": f"{entry['question']}\n\n{instruction}"}
+    sum_ = f"{entry['metadata']['expression']} = {entry['answer']}"
+    reply = {"role": "assistant", "content": rf"{sum_}. The answer is \boxed{{{entry['answer']}}}."}
+    return [question, reply] if solved else [question]
 
 
-def answered(reply: str) -> dict[str, str]:
-    return {"role": "assistant", "content": reply}
+def rows(num: int, num_examples: int = 2) -> list[dict[str, Any]]:
+    """Sums and differences of two numbers after worked examples, their answers, and the rewards of their rollouts: the
+    first few are right, at least one, and never all."""
+    from reasoning_gym import create_dataset
 
-
-EXAMPLES = (
-    asked("What is 17 + 25 - 8?"),
-    answered(r"17 + 25 = 42. 42 - 8 = 34. The answer is \boxed{34}."),
-    asked("What is 46 - 19 + 5?"),
-    answered(r"46 - 19 = 27. 27 + 5 = 32. The answer is \boxed{32}."),
-)
-
-
-def rows(num: int, seed: int) -> list[dict[str, Any]]:
-    """Questions after the worked examples, their answers, and the rewards of their rollouts: the first few are right,
-    at least one, and never all."""
-    draw = random.Random(seed)
+    shape = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+    solved = create_dataset("chain_sum", seed=1, size=num_examples, **shape)
+    examples = [turn for entry in solved for turn in turns(entry, solved=True)]
+    draw = random.Random(0)
     made = []
-    for number in range(num):
-        a, b, c = draw.randint(20, 60), draw.randint(10, 60), draw.randint(2, 19)
+    for number, entry in enumerate(create_dataset("chain_sum", seed=0, size=num, **shape)):
         right = draw.randint(1, GROUP - 1)
         made.append(
             {
-                "id": f"{seed}-{number}",
-                "prompt": [*EXAMPLES, asked(f"What is {a} + {b} - {c}?")],
-                "answer": str(a + b - c),
+                "id": str(number),
+                "prompt": examples + turns(entry, solved=False),
+                "answer": entry["answer"],
                 "rewards": [1.0] * right + [0.0] * (GROUP - right),
             }
         )
@@ -114,12 +113,9 @@ class Recorded:
 
 
 class Ours:
-    """One of our trainers, stepped and timed."""
+    """Our trainer, stepped and timed with recorded rewards or with those of the verifier."""
 
-    def __init__(
-        self, arguments: argparse.Namespace, asked: Sequence[dict[str, Any]], folder: Path, recorded: bool = True
-    ) -> None:
-        folder.mkdir()
+    def __init__(self, arguments: argparse.Namespace, asked: Sequence[dict[str, Any]], folder: Path) -> None:
         data, recipe = folder / "rows.jsonl", folder / "config.yaml"
         data.write_text("".join(json.dumps(row) + "\n" for row in asked))
         recipe.write_text(CONFIG)
@@ -131,22 +127,18 @@ class Ours:
             "train.output": folder / "run",
         }
         self.trainer = Trainer(load_config(recipe, [f"{name}={value}" for name, value in settings.items()]))
-        self.scorer = Recorded(asked)
-        if recorded:
-            self.trainer.scorer = self.scorer
-        self.steps: list[dict[str, float]] = []
+        self.recorded, self.verified = Recorded(asked), self.trainer.scorer
 
-    def step(self) -> None:
+    def step(self, scorer: Scorer) -> dict[str, float]:
+        """The step's metrics, and the seconds of all of it."""
+        self.trainer.scorer = scorer
         started = time.perf_counter()
         metrics = self.trainer.step()
-        self.steps.append({**metrics, "seconds": time.perf_counter() - started})
+        return {**metrics, "seconds": time.perf_counter() - started}
 
-    def median(self, name: str) -> float:
-        return statistics.median(step[name] for step in self.steps)
 
-    @property
-    def seconds(self) -> list[float]:
-        return [step["seconds"] for step in self.steps]
+def median(steps: Sequence[dict[str, float]], name: str) -> float:
+    return statistics.median(step[name] for step in steps)
 
 
 # ------------------------------------------------------------------------------------------------ TRL's side
@@ -163,12 +155,14 @@ class Choice:
     cache: str | None = None
     """`cache_implementation`, or `continuous` for `use_transformers_continuous_batching`."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, num_rows: int) -> dict[str, Any]:
+        """TRL's names of them, for steps of `num_rows` rollouts."""
         continuous = self.cache == "continuous"
         return {
-            "steps_per_generation": self.generated // self.batch,
+            "steps_per_generation": min(self.generated, num_rows) // self.batch,
             "cache_implementation": None if continuous else self.cache,
             "use_transformers_continuous_batching": continuous,
+            "transformers_continuous_batching_config": PAGES if continuous else None,
             "adam_beta2": 0.95,
         }
 
@@ -179,18 +173,18 @@ def reward(rewards: Sequence[Sequence[float]], **_: Any) -> list[float]:
 
 
 def trl_side(
-    model: str, asked: Sequence[dict[str, Any]], choice: Choice, steps: int = 1, callbacks: Sequence[Any] = ()
+    arguments: argparse.Namespace, asked: Sequence[dict[str, Any]], choice: Choice, callbacks: Sequence[Any] = ()
 ) -> Any:
     return trl_trainer(
-        *embedded(model),
+        *embedded(arguments.model),
         asked,
         reward,
-        groups=len(asked),
+        groups=arguments.questions,
         batch=choice.batch,
         max_new_tokens=NEW,
-        steps=steps,
+        steps=arguments.rounds,
         callbacks=callbacks,
-        **choice.settings(),
+        **choice.settings(arguments.questions * GROUP),
     )
 
 
@@ -225,7 +219,7 @@ def same_work(ours: Ours, trl: Any) -> dict[str, float]:
         AssertionError: the prompts differ, or one of the others by more than 1e-4.
     """
     trainer = ours.trainer
-    groups = [replace(group, rollouts=group.rollouts[:: GROUP - 1]) for group in ours.scorer.groups[:2]]
+    groups = [replace(group, rollouts=group.rollouts[:: GROUP - 1]) for group in ours.recorded.groups[:2]]
     theirs, _, _ = trl._tokenize_prompts([[dict(m) for m in group.task.messages] for group in groups])
     assert [list(ids) for ids in theirs] == [group.prompt_ids for group in groups], "the prompts differ"
 
@@ -256,26 +250,26 @@ def same_work(ours: Ours, trl: Any) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ TRL's best settings
 
 
-def search(model: str, asked: Sequence[dict[str, Any]]) -> tuple[Choice, dict[str, dict[str, float]]]:
+def search(
+    arguments: argparse.Namespace, asked: Sequence[dict[str, Any]]
+) -> tuple[Choice, dict[str, dict[str, float]]]:
     """TRL's fastest settings, and the seconds a row that each took which was tried: micro-batches in the update, rows
     at once and caches in generation."""
-    trl = trl_side(model, asked, Choice())
+    trl = trl_side(arguments, asked, Choice())
     trl.model.train()
-    ids, _, _ = trl._tokenize_prompts([row["prompt"] for row in asked for _ in range(GROUP)])
+    step_rows = [row["prompt"] for row in asked[: arguments.questions] for _ in range(GROUP)]
+    ids, _, _ = trl._tokenize_prompts(step_rows)
     noise = torch.Generator().manual_seed(0)
-    groups = [
-        {"prompt": prompt, "completions": torch.randint(9, 600, (GROUP, NEW), generator=noise).tolist()}
-        for prompt in (ids[0], ids[-1])
-    ]
+    group = {"prompt": ids[0], "completions": torch.randint(9, 600, (GROUP, NEW), generator=noise).tolist()}
 
     def update(batch: int) -> float:
-        return seconds(lambda: trl_update(trl, groups, batch)) / (2 * GROUP)
+        return seconds(lambda: trl_update(trl, [group], batch)) / GROUP
 
     def generate(cache: str | None, at_once: int) -> float:
-        side = trl if cache is None else trl_side(model, asked, Choice(cache=cache))
+        side = trl if cache is None else trl_side(arguments, asked, Choice(cache=cache))
         return seconds(lambda: side._generate_single_turn(ids[:at_once], None, {}, GROUP)) / at_once
 
-    trl_update(trl, groups[:1], GROUP)  # to warm up
+    trl_update(trl, [group], GROUP)  # to warm up
     updates = {batch: update(batch) for batch in BATCHES}
     generations = {(n, cache): generate(cache, n) for cache in CACHES for n in AT_ONCE if n <= len(ids)}
     tried = {
@@ -289,8 +283,8 @@ def search(model: str, asked: Sequence[dict[str, Any]]) -> tuple[Choice, dict[st
 # ------------------------------------------------------------------------------------------------ all of it
 
 
-def result_name(threads: int) -> str:
-    return f"real/step-{threads}-thread{'s' * (threads > 1)}"
+def result_name(arguments: argparse.Namespace) -> str:
+    return f"real/step-{arguments.examples}-examples-{arguments.threads}-thread{'s' * (arguments.threads > 1)}"
 
 
 def compare(name: str, theirs: Sequence[float], ours: Sequence[float], **extra: Any) -> dict[str, Any]:
@@ -301,37 +295,43 @@ def compare(name: str, theirs: Sequence[float], ours: Sequence[float], **extra: 
     return line(name, pairs, ratio=ratio, **middle, steps=[len(ours), len(theirs)], **extra)
 
 
-def measure(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> list[dict[str, Any]]:
-    asked, name = rows(arguments.questions, seed=0), result_name(arguments.threads)
-    kept = read(STORED).get(name, {})
-    choice, tried = Choice(**kept["trl"]) if kept else None, kept.get("tried")
-    if choice is None or arguments.search:
-        choice, tried = search(arguments.model, asked)
+def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    asked, name = rows(4 * arguments.questions, arguments.examples), result_name(arguments)
+    kept = read(STORED).get(name)
+    if kept is None or arguments.search:
+        choice, tried = search(arguments, asked)
+    else:
+        choice, tried = Choice(**kept["trl"]), kept["tried"]
 
-    recorded = Ours(arguments, asked, folder / "recorded")
-    other = rows(4 * arguments.questions, seed=1)
-    natural = Ours(arguments, other, folder / "natural", recorded=False)
-    for side in (recorded, natural):
-        stack.enter_context(side.trainer.verifiers)
-        side.step()  # to warm up
-    apart = same_work(recorded, trl_side(arguments.model, asked, replace(choice, batch=8)))
-    for side in (recorded, natural):
-        side.steps.clear()
+    ours = Ours(arguments, asked, folder)
+    recorded: list[dict[str, float]] = []
+    natural: list[dict[str, float]] = []
 
     def take_turn() -> None:
-        for side in (recorded, natural):
-            for _ in range(arguments.steps):
-                side.step()
+        for _ in range(arguments.steps):
+            recorded.append(ours.step(ours.recorded))
+            natural.append(ours.step(ours.verified))
 
     turns = turns_with(take_turn)
-    trl_side(arguments.model, asked, choice, arguments.rounds, [turns]).train()
-    stages = {stage: round(recorded.median(f"time/{stage}"), 2) for stage in ("generate", "update")}
-    mixed = 1 - statistics.mean(step["answer/zero_variance_rate"] for step in natural.steps)
-    right = statistics.mean(step["answer/accuracy"] for step in natural.steps)
+    with ours.trainer.verifiers:
+        ours.step(ours.recorded)  # to warm up
+        apart = same_work(ours, trl_side(arguments, asked, Choice()))
+        gc.collect()  # trainers of TRL's hold themselves, and gigabytes
+        trl_side(arguments, asked, choice, [turns]).train()
+    stages = {stage: round(median(recorded, f"time/{stage}"), 2) for stage in ("generate", "update")}
+    sizes = {
+        "prompt_tokens": len(ours.recorded.groups[0].prompt_ids),
+        "rollout_tokens": median(recorded, "rollout_tokens"),
+    }
+    shares = {
+        "mixed": round(1 - statistics.mean(step["answer/zero_variance_rate"] for step in natural), 3),
+        "right": round(statistics.mean(step["answer/accuracy"] for step in natural), 3),
+    }
+    times = [[step["seconds"] for step in steps] for steps in (recorded, natural)]
     settings = {"trl": asdict(choice), "tried": tried}
     return [
-        compare(name, turns.seconds, recorded.seconds, at_least=TARGET, **stages, **apart, **settings),
-        compare(f"{name}-natural", turns.seconds, natural.seconds, mixed=round(mixed, 3), right=round(right, 3)),
+        compare(name, turns.seconds, times[0], at_least=TARGET, **stages, **sizes, **apart, **settings),
+        compare(f"{name}-natural", turns.seconds, times[1], **shares),
     ]
 
 
@@ -339,6 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL, help="a folder; by default that of `recipes/smollm2`")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--examples", type=int, default=2, help="worked examples before each question")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="fewer only to see that it works")
     parser.add_argument("--rounds", type=int, default=1, help="steps of TRL")
     parser.add_argument("--steps", type=int, default=3, help="steps of ours before and after each of them")
@@ -346,8 +347,8 @@ def main() -> None:
     parser.add_argument("--store", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        results = measure(arguments, Path(name), stack)
+    with tempfile.TemporaryDirectory() as name:
+        results = measure(arguments, Path(name))
     for result in results:
         show(result)
     settle({result["name"]: result for result in results}, arguments.store)

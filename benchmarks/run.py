@@ -42,6 +42,16 @@ TABLE = {
     "vision/update": "update with an image of 256 tokens a prompt, to rows that each see their own copy (transformers)",
     "vision/generate": "generation of the same, to HF `generate`",
 }
+REAL = {
+    f"real/step-{examples}-examples-{threads}{end}": what
+    for examples, many in ((2, "two"), (6, "six"))
+    for threads, on in (("2-threads", "two threads"), ("1-thread", "one thread"))
+    for end, what in (
+        ("", f"a GRPO step of SmolLM2-135M to TRL's, {many} worked examples before each question, {on}"),
+        ("-natural", "the same, groups without signal dropped ({mixed:.0%} of them have some)"),
+    )
+}
+"""The rows of `real_step.py`, as far as it has stored them; a result's figures fill what stands in braces."""
 
 
 def run(names: Iterable[str]) -> list[dict[str, Any]]:
@@ -76,13 +86,13 @@ def regressed(new: dict[str, Any], old: dict[str, Any] | None) -> bool:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The rows of README's table."""
     rows = ["| what | figure (lowest to highest turn) | meant to be |", "|---|---|---|"]
-    for name, text in TABLE.items():
+    for name, text in {**TABLE, **REAL}.items():
         if result := results.get(name):
             low, high = result["spread"]
             at = "at most" if result["better"] == "lower" else "at least"
             target = "" if result["target"] is None else f"{at} {result['target']:g}"
             spread = f" ({low:.2f} to {high:.2f})" if low < high else ""
-            rows.append(f"| {text} | {result['ratio']:.2f}{spread} | {target} |")
+            rows.append(f"| {text.format_map(result)} | {result['ratio']:.2f}{spread} | {target} |")
     return "\n".join(rows)
 
 

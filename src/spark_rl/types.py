@@ -133,6 +133,8 @@ class Task:
     """The step that made this task (0 for data); its age in the pool is counted from here."""
     verdicts: tuple[str, str] | None = None
     """The words of a judge's verdicts where they are not those of the role (`Role.verdicts`)."""
+    responses: tuple[str, ...] = ()
+    """What the data give to be learnt from: rows of a warm start alone."""
 
     @property
     def positive(self) -> str:

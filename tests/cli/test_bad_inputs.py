@@ -652,7 +652,209 @@ DOCTOR = [
         ["--out new.yaml", "server's model"],
     ),
 ]
-CASES = [*DOCTOR, *EVAL, *ENGINES, *CONFIG, *DATA, *IMAGES, *MODEL, *OUTPUT, *VERBS, *SERVE, *INFER]
+TO_LEARN = ["warm_start.steps=2", "warm_start.data=learn.jsonl"]
+LEARN = {**Q, "response": r"1+1=2 \boxed{2}"}
+WARM_START = [
+    train("warm start of nothing", "warm_start.steps=2", words=["warm_start.steps is 2", "nothing to train on"]),
+    train("warm start without steps", TO_LEARN[1], words=["warm_start.data is set", "warm_start.steps is 0", "10"]),
+    train(
+        "warm start from rollouts without steps",
+        "warm_start.from_rollouts=true",
+        words=["warm_start.from_rollouts is set", "warm_start.steps is 0"],
+    ),
+    train(
+        "warm start from rollouts without examples",
+        "warm_start.steps=2",
+        "warm_start.from_rollouts=true",
+        words=["warm_start.from_rollouts", "worked examples", "there are none", "set prompts.examples"],
+    ),
+    train(
+        "warm start and a penalty for what it does",
+        *TO_LEARN,
+        "loss.kl_coef=0.001",
+        words=["loss.kl_coef is 0.001", "before the warm start", "set loss.kl_coef to 0"],
+        spoil=rows(LEARN, name="learn.jsonl"),
+    ),
+    train(
+        "warm start on generated questions",
+        "warm_start.steps=2",
+        "warm_start.data=embedded:train",
+        words=["warm_start.data: embedded:train", "no responses", "warm_start.from_rollouts"],
+    ),
+    train(
+        "warm start on rows without responses",
+        *TO_LEARN,
+        words=["learn.jsonl, row 2", "has no 'response'", "data.columns.response=<name>"],
+        spoil=rows(LEARN, {**Q, "completion": "2"}, name="learn.jsonl"),
+    ),
+    train(
+        "a response that is no text",
+        *TO_LEARN,
+        words=["learn.jsonl, row 1", "'response' must be text or a list of texts, not", "3"],
+        spoil=rows({**Q, "response": ["2", 3]}, name="learn.jsonl"),
+    ),
+    train(
+        "responses in another format",
+        *TO_LEARN,
+        words=["learn.jsonl: no row is usable", "graded 'unparsed'", "#### ...", "set data.answer_format: hash"],
+        spoil=rows({**Q, "response": "1+1=2\n#### 2"}, name="learn.jsonl"),
+    ),
+    train(
+        "verdicts in another format",
+        *TO_LEARN,
+        words=["learn.jsonl: no row is usable", "set prompts.verdict_format: phrase"],
+        spoil=rows({**Q, "role": "pointwise", "answer": "Yes", "response": "The answer is Yes."}, name="learn.jsonl"),
+    ),
+    train(
+        "wrong responses",
+        *TO_LEARN,
+        words=["learn.jsonl: no row is usable", "learn.jsonl, row 1: its response is graded 'wrong'"],
+        spoil=rows({**Q, "response": r"\boxed{3}"}, name="learn.jsonl"),
+    ),
+    train(
+        "warm start on what is held out",
+        *TO_LEARN,
+        "data.validation=learn.jsonl",
+        words=["learn.jsonl is both trained on and held out"],
+        spoil=rows(LEARN, name="learn.jsonl"),
+    ),
+]
+SHOT = {"question": "What is 2+2?", "reply": "2+2 = 4.", "answer": 4}
+OF_A_FILE = "prompts.examples={answer: shots.jsonl}"
+
+
+def shots(*values: object) -> Callable[[Path], object]:
+    return rows(*values, name="shots.jsonl")
+
+
+EXAMPLES = [
+    train("examples: no such file", OF_A_FILE, words=["shots.jsonl cannot be read (No such file", "give the path"]),
+    train("examples: no such YAML", "prompts.examples=shots.yaml", words=["shots.yaml: cannot be read", "YAML file"]),
+    train("examples: another file", "prompts.examples={answer: data.txt}", words=["data.txt is neither ready, none"]),
+    train("examples: mistyped word", "prompts.examples=redy", words=["redy is neither", "did you mean 'ready'?"]),
+    train("examples: unknown role", "prompts.examples={judge: ready}", words=["no role 'judge'; roles are answer"]),
+    train("examples: mistyped role", "prompts.examples={answr: ready}", words=["'answr'; did you mean 'answer'?"]),
+    train("examples: a number", "prompts.examples=3", words=["prompts.examples must be ready, none, a file", "not 3"]),
+    train("examples: a number by role", "prompts.examples={answer: 3}", words=["examples.answer: 3 is neither"]),
+    train(
+        "examples: taken from elsewhere",
+        "prompts.examples={num: 2, from: data.validation}",
+        words=["must be of the form {num: 2, from: data.train}"],
+    ),
+    train("examples: taken none", "prompts.examples={num: 0, from: data.train}", words=["{num: 2, from: data.train}"]),
+    train(
+        "examples: of a judge, taken",
+        "prompts.examples={pairwise: {num: 2, from: data.train}}",
+        words=["prompts.examples.pairwise: rows of data.train hold no examples of this role; give ready"],
+    ),
+    train(
+        "examples: taken more than there are",
+        "prompts.examples={answer: {num: 9, from: data.train}}",
+        words=["asks for 9 rows of data.train, and 4 of 4 that were looked at", "ask for fewer"],
+    ),
+    train("examples: empty file", OF_A_FILE, words=["shots.jsonl: holds no examples"], spoil=shots()),
+    train(
+        "examples: not JSON", OF_A_FILE, words=["shots.jsonl, row 1: not valid JSON"], spoil=write("shots.jsonl", "{")
+    ),
+    train(
+        "examples: not YAML",
+        "prompts.examples={answer: shots.yml}",
+        words=["shots.yml: not valid YAML"],
+        spoil=write("shots.yml", "- {"),
+    ),
+    train(
+        "examples: a file of one role for all",
+        "prompts.examples=shots.jsonl",
+        words=["shots.jsonl: holds examples of one role; say which: prompts.examples={answer: shots.jsonl}"],
+        spoil=shots(SHOT),
+    ),
+    train(
+        "examples: a file with an unknown role",
+        "prompts.examples=shots.yaml",
+        words=["shots.yaml: there is no role 'judge'"],
+        spoil=write("shots.yaml", "judge: []"),
+    ),
+    train(
+        "examples: a file without the role",
+        "prompts.examples={pointwise: shots.yaml}",
+        words=["shots.yaml, pointwise: must be a list of examples"],
+        spoil=write("shots.yaml", "answer: []"),
+    ),
+    train(
+        "examples: unknown key",
+        OF_A_FILE,
+        words=["shots.jsonl, row 2: unknown key 'anser'; did you mean 'answer'?"],
+        spoil=shots(SHOT, {**SHOT, "anser": 4}),
+    ),
+    train("examples: no question", OF_A_FILE, words=["row 1: has no 'question'; add it"], spoil=shots({"answer": 4})),
+    train(
+        "examples: contradiction",
+        OF_A_FILE,
+        words=["shots.jsonl, row 1: its reply states '5', and '4' is meant; change one"],
+        spoil=shots({**SHOT, "reply": r"\boxed{5}"}),
+    ),
+    train(
+        "examples: a reply that states nothing",
+        OF_A_FILE,
+        words=["row 1: turn 2 (assistant) does not state an answer as \\boxed{...}; let it"],
+        spoil=shots({"question": "2+2?", "reply": "four"}),
+    ),
+    train(
+        "examples: an answer that the format cannot state",
+        *(OF_A_FILE, "data.answer_format=last_number"),
+        words=["row 1: 'x' cannot be stated as last_number"],
+        spoil=shots({"question": "Name a letter.", "answer": "x"}),
+    ),
+    train(
+        "examples: turns that do not alternate",
+        OF_A_FILE,
+        words=["row 1: its turns are assistant; let user and assistant take turns, the assistant last"],
+        spoil=shots({"messages": [{"role": "assistant", "content": r"\boxed{4}"}]}),
+    ),
+    train(
+        "examples: a verdict of other words",
+        'prompts.examples={pointwise: [{messages: [{role: user, content: "?"}, {role: assistant, content: maybe}]}]}',
+        words=["prompts.examples.pointwise, example 1: turn 2 (assistant) does not state the verdict Yes or No"],
+    ),
+    train(
+        "examples: held out",
+        *(OF_A_FILE, "data.validation={path: data.jsonl, size: 1}"),
+        words=["prompts.examples: the question 'What is 0+1?' is held out as well; take another one"],
+        spoil=shots({"question": "What is 0+1?", "answer": 1}),
+    ),
+    train(
+        "examples: longer than a prompt may be",
+        *(OF_A_FILE, "data.max_prompt_tokens=60"),
+        words=["prompts.examples.answer: the worked examples take ", "a prompt may have 60", "give fewer or shorter"],
+        spoil=shots({**SHOT, "question": "What is 2+2? " * 30}),
+    ),
+    Case(
+        "examples: from the data at test time",
+        ["solve", "model", "--question", "1+1?", "prompts.examples={num: 2, from: data.train}"],
+        ["prompts.examples takes rows of data.train, which only a run has; name a file"],
+    ),
+    Case(
+        "examples: longer than the context",
+        ["solve", "model", "--question", "1+1?", OF_A_FILE, "--max-new-tokens", "20"],
+        ["prompts.examples.answer: the worked examples take ", "a context of 1024"],
+        shots({**SHOT, "question": "What is 2+2? " * 300}),
+    ),
+]
+CASES = [
+    *DOCTOR,
+    *EVAL,
+    *ENGINES,
+    *CONFIG,
+    *WARM_START,
+    *DATA,
+    *EXAMPLES,
+    *IMAGES,
+    *MODEL,
+    *OUTPUT,
+    *VERBS,
+    *SERVE,
+    *INFER,
+]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from warm import PYTHON
 
 from spark_rl.cli.model import settings_for, signature
 from spark_rl.infer import Judge
+from spark_rl.prompts import Prompts
 from spark_rl.verify import box
 
 Command = Callable[..., Any]
@@ -78,7 +79,7 @@ def test_a_file_is_judged_and_summed_up(tmp_path: Path, spark_rl: Command) -> No
     done = spark_rl(*VERB, written(tmp_path), "--out", out, "--json")
     assert done.code == 0, done.err
     rows = read_rows(out)
-    assert {row.pop("by") for row in rows} == {signature(settings_for("embedded", [], 0, 24), "judge")}
+    assert {row.pop("by") for row in rows} == {signature(settings_for("embedded", [], 0, 24), Prompts(), "judge")}
     assert same(judged(ROWS), rows)
     summary = json.loads(done.out)
     verdicts = [row.get("verdict") or row.get("preferred") for row in rows]

@@ -17,6 +17,7 @@ from spark_rl.cli import main
 from spark_rl.cli.model import settings_for, signature
 from spark_rl.infer.strategies import STRATEGIES
 from spark_rl.models.folder import model_folder
+from spark_rl.prompts import Prompts
 from spark_rl.verify import grade
 
 Command = Callable[..., Any]
@@ -62,7 +63,7 @@ def test_every_strategy(name: str, tmp_path: Path, spark_rl: Command) -> None:
     done = spark_rl(*VERB, written(tmp_path), "--strategy", strategy, "--out", out, "--check", "--trace", "--json")
     assert done.code == 0, done.err
     rows, summary = read_rows(out), json.loads(done.out)
-    by = signature(settings_for("embedded", [], 0, 24), strategy, "--trace", "--check")
+    by = signature(settings_for("embedded", [], 0, 24), Prompts(), strategy, "--trace", "--check")
     assert {row["by"] for row in rows} == {by}
     for row in rows:
         right = grade(row["answer"] or "", str(row["gold"]), "numeric", row.get("metadata"))

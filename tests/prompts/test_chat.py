@@ -170,3 +170,42 @@ def test_a_template_that_ignores_add_generation_prompt_is_noted_where_a_header_i
         assert with_template(template).missing_header() == header
     said = [record.getMessage() for record in caplog.records if record.name == "spark_rl.prompts.chat"]
     assert [f"header {header!r}" in line for line in said] == [True] * bool(header)
+
+
+LLAMA_3 = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n{{ m['content'] | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}"
+    "<|im_end|>{% endif %}{% endfor %}"
+)
+NO_CONVERSATION = "{{ messages[0]['content'] if messages | length == 1 else raise_exception('one turn') }}"
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_3, MISTRAL, NO_CONVERSATION], ids=["chatml", "l3", "mistral", "-"])
+def test_a_reply_that_is_given_ends_as_the_model_would_end_it(template: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    end = tokenizer.convert_tokens_to_ids(END)
+    renderer = ChatRenderer(tokenizer)
+    ids = renderer.encode_reply("It is 5.", [end])
+    assert tokenizer.decode(ids) == f"It is 5.{END}" and ids[-1] == end
+    assert renderer.encode_reply(f"It is 5.{END} And 6.", [end]) == ids  # what follows the end of a turn is no reply
+    other = tokenizer.convert_tokens_to_ids(SPECIALS[0])
+    assert renderer.encode_reply("5", [other])[-1] == other
+    whole = renderer.text([{"role": "user", "content": "q"}])
+    if template is CHATML:
+        said = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "q"}, {"role": "assistant", "content": "It is 5."}], tokenize=False
+        )
+        assert said.startswith(whole + tokenizer.decode(ids))
+
+
+def test_a_reply_begins_after_what_the_template_has_opened() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
+    renderer = ChatRenderer(tokenizer)
+    assert renderer.opening == "<think>"
+    end = tokenizer.convert_tokens_to_ids(END)
+    assert tokenizer.decode(renderer.encode_reply("<think>so</think>5", [end])) == f"so</think>5{END}"

@@ -38,6 +38,7 @@ FILES = [
     "metrics.jsonl",
     "model.safetensors",
     "optimizer.safetensors",
+    "prompts.json",
     "random-0.json",
     "trainer.json",
 ]
@@ -210,7 +211,7 @@ def test_a_damaged_best_checkpoint_is_not_taken_for_the_model(tmp_path: Path) ->
     assert "is damaged (model.safetensors" in said.getvalue() and "final/ holds the last weights" in said.getvalue()
 
 
-LOGGED = ("metrics.jsonl", "config.yaml", "data.json", "environment.json", "validation/items.json")
+LOGGED = ("metrics.jsonl", "config.yaml", "data.json", "prompts.json", "environment.json", "validation/items.json")
 LOGGED_TOO = ("validation/before.json", "validation/checksums.txt")
 
 
@@ -226,7 +227,7 @@ def test_what_is_damaged_beside_the_checkpoints_changes_nothing(
     said = resume(killed)
     assert ("metrics.jsonl was damaged; the checkpoint's copy" in said) or damage is cut
     assert_same_run(whole, killed)
-    for name in ("data.json", "validation/items.json", "validation/before.json"):
+    for name in ("data.json", "prompts.json", "validation/items.json", "validation/before.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 

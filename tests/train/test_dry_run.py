@@ -83,6 +83,15 @@ def test_refilling_multiplies_what_a_step_asks_but_not_what_it_trains_on():
     assert "up to 3 generation calls" in describe(thrice.config) and "one generation call" in describe(once.config)
 
 
+def test_what_comes_before_the_steps_of_rl_is_said() -> None:
+    examples = 'prompts.examples={answer: [{question: "What is 2+2?", reply: 2+2=4, answer: 4}]}'
+    warm = small("warm_start.steps=5", "warm_start.from_rollouts=true", examples)
+    assert "before them 5 supervised steps (warm_start), each on the right rollouts of such a step" in describe(warm)
+    assert figures(warm)["run"]["warm_start_steps"] == 5 and figures(warm)["run"]["steps"] == warm.train.steps
+    longer = make_plan(warm).roles[Role.ANSWER].prompt_mean - make_plan(small()).roles[Role.ANSWER].prompt_mean
+    assert longer > 10  # with the example, which makes the longest prompts
+
+
 def of(config: Config, **changes: tuple[int, int, int, float]) -> dict[Role, RoleTokens]:
     """Figures by hand: most_groups, num_generations, max_new_tokens, prompt_mean."""
     return {

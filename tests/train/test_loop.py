@@ -219,7 +219,23 @@ STEPS_A_LIFE = 3
 """Steps that a process makes, on average, before it is killed."""
 
 
-@pytest.mark.parametrize("settings", [HELD_OUT, PICTURES], ids=["text", "pictures"])
+WARM_START = (
+    *HELD_OUT,
+    "warm_start.steps=4",
+    "warm_start.from_rollouts=true",
+    'prompts.examples={answer: [{question: "What is 2+2?", reply: 2+2=4, answer: 4}]}',
+)
+IN_SOAK = pytest.mark.skipif(not os.environ.get("SPARK_RL_SOAK"), reason="test_warm_start.py has a short version")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(HELD_OUT, id="text"),
+        pytest.param(PICTURES, id="pictures"),
+        pytest.param(WARM_START, id="warm start", marks=IN_SOAK),
+    ],
+)
 def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path, settings: tuple[str, ...]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = STEPS_A_LIFE * NUM_KILLS

@@ -308,7 +308,7 @@ def test_the_count_is_a_lower_bound_of_the_rendered_prompt() -> None:
     renderer = ChatRenderer(load_tokenizer(ModelConfig()))
     bare = Tokenizer.from_file(str(BASE / "tokenizer.json"))
     tasks, _ = load_data(make_config()).train.draw(50)
-    assert all(0 < _at_least(bare, task) <= len(renderer.encode(task.messages)) for task in tasks)
+    assert all(0 < _at_least(bare, task.messages) <= len(renderer.encode(task.messages)) for task in tasks)
 
 
 NO_SYSTEM = (

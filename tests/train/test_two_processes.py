@@ -46,6 +46,36 @@ def test_two_ranks_equal_one_and_resume(tmp_path: Path) -> None:
             assert mine[key] == theirs[key], key
 
 
+def test_two_ranks_warm_start_as_one(tmp_path: Path) -> None:
+    """Of the two rows of a step both are learnt, or one, so that a rank has nothing to do, or none."""
+    rows = [{"prompt": f"What is {i}+1?", "answer": i + 1, "response": [f"#### {i + 1}", "#### 77"]} for i in range(6)]
+    rows += [{**row, "prompt": f"Now, {row['prompt']}", "response": "." * 60 + f"#### {row['answer']}"} for row in rows]
+    (tmp_path / "rows.jsonl").write_text(lines(rows))
+    (tmp_path / "empty.yaml").write_text("{}")
+    settings = [*SMALL, "rollout.groups_per_step=2", "roles.answer.share=1", "roles.pointwise.share=0"]
+    settings += ["roles.pairwise.share=0", "roles.reflection.share=0", f"warm_start.data={tmp_path / 'rows.jsonl'}"]
+    settings += [
+        "warm_start.from_rollouts=true",
+        "prompts.examples=ready",
+        "warm_start.steps=6",
+        "train.steps=1",
+        "data.answer_format=hash",
+        "warm_start.learning_rate=1e-4",
+    ]
+    finals, metrics = [], []
+    for world in (1, 2):
+        run = tmp_path / f"world-{world}"
+        train_on_ranks(world, tmp_path / "empty.yaml", *settings, f"train.output={run}")
+        finals.append(load_file(run / "final" / "model.safetensors"))
+        metrics.append(read_rows(run / "metrics.jsonl"))
+    for name in finals[0]:
+        torch.testing.assert_close(finals[0][name], finals[1][name], rtol=1e-3, atol=2e-5)
+    assert {row["warm_start/trained"] for row in metrics[0][:6]} >= {0, 1}
+    for mine, theirs in zip(*metrics, strict=True):
+        assert mine.get("warm_start/nll", 0) == pytest.approx(theirs.get("warm_start/nll", 0), rel=1e-4)
+        assert mine.get("warm_start/trained") == theirs.get("warm_start/trained")
+
+
 def test_a_verifier_that_hangs_on_one_rank_stops_them_all(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(
         "import os, time\ndef grade(completions, **kwargs):\n"

@@ -51,6 +51,29 @@ def test_every_source_is_among_the_items_and_they_are_read_back(tmp_path: Path) 
     assert again.begin(directory, is_main=True) == before and again.items == made.items
 
 
+def test_items_that_the_starting_model_gives_none_of_are_made_later(tmp_path: Path) -> None:
+    """A model that states nothing gives no response to judge; what it gives at first stays as it is."""
+    says = ["I am not sure.", "Who knows?"]
+
+    def answer(tasks: list[Task], sampling: object, name: str) -> list[Group]:
+        return [make_group(task, says) for task in tasks] if says else answer_half(tasks, sampling, name)
+
+    config = load_config(None, [f"data.validation={write(tmp_path, 'few', 30, 'What is {}-0?')}", "validation.items=6"])
+    made, directory = (
+        HeldOut(config, load_data(config), answer, lambda task: True, print),
+        RunDirectory(tmp_path / "run"),
+    )
+    directory.create(resume=False)
+    before = made.begin(directory, is_main=True)
+    first = list(made.items)
+    assert {task.role for task in first} == {Role.ANSWER, Role.REFLECTION}
+    says.clear()
+    made.complete()
+    assert made.items[: len(first)] == first
+    assert Counter(task.role for task in made.items[len(first) :]) == {Role.POINTWISE: 6, Role.PAIRWISE: 6}
+    assert "pairwise_accuracy" not in before and "pairwise_accuracy" in made.measure()
+
+
 def test_items_keep_their_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     rows = [{"prompt": f"<image> What is {i}+0?", "answer": i, "images": ["a.png"]} for i in range(6)]

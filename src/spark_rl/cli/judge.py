@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from spark_rl.cli.model import open_model, settings_for, signature
+from spark_rl.cli.model import folder_of, open_model, settings_for, signature
 from spark_rl.cli.rows import Input, Row, check_pictures, check_summary, file_and_settings, take
 from spark_rl.cli.stream import NO_ROOM, Carrier, Item, Journal, Tell, sum_up, through
 from spark_rl.types import Image
@@ -87,6 +87,8 @@ def judge(
             raise ValueError("one item is a --question with a --response, or with --a and --b; give these")
         return _one(item, load, as_json)
     check_summary(as_json, out)
+    from spark_rl.models.prompts import prompts_for
+
     source = Input(file, skip_bad)
     counts, start = Counter[str](), time.monotonic()
     judges: list[Judge] = []
@@ -94,7 +96,9 @@ def judge(
     def count(row: Row) -> None:
         counts[_word(row)] += 1
 
-    journal = Journal(out, source, added=_ADDED, by=signature(config, "judge"), resume=resume, count=count)
+    folder_of(config)
+    by = signature(config, prompts_for(config), "judge")
+    journal = Journal(out, source, added=_ADDED, by=by, resume=resume, count=count)
 
     def prepare() -> Carrier[Shown]:
         judges.append(load())

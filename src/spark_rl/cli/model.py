@@ -76,9 +76,13 @@ def deciding(settings: Inference) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=_PACE)  # type: ignore[arg-type]
 
 
-def signature(settings: Inference, *words: str) -> str:
-    """What makes a row, as one line: the model, these words, and a digest of all settings that change results."""
-    digest = hashlib.sha256(json.dumps(deciding(settings), sort_keys=True).encode()).hexdigest()[:8]
+def signature(settings: Inference, prompts: Prompts, *words: str) -> str:
+    """What makes a row, as one line: the model, these words, and a digest of what the model is shown and of all
+    settings that change results."""
+    from spark_rl.prompts.build import prompts_as_json
+
+    decides = deciding(settings) | {"prompts": prompts_as_json(prompts)}
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     return " ".join([settings.model.name, *words, digest])
 
 

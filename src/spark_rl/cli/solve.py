@@ -104,7 +104,8 @@ def solve(
     parse_strategy(strategy)
     folder = Path(file).parent if file not in (None, "-") else Path()
     folder_of(config)
-    reader = RowReader(SourceConfig(path="row"), DataConfig(verifier=verifier), "row", folder, prompts_for(config))
+    prompts = prompts_for(config)
+    reader = RowReader(SourceConfig(path="row"), DataConfig(verifier=verifier), "row", folder, prompts)
 
     def read(row: Row, number: int) -> Item[Example]:
         kept = dict(row)
@@ -134,9 +135,8 @@ def solve(
             )
     check_summary(as_json, out)
     source = Input(file, skip_bad)
-    by = signature(
-        config, strategy, *["--trace"] * trace, *["--check"] * check, *[f"--right-at {right_at:g}"] * (right_at != 1)
-    )
+    options = [*["--trace"] * trace, *["--check"] * check, *[f"--right-at {right_at:g}"] * (right_at != 1)]
+    by = signature(config, prompts, strategy, *options)
     counts, start = Counter[str](), time.monotonic()
     journal = Journal(out, source, added=_ADDED, by=by, resume=resume, count=partial(_count, counts))
     with pool:

@@ -108,7 +108,7 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     check_model(settings)
     with Shown() as shown:
         data = load_data(settings, shown.track)
-    check_lengths(settings, data.train.sources)
+    check_lengths(settings, data.train.sources, data.prompts)
     if settings.preset is None and settings.roles.answer.share == 1:
         say("no preset is named, so nothing is recycled; `preset: spark` would")
     return data

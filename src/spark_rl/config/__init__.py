@@ -9,10 +9,10 @@ from spark_rl.config.load import (
     load_inference,
     merge,
     parse_override,
+    read_yaml,
 )
 from spark_rl.config.prompts import PromptsConfig
 from spark_rl.config.schema import (
-    FILE_SUFFIXES,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -24,11 +24,12 @@ from spark_rl.config.schema import (
     RolesConfig,
     RolloutConfig,
     SelfRewardConfig,
-    SourceConfig,
     TrainConfig,
     ValidationConfig,
     VerifyConfig,
 )
+from spark_rl.config.sources import FILE_SUFFIXES, SourceConfig
+from spark_rl.config.warm_start import WarmStartConfig
 
 __all__ = [
     "FILE_SUFFIXES",
@@ -52,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "VerifyConfig",
+    "WarmStartConfig",
     "config_from",
     "flat",
     "given_settings",
@@ -59,4 +61,5 @@ __all__ = [
     "load_inference",
     "merge",
     "parse_override",
+    "read_yaml",
 ]

@@ -144,6 +144,15 @@ class Inference(Section):
         return self.engine.kind
 
     @model_validator(mode="after")
+    def _no_data_to_take_examples_from(self) -> Self:
+        if self.prompts.num_taken:
+            raise ValueError(
+                "prompts.examples takes rows of data.train, which only a run has; name a file, or ready (a run's "
+                "final/ has the examples it was trained with)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _endpoint_has_an_address(self) -> Self:
         if self.is_remote != (self.engine_kind == "endpoint"):
             raise ValueError(

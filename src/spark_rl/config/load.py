@@ -135,15 +135,27 @@ def _parsed(text: str, loader: type[yaml.SafeLoader]) -> Any:
     raise _TooDeep(f"is nested more than {MAX_DEPTH} levels deep; look for brackets that are not closed")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "file") -> Any:
+    """What a YAML file says.
+
+    Args:
+        what: what the file should be, for messages.
+
+    Raises:
+        ValueError: it cannot be read, or is no YAML.
+    """
     try:
-        values = _parsed(path.read_text(encoding="utf-8"), _Loader)
+        return _parsed(path.read_text(encoding="utf-8"), _Loader)
     except _TooDeep as error:
         raise ValueError(f"{path}: {error}") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from None
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML {what}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    values = read_yaml(path, "config")
     if not isinstance(values or {}, dict):
         raise ValueError(f"{path}: must hold a mapping of sections such as 'model:' and 'train:'")
     return values or {}

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from spark_rl.config.base import Beta, Count, Positive, Probability, Section, listed
 from spark_rl.config.prompts import PromptsConfig
+from spark_rl.config.sources import FILE_SUFFIXES, Columns, SourceConfig, Sources
+from spark_rl.config.warm_start import WarmStartConfig
 from spark_rl.types import Role
-
-FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-"""Sources whose path ends so are files, not data sets of the Hub."""
-
 
 _WITH_REVISION = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>[^\s@]+)")
 """A model of the Hub as transformers' own commands take it."""
@@ -75,53 +73,6 @@ class ModelConfig(Section):
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
 
-Columns = dict[
-    Literal["prompt", "answer", "id", "source", "system", "verifier", "metadata", "role", "question", "images"], str
-]
-
-
-class SourceConfig(Section):
-    """One source of rows; a plain string in the config is its `path`."""
-
-    path: str
-    """A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file or a pattern such as `data/*.jsonl`; a data set of the
-    Hub such as `openai/gsm8k`; `reasoning_gym:<task>`, or several tasks joined by `+`; or an embedded set:
-    `embedded:train`, `embedded:validation`, `embedded:test`, `embedded:transfer`, `embedded:retention`; of pictures
-    `embedded:vision-train`, `embedded:vision-validation`, `embedded:vision-test`."""
-    weight: Annotated[float, Field(gt=0)] | None = None
-    """How often its rows are drawn, relative to the weights of the other sources; null is its number of rows."""
-    split: str | None = None
-    """Split of a Hub data set; null is `train` for training and `test` for held-out questions."""
-    subset: str | None = None
-    """Subset (configuration) of a Hub data set, for example `main` of `openai/gsm8k`."""
-    revision: str | None = None
-    """Revision of a Hub data set: a branch, a tag or a commit; null is its newest state."""
-    size: Positive | None = None
-    """Only so many rows, from the first; for `reasoning_gym` how many are generated (null: 2000, held out 500). The
-    first rows of a training file can so be held out of it: training leaves out what is held out."""
-    options: dict[str, Any] = {}
-    """Settings of a reasoning-gym task, for example `min_terms: 2`."""
-    columns: Columns = {}
-    """Overrides keys of `data.columns` for this source."""
-    answer_pattern: str | None = None
-    """Overrides `data.answer_pattern` for this source."""
-    verifier: str | None = None
-    """Overrides `data.verifier` for this source."""
-    system: str | None = None
-    """Overrides `data.system` for this source."""
-
-    @model_serializer(mode="wrap")
-    def _short(self, serialize: Any) -> Any:
-        given = {key: value for key, value in serialize(self).items() if key in self.model_fields_set}
-        return self.path if given.keys() <= {"path"} else given
-
-
-Sources = Annotated[
-    list[Annotated[SourceConfig, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]],
-    BeforeValidator(lambda v: [v] if isinstance(v, dict | SourceConfig) else listed(v)),
-]
-
-
 class DataConfig(Section):
     """Questions with checkable answers."""
 
@@ -136,7 +87,8 @@ class DataConfig(Section):
     """Further held-out questions, only answered, and reported by source beside the headline metrics."""
     columns: Columns = {}
     """Which column (or dotted path, such as `reward_model.ground_truth`) holds which of our fields, where the names
-    differ: `{prompt: problem, answer: solution}`."""
+    differ: `{prompt: problem, answer: solution}`. `response` is a worked reply, which is shown where rows become
+    examples (`prompts.examples`), and learnt in a warm start (`warm_start.data`)."""
     answer_pattern: str | None = None
     """A regular expression with one group that finds the gold in the answer column; its last match counts. For
     GSM8K: `'####\\s*(.+)'`."""
@@ -345,7 +297,7 @@ class TrainConfig(Section):
     output: Path = Path("runs/spark")
     """Run directory; must be new or empty unless `--resume` is given."""
     steps: Positive = 100
-    """Number of generation steps."""
+    """Number of generation steps, those of a warm start not included."""
     seed: int = 0
     """Seed of data order, sampling and recycling."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-7
@@ -473,9 +425,19 @@ class Config(Section):
     verify: VerifyConfig = VerifyConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
     health: HealthConfig = HealthConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run: those of the warm start, then those of RL."""
+        return self.warm_start.steps + self.train.steps
+
+    def is_warm_start(self, step: int) -> bool:
+        """Whether a step, counted from 1, is of the warm start."""
+        return 0 < step <= self.warm_start.steps
 
     def num_generations(self, role: Role) -> int:
         return self.roles[role].num_generations or self.rollout.num_generations
@@ -529,6 +491,9 @@ class Config(Section):
             _trains_nothing,
             _probes_alone,
             _leaks,
+            _warm_start_of_nothing,
+            _warm_start_without_steps,
+            _held_to_the_cold_model,
         ):
             if problem := says_no(self):
                 raise ValueError(problem)
@@ -559,7 +524,7 @@ def _needs_held_out(config: Config) -> str | None:
 
 
 def _needs_evaluations(config: Config) -> str | None:
-    every, steps = config.validation.every, config.train.steps
+    every, steps = config.validation.every, config.num_steps
     if config.self_reward.enabled and not every:
         return "self_reward.enabled needs the judge measured again and again; set validation.every, for example to 10"
     if config.checkpoint.final == "best" and not 0 < every < steps:
@@ -591,12 +556,40 @@ def _probes_alone(config: Config) -> str | None:
 def _leaks(config: Config) -> str | None:
     whole = [s for s in [*config.data.validation, *config.data.monitor] if s.size is None]
     held_out = [_rows_of(source, "test") for source in whole]
-    both = [source.path for source in config.data.train if _rows_of(source, "train") in held_out]
+    trained = [*config.data.train, *config.warm_start.data]
+    both = [source.path for source in trained if _rows_of(source, "train") in held_out]
     if not both:
         return None
     return (
         f"data: {both[0]} is both trained on and held out; name different sources, or hold out its first rows by a "
         f"size: data.validation={{path: {both[0]}, size: 100}}"
+    )
+
+
+def _warm_start_of_nothing(config: Config) -> str | None:
+    warm = config.warm_start
+    if not warm.steps or warm.from_rollouts or warm.data:
+        return None
+    return (
+        f"warm_start.steps is {warm.steps}, but there is nothing to train on; set warm_start.data to rows with "
+        "responses, or warm_start.from_rollouts: true"
+    )
+
+
+def _warm_start_without_steps(config: Config) -> str | None:
+    warm = config.warm_start
+    given = [name for name, is_set in {"data": warm.data, "from_rollouts": warm.from_rollouts}.items() if is_set]
+    if warm.steps or not given:
+        return None
+    return f"warm_start.{given[0]} is set, but warm_start.steps is 0, so it does nothing; set steps, for example to 10"
+
+
+def _held_to_the_cold_model(config: Config) -> str | None:
+    if not config.warm_start.steps or config.loss.kl_coef == 0:
+        return None
+    return (
+        f"loss.kl_coef is {config.loss.kl_coef:g}, which holds RL to the model as it was before the warm start and so "
+        "undoes it; set loss.kl_coef to 0"
     )
 
 

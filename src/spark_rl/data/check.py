@@ -16,14 +16,16 @@ from spark_rl.data.rows import RowReader
 from spark_rl.data.sources import Source
 from spark_rl.images import ImageError
 from spark_rl.prompts import Prompts
-from spark_rl.types import IMAGE, Image, Task
-from spark_rl.verify import SELF, Check, VerifierPool, gold_problem
+from spark_rl.types import IMAGE, Image, Role, Task
+from spark_rl.verify import SELF, Check, Format, VerifierPool, format_of, gold_problem
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
 """Passes items on and shows how far they are: (items, what is done with them, how many there are)."""
 _LISTED = 20
 """Columns that a message lists."""
+_OTHER_FORMATS = ("boxed", "tags", "hash", "phrase", "json")
+"""That responses may be written in, where they are not in the one that is asked for."""
 _SAMPLE = 64
 """Generated rows are made when they are drawn; only so many are checked before."""
 
@@ -74,9 +76,21 @@ def question_key(task: Task, prompts: Prompts = Prompts()) -> int:
     So a question is the same one given as text, or as chat messages that already ask for the answer as we would; and
     the same text about two images is two questions.
     """
+    return _question_key(task.example.question, task.example.images, prompts)
+
+
+def example_questions(prompts: Prompts) -> dict[int, str]:
+    """The questions of the worked examples of answers, by their keys."""
+    before, _, after = prompts.question(IMAGE)[0]["content"].partition(IMAGE)
+    asked = (turn["content"] for turn in prompts.examples.get(Role.ANSWER, ()) if turn["role"] == "user")
+    bare = (text.removeprefix(before).removesuffix(after) for text in asked)
+    return {_question_key(text, (), prompts): text for text in bare}
+
+
+def _question_key(question: str, images: Sequence[Image], prompts: Prompts) -> int:
     instruction = _plain(prompts.question("")[0]["content"])
-    text = _plain(task.example.question.replace(IMAGE, " ")).removesuffix(instruction).rstrip()
-    return _key("\0".join([text, *(image.sha256 for image in task.example.images)]))
+    text = _plain(question.replace(IMAGE, " ")).removesuffix(instruction).rstrip()
+    return _key("\0".join([text, *(image.sha256 for image in images)]))
 
 
 class Checker:
@@ -88,6 +102,7 @@ class Checker:
         refuse_self: what to do about a row whose verifier is the model itself; None if such may be among them.
         right_at: the reward from which on an answer is right: a gold must be, by its own verifier.
         prompts: how answers are stated.
+        examples: keys of the questions that stand in the prompts as worked examples, and so are left out.
     """
 
     def __init__(
@@ -100,8 +115,9 @@ class Checker:
         refuse_self: str | None = None,
         right_at: float = 1.0,
         prompts: Prompts = Prompts(),
+        examples: Collection[int] = (),
     ) -> None:
-        self.prompts = prompts
+        self.prompts, self.examples = prompts, examples
         self.sources, self.config, self.part, self.held_out, self.track = sources, config, part, held_out, track
         self.refuse_self, self.right_at = refuse_self, right_at
         self.has_rule = any(source.generator for source in sources)
@@ -124,6 +140,7 @@ class Checker:
         self._read_all()
         if self.config.check_golds:
             self._grade_golds(verifiers)
+        self._grade_responses(verifiers)
         self._require_usable()
         if self.sources and not self.has_rule:
             raise ValueError(
@@ -150,9 +167,9 @@ class Checker:
         self._require_usable()
         return left_out
 
-    def _rows(self, what: str) -> Iterator[tuple[Source, int]]:
+    def _rows(self, what: str, sources: Sequence[Source] | None = None) -> Iterator[tuple[Source, int]]:
         """The rows that are asked, all that are stored and some that are generated, tracked as this is done to them."""
-        for source in self.sources:
+        for source in self.sources if sources is None else sources:
             rows = range(min(source.num_rows, _SAMPLE) if source.generator else source.num_rows)
             for index in self.track(rows, f"{what} {source.path}", len(rows)):
                 if index not in source.left_out:
@@ -229,8 +246,13 @@ class Checker:
                     if self.refuse_self and task.verifier == SELF:
                         reason = f"has the verifier {SELF!r}, no rule; {self.refuse_self}"
                         self._leave_out(source, index, "unverified", reason)
-                    elif self.held_out and question_key(task, self.prompts) in self.held_out:
-                        self._leave_out(source, index, "held_out", "the question is held out", refuse=False)
+                    elif self.held_out or self.examples:
+                        question = question_key(task, self.prompts)
+                        if question in self.held_out:
+                            self._leave_out(source, index, "held_out", "the question is held out", refuse=False)
+                        elif question in self.examples:
+                            reason = "the question stands in the prompts as a worked example"
+                            self._leave_out(source, index, "example", reason, refuse=False)
                 ids.append(key or 1)
             self._digests.append(digest)
         self._find_duplicates(ids, owners)
@@ -274,6 +296,46 @@ class Checker:
                     problem = f"{problem.removesuffix('.')}, or grade no golds before a run: data.check_golds=false"
                 self._leave_out(source, index, "bad_gold", problem)
 
+    def _grade_responses(self, verifiers: VerifierPool) -> None:
+        """Leave out the rows that have responses to train on, and none that is right."""
+        asked: deque[tuple[Source, int, Task, bool]] = deque()
+
+        def checks() -> Iterator[Check]:
+            for source, index in self._rows("grading the responses of", [s for s in self.sources if s.has_responses]):
+                task = source.task(index)
+                for number, text in enumerate(task.responses, start=1):
+                    asked.append((source, index, task, number == len(task.responses)))
+                    yield self._response(task, text)
+
+        without: list[tuple[Source, int, Task, str]] = []
+        has_right = False
+        for verdict in verifiers.stream(checks()):
+            source, index, task, is_last = asked.popleft()
+            right_at = task.role.right_at(self.right_at)
+            has_right |= verdict.reward is not None and verdict.reward >= right_at
+            if is_last and not has_right:
+                without.append((source, index, task, verdict.at(right_at).reason))
+            has_right = has_right and not is_last
+        for source, index, task, reason in without:
+            if "no_right_response" not in self.first_reasons[source]:
+                reason = f"its response is graded {reason!r}{self._other_format(task, verifiers)}"
+            self._leave_out(source, index, "no_right_response", reason, refuse=False)
+
+    def _response(self, task: Task, text: str, stated: Format | None = None) -> Check:
+        stated = stated or self.prompts.format(task.role)
+        return Check(text, task.label, task.verifier, task.example.metadata, task.messages, stated)
+
+    def _other_format(self, task: Task, verifiers: VerifierPool) -> str:
+        """The words on another format in which a row's response is right; none if there is none."""
+        formats, text = [format_of(name) for name in _OTHER_FORMATS], task.responses[-1]
+        verdicts = verifiers.verify([self._response(task, text, stated) for stated in formats])
+        right_at = task.role.right_at(self.right_at)
+        right = [f for f, v in zip(formats, verdicts, strict=True) if v.reward is not None and v.reward >= right_at]
+        if not right:
+            return ""
+        key = "prompts.verdict_format" if task.role.is_judge else "data.answer_format"
+        return f", but states the answer as {right[0].form}: set {key}: {right[0].name}"
+
     def _leave_out(self, source: Source, index: int, kind: str, reason: str, refuse: bool = True) -> None:
         refuse = refuse and self.config.bad_rows == "refuse"
         if refuse or kind not in self.first_reasons[source]:  # a place is found by counting lines
@@ -293,4 +355,4 @@ def _content(task: Task) -> bytes:
     e = task.example
     parts = (task.id, task.messages, task.label, task.verifier, e.question, e.source, e.metadata)  # its id has the role
     images = "".join(image.sha256 for image in e.images)  # not their paths: they may lie elsewhere when a run goes on
-    return (repr(parts) + images).encode()
+    return (repr(parts) + "".join(map(repr, task.responses)) + images).encode()

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class RowReader:
         name: the source's short name, for ids and metrics of rows that give none.
         folder: what the paths of images are relative to, unless the config says.
         prompts: how a question that is plain text is asked.
+        responses: whether every row has responses, to be trained on.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class RowReader:
         name: str,
         folder: Path = Path(),
         prompts: Prompts = Prompts(),
+        responses: bool = False,
     ) -> None:
-        self.name, self.prompts = name, prompts
+        self.name, self.prompts, self.has_responses = name, prompts, responses
         self.folder, self.allow_urls = config.image_folder or folder, config.allow_image_urls
-        self.columns: dict[str, str] = {field: field for field in (*_FIELDS, "images")}
+        self.columns: dict[str, str] = {field: field for field in (*_FIELDS, "images", "response")}
         self.mapped: dict[str, str] = {}
         """Fields whose column the config names, and the setting that does so."""
         for setting, given in (("data.columns", config.columns), (f"columns of {source.path}", source.columns)):
@@ -90,7 +93,7 @@ class RowReader:
         }
         self.seen.update(dict.fromkeys(row))
         self._filled.update(field for field, value in values.items() if value is not None)
-        mapped = listed(values.pop("images"))
+        mapped, responses = listed(values.pop("images")), values.pop("response")
         column = images_of(row) if self.columns["images"] == "images" else mapped
         self._check(values, row)
         role = _role(values["role"])
@@ -110,7 +113,29 @@ class RowReader:
             images=tuple(reference(value, self.folder, allow_urls=self.allow_urls) for value in given),
         )
         verdicts = self.prompts.verdicts(role) if role.is_judge else None
-        return question_task(example, role, verdicts if verdicts != role.verdicts else None)
+        task = question_task(example, role, verdicts if verdicts != role.verdicts else None)
+        return replace(task, responses=self._responses(responses, row)) if self.has_responses else task
+
+    def _responses(self, given: Any, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """The responses of a row: a text, chat messages of one turn, or a list of these."""
+        if given in (None, "", []):
+            raise ValueError(self._missing("response", row))
+        several = given if isinstance(given, list) else [given]
+        entries = [entry.get("content") if isinstance(entry, dict) else entry for entry in several]
+        texts = [without_images(entry) for entry in entries if isinstance(entry, str) and entry.strip()]
+        if len(texts) < len(entries):
+            raise ValueError(
+                f"{self.columns['response']!r} must be text or a list of texts, not "
+                f"{json.dumps(given, default=str)[:40]}; change it, or name the column that is meant: "
+                "data.columns.response=<name>"
+            )
+        return tuple(texts)
+
+    def response(self, row: Any) -> str | None:
+        """The worked response that a row holds beside its question; None if it holds no text there."""
+        column = self.columns["response"]
+        value = lookup(row, column) if "." in column else row.get(column)
+        return without_images(value) if isinstance(value, str) and value.strip() else None
 
     def makes_use_of(self, field: str) -> bool:
         """Whether the column that the config names for a field, maybe a dotted path, is in some row read so far; or
@@ -214,7 +239,8 @@ class RowReader:
         As JSON, in which checkpoints keep it: what JSON has no form for (a date in a Parquet file) becomes text.
         """
         if ":" in verifier:
-            known = {"image", *(column.split(".")[0] for column in self.columns.values())}
+            used = (column for field, column in self.columns.items() if field != "response")
+            known = {"image", *(column.split(".")[0] for column in used)}
             given = {**{key: value for key, value in row.items() if key not in known}, **(given or {})}
         return json.loads(json.dumps(given, default=str)) if given else {}
 

@@ -43,9 +43,16 @@ class Source:
     """What identifies generated rows, which are made when they are drawn; empty for rows that are stored."""
     reader: RowReader | None = None
     """What reads rows of a file or data set, and knows their columns."""
+    response: Callable[[int], str | None] = lambda index: None
+    """The worked response that a row holds; None if it has none."""
     left_out: dict[int, str] = field(default_factory=dict)
     """Rows that are not asked, and why: `bad_row`, `bad_image`, `unverified`, `duplicate_id`, `bad_gold`,
-    `bad_prompt`, `held_out` or `repeated`."""
+    `bad_prompt`, `held_out`, `example`, `repeated` or `no_right_response`."""
+
+    @property
+    def has_responses(self) -> bool:
+        """Whether its rows have responses to be trained on."""
+        return self.reader is not None and self.reader.has_responses
 
     def task(self, index: int) -> Task:
         """The task of a row that was good before.
@@ -68,10 +75,12 @@ def open_sources(
     *,
     held_out: bool = False,
     prompts: Prompts = Prompts(),
+    responses: bool = False,
 ) -> list[Source]:
     """One source for every file, data set or generator that is named.
 
     Args:
+        responses: whether every row has responses; those that are made here have none.
         names: short names that are taken; those of the new sources are added.
         prompts: how questions that are plain text are asked.
 
@@ -82,6 +91,11 @@ def open_sources(
     for each in configs:
         kind, colon, name = each.path.partition(":")
         _refuse_unread(each, kind if colon else "")
+        if responses and colon and kind in ("embedded", "reasoning_gym"):
+            raise ValueError(
+                f"warm_start.data: {each.path} has questions and no responses; name rows that have, or train on the "
+                "model's own by warm_start.from_rollouts"
+            )
         if kind == "embedded" and colon:
             parts = [_embedded(each, name, config, prompts)]
         elif kind == "reasoning_gym" and colon:
@@ -91,7 +105,7 @@ def open_sources(
         else:
             split = each.split or ("test" if held_out else "train")
             tables = open_tables(each.path, split=split, subset=each.subset, revision=each.revision)
-            parts = _stored(each, tables, [own_name(table.name, names) for table in tables], config, prompts)
+            parts = _stored(each, tables, [own_name(table.name, names) for table in tables], config, prompts, responses)
         num_rows = sum(part.num_rows for part in parts)
         for part in parts:
             part.weight = each.weight and each.weight * part.num_rows / num_rows
@@ -120,21 +134,31 @@ def own_name(name: str, names: set[str]) -> str:
 
 
 def _stored(
-    source: SourceConfig, tables: Sequence[Table], names: Sequence[str], config: DataConfig, prompts: Prompts
+    source: SourceConfig,
+    tables: Sequence[Table],
+    names: Sequence[str],
+    config: DataConfig,
+    prompts: Prompts,
+    responses: bool,
 ) -> list[Source]:
     """One source a table, the first `size` rows of them all."""
     sources, left = [], source.size or sum(map(len, tables))
     for table, name in zip(tables, names, strict=True):
         num_rows = min(len(table), left)
         if num_rows:
-            reader = RowReader(source, config, name, table.folder, prompts)
-            sources.append(Source(table.place, num_rows, _read(table, reader), table.where, reader=reader))
+            reader = RowReader(source, config, name, table.folder, prompts, responses)
+            read, response = _read(table, reader), _response(table, reader)
+            sources.append(Source(table.place, num_rows, read, table.where, reader=reader, response=response))
         left -= num_rows
     return sources
 
 
 def _read(table: Table, reader: RowReader) -> Callable[[int], Task]:
     return lambda index: reader.task(table[index], index)
+
+
+def _response(table: Table, reader: RowReader) -> Callable[[int], str | None]:
+    return lambda index: reader.response(table[index])
 
 
 # ------------------------------------------------------------------------------------------------ reasoning-gym

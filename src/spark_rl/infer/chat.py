@@ -91,6 +91,7 @@ class ChatModel:
             model = load_for_inference(settings.model)
             local = TransformersEngine(model, tokenizer, images=images, max_batch_tokens=engine.max_batch_tokens)
             context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        _check_examples(renderer, path, context)
         return cls(
             local,
             path,
@@ -178,6 +179,16 @@ class ChatModel:
         if room < 1:
             return None
         return replace(request, prompt_ids=ids, max_new_tokens=min(request.max_new_tokens, room))
+
+
+def _check_examples(renderer: ChatRenderer, path: str, context: int | None) -> None:
+    """Worked examples must leave room in the model's context."""
+    for role in renderer.prompts.examples:
+        if context is not None and (tokens := renderer.example_tokens(role)) >= context:
+            raise ValueError(
+                f"prompts.examples.{role}: the worked examples take {tokens} tokens, and the model {path} has a "
+                f"context of {context}; give fewer or shorter ones, or none: prompts.examples={{{role}: none}}"
+            )
 
 
 def _start_of_last(text: str, content: str, stated: Format) -> int | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 from spark_rl.config import Inference
 from spark_rl.models.folder import model_folder
-from spark_rl.prompts import Prompts, build_prompts, saved_prompts
+from spark_rl.prompts import Prompts, build_prompts, one_sided, saved_prompts
+
+logger = logging.getLogger(__name__)
 
 
 def prompts_for(settings: Inference) -> Prompts:
@@ -16,4 +21,14 @@ def prompts_for(settings: Inference) -> Prompts:
     """
     folder = None if settings.is_remote else model_folder(settings.model.path)
     named = settings.data.answer_format if "answer_format" in settings.data.model_fields_set else None
-    return build_prompts(settings.prompts, named, saved_prompts(folder))
+    whole = 1.0 if settings.judge.view == "reasoning" else 0.0
+    prompts = build_prompts(settings.prompts, named, saved_prompts(folder), whole)
+    for sentence in one_sided(prompts):
+        _say(sentence)
+    return prompts
+
+
+@cache
+def _say(sentence: str) -> None:
+    """Once in a process, however often the prompts are asked for."""
+    logger.warning(sentence)

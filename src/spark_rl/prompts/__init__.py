@@ -2,6 +2,7 @@
 
 from spark_rl.prompts.build import build_prompts, save_prompts, saved_prompts
 from spark_rl.prompts.chat import CannotRender, ChatRenderer
+from spark_rl.prompts.examples import one_sided
 from spark_rl.prompts.prompts import Prompts
 from spark_rl.prompts.quoting import View, shown
 from spark_rl.prompts.templates import TEMPLATES, Template
@@ -14,6 +15,7 @@ __all__ = [
     "Template",
     "View",
     "build_prompts",
+    "one_sided",
     "save_prompts",
     "saved_prompts",
     "shown",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_rl.config import PromptsConfig
+from spark_rl.prompts.examples import check_turns, with_examples
 from spark_rl.prompts.prompts import Prompts
 from spark_rl.prompts.templates import Template
 from spark_rl.types import Role
@@ -18,21 +19,33 @@ FILE = "spark_rl_prompts.json"
 """Holds a trained model's prompts, in its folder."""
 
 
-def build_prompts(settings: PromptsConfig, answer_format: str | None = None, saved: Prompts | None = None) -> Prompts:
-    """The prompts that settings name.
+def build_prompts(
+    settings: PromptsConfig, answer_format: str | None = None, saved: Prompts | None = None, whole: float = 0.5
+) -> Prompts:
+    """The prompts that settings name, without examples that are to be taken from data.
 
     Args:
         answer_format: null is that of `saved`.
         saved: what holds where the settings say nothing; the shipped prompts unless given.
+        whole: the share of worked examples that show whole responses; see `with_examples`.
 
     Raises:
-        ValueError: there is no such format or file, or a template cannot be used; one sentence.
+        ValueError: there is no such format or file, or a template or an example cannot be used; one sentence.
     """
     prompts = saved or Prompts()
     if answer_format is not None:
         prompts = replace(prompts, answer_format=_named("data.answer_format", answer_format))
     if "verdict_format" in settings.model_fields_set:
         prompts = replace(prompts, verdict_format=_of_verdicts(settings.verdict_format))
+    prompts = with_examples(prompts, settings.examples_by_role, whole)
+    for role, turns in prompts.examples.items():
+        try:
+            check_turns(prompts, role, turns)
+        except ValueError as error:
+            raise ValueError(
+                f"the model's own worked examples of the role {role} do not fit these settings ({error}); give others, "
+                f"or none: prompts.examples={{{role}: none}}"
+            ) from None
     return prompts
 
 

@@ -4,14 +4,14 @@ and images in their places."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
 from spark_rl.prompts.prompts import Prompts
-from spark_rl.types import IMAGE, Image, Message, Task, in_parts
+from spark_rl.types import IMAGE, Image, Message, Role, Task, in_parts
 
 _MARK = "\u27e6content-"
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -95,6 +95,11 @@ class ChatRenderer:
         """The token ids of a task's prompt, with the worked examples of its role; raises as `encode`."""
         return self.encode(self.prompts.conversation(task.role, task.messages), task.example.images)
 
+    def example_tokens(self, role: Role) -> int:
+        """What the worked examples of a role add to a prompt, tokens."""
+        bare: tuple[Message, ...] = ({"role": "user", "content": "?"},)
+        return len(self.encode(self.prompts.conversation(role, bare))) - len(self.encode(bare))
+
     def check_task(self, task: Task) -> None:
         """See that `encode_task` can make a prompt of a task; raises as `check`."""
         self.check(self.prompts.conversation(task.role, task.messages), task.example.images)
@@ -112,6 +117,26 @@ class ChatRenderer:
             return ""
         before_reply, found, _ = conversation.partition(_MARK)
         return before_reply.removeprefix(prompt).strip() if found and before_reply.startswith(prompt) else ""
+
+    def encode_reply(self, text: str, ends: Collection[int]) -> list[int]:
+        """The token ids of a reply that is given, as the model would write it: up to the end of its turn.
+
+        Args:
+            ends: tokens that end a turn; the first one is taken where the chat template writes none after a reply.
+        """
+        ids = self._ids(text.removeprefix(self.opening)) + self._ids(self._after_reply())
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        return [*ids[:length], ids[length] if length < len(ids) else next(iter(ends))]
+
+    def _after_reply(self) -> str:
+        """What the template writes after a reply in a conversation; nothing where it has no conversations."""
+        try:
+            conversation = self._rendered(
+                [{"role": "user", "content": "q"}, {"role": "assistant", "content": _MARK}], add_generation_prompt=False
+            )
+        except CannotRender:
+            return ""
+        return conversation.partition(_MARK)[2]
 
     def encode(self, messages: Sequence[Message], images: Sequence[Image] = (), expand: bool = True) -> list[int]:
         """The prompt's token ids, with the tokens of its images.

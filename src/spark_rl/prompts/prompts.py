@@ -7,7 +7,7 @@ the same words and read replies in the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spark_rl.prompts.quoting import fence
 from spark_rl.prompts.templates import PLACEHOLDER, TEMPLATES, Template
@@ -80,6 +80,11 @@ class Prompts:
         examples = self.examples.get(role, ())
         num_system = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
         return (*messages[:num_system], *examples, *messages[num_system:])
+
+    @property
+    def without_examples(self) -> Prompts:
+        """The same prompts with no worked examples before them."""
+        return replace(self, examples={})
 
     def _statements(self, template: Template) -> dict[str, str]:
         """What stands for the placeholders of what is to be stated."""

@@ -129,7 +129,7 @@ class TransformersEngine:
         cap = max(limits)
         sampler = _Sampler(rows, cap, device)
         stops = _StopStrings(rows, self.tokenizer)
-        eos_E = torch.tensor(self._eos_ids(), device=device, dtype=torch.long)
+        eos_E = torch.tensor(self.eos_ids(), device=device, dtype=torch.long)
         length_R = torch.tensor(limits, device=device)
         token_RN = torch.zeros(len(rows), cap, dtype=torch.long, device=device)
         logp_RN = torch.zeros(len(rows), cap, dtype=torch.float32, device=device)
@@ -186,7 +186,8 @@ class TransformersEngine:
             completions.append(Completion(ids, row_logps, text, "stop" if ended else "length"))
         return completions
 
-    def _eos_ids(self) -> list[int]:
+    def eos_ids(self) -> list[int]:
+        """The tokens that end a turn."""
         config = getattr(self.model, "generation_config", None)
         ids = getattr(config, "eos_token_id", None)
         several = ids if isinstance(ids, list | tuple) else [ids]

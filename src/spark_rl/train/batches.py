@@ -131,6 +131,26 @@ def with_prefixes(groups: Sequence[TrainGroup], vision: Vision | None = None) ->
     return [replace(group, prefix=length_of[i]) for i, group in enumerate(groups)]
 
 
+def supervised_groups(groups: Sequence[Group], config: Config) -> list[TrainGroup]:
+    """All rollouts of these groups, those of all ranks, as completions to be learnt by `likelihood_loss`. Every token
+    of a step weighs the same, but for the weights of the roles; the model is taken as it is, at temperature 1."""
+    weights = [config.roles[group.task.role].weight for group in groups]
+    sizes = [sum(len(r.token_ids) for r in group.rollouts) for group in groups]
+    total = sum(weight * size for weight, size in zip(weights, sizes, strict=True))
+    return [
+        TrainGroup(
+            prompt_ids=group.prompt_ids,
+            completions=[r.token_ids for r in group.rollouts],
+            advantages=[1.0] * len(group.rollouts),
+            scales=[weight / total] * len(group.rollouts),
+            temperature=1.0,
+            images=group.task.example.images,
+        )
+        for group, weight in zip(groups, weights, strict=True)
+        if weight > 0
+    ]
+
+
 def micro_batches(groups: Sequence[TrainGroup], max_tokens: int, fill: int | None = None) -> list[list[TrainGroup]]:
     """Groups of like shape and with the same prefix together, up to `fill` tokens (by default `max_tokens`), prompts
     counted once. The last batch of a prefix counts this as well, since it computes it, with its gradient.

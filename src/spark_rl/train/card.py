@@ -70,7 +70,7 @@ def model_card(
         "## Data",
         _data_table(config, data or {}),
         "## Training",
-        _training(config, summary, resumes),
+        _training(config, summary, resumes, prompts),
         *_versions(environment or {}),
         f"<details><summary>Every setting</summary>\n\n{fence(config.dump().rstrip())}\n\n</details>",
         "## Citation",
@@ -193,6 +193,7 @@ def _on(config: Config, role: Role) -> bool:
 
 def _data_table(config: Config, data: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     kinds = {"train": config.data.train, "validation": config.data.validation, "monitor": config.data.monitor}
+    kinds |= {"warm_start": config.warm_start.data} if config.warm_start.data else {}
     rows = [(kind, *row) for kind, sources in kinds.items() for row in _sources(sources, data.get(kind))]
     return _table(("use", "source", "rows", "skipped"), rows)
 
@@ -210,16 +211,32 @@ def _skipped(counts: Any) -> Any:
     return ", ".join(f"{count} {str(reason).replace('_', ' ')}" for reason, count in counts.items()) or 0
 
 
-def _training(config: Config, summary: Mapping[str, Any], resumes: Sequence[Mapping[str, Any]]) -> str:
+def _warm_start(config: Config, report: Mapping[str, Any]) -> str:
+    kinds = {"rows": config.warm_start.data, "right rollouts with worked examples": config.warm_start.from_rollouts}
+    given = " and ".join(kind for kind, is_used in kinds.items() if is_used)
+    steps, rate = report["steps"], config.warm_start.learning_rate
+    return f"{steps} supervised steps before, on {report['trained']:.0f} responses of {given}, learning rate {rate:g}"
+
+
+def _examples(prompts: Prompts) -> list[tuple[str, Any]]:
+    counts = ", ".join(f"{role} {len(turns) // 2}" for role, turns in prompts.examples.items())
+    return [("worked examples before prompts", counts)] if counts else []
+
+
+def _training(
+    config: Config, summary: Mapping[str, Any], resumes: Sequence[Mapping[str, Any]], prompts: Prompts
+) -> str:
     shares = ", ".join(f"{role} {config.roles[role].share:g}" for role in Role if config.roles[role].share)
     rows: list[tuple[str, Any]] = [
         ("steps", summary["steps"]),
+        *([("warm start", _warm_start(config, summary["warm_start"]))] if "warm_start" in summary else []),
         ("weights taken after step", summary.get("final_from_step", summary["steps"])),
         ("groups a step, rollouts each", f"{config.rollout.groups_per_step}, {config.rollout.num_generations}"),
         ("shares of the roles", shares),
         ("longest rollout, tokens", config.rollout.max_new_tokens),
         ("learning rate", f"{config.train.learning_rate:g}, {config.train.schedule}"),
         ("loss", f"{config.loss.aggregation}, advantages by {config.loss.advantage_scale}, KL {config.loss.kl_coef:g}"),
+        *_examples(prompts),
         ("seed", config.train.seed),
         ("hours", f"{summary['wall_seconds'] / 3600:.2f}"),
     ]

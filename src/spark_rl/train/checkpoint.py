@@ -1,9 +1,10 @@
 """Run directory and checkpoints: written whole or not at all, so that a run can be killed at any moment.
 
-RUN/config.yaml  environment.json  data.json  metrics.jsonl  resumes.jsonl  rollouts/step-000012.jsonl
+RUN/config.yaml  environment.json  data.json  prompts.json  metrics.jsonl  resumes.jsonl  rollouts/step-000012.jsonl
 RUN/checkpoints/step-000050/
     model.safetensors  optimizer.safetensors  random-0.json (one a rank)  trainer.json
-    config.yaml  environment.json  data.json (what a resume compares)  metrics.jsonl  resumes.jsonl (as they were)
+    config.yaml  environment.json  data.json  prompts.json (what a resume compares)
+    metrics.jsonl  resumes.jsonl (as they were)
     checksums.txt (last: the hashes of all these)
 RUN/checkpoints/step-000050.{partial, damaged}/
 RUN/validation/{items.json, before.json, checksums.txt}  RUN/final/  RUN/summary.json
@@ -38,7 +39,7 @@ _TRACKED = ("tensorboard", "wandb")
 _LOCK = "run.lock"
 _PICKLES = ("custom_checkpoint_0.pkl", "optimizer.bin")
 """What accelerate left in the checkpoints of earlier versions."""
-_FILES = ("config.yaml", "environment.json", "data.json")
+_FILES = ("config.yaml", "environment.json", "data.json", "prompts.json")
 _LOGS = ("metrics.jsonl", "resumes.jsonl")
 """What a checkpoint keeps a copy of, and a resume cuts back to it."""
 _held: WeakValueDictionary[Path, RunDirectory] = WeakValueDictionary()

@@ -19,11 +19,21 @@ def describe(config: Config, data: Data | None = None) -> str:
     plan = make_plan(config, data)
     parts = ["# Config", config.dump(), "# One step", _arithmetic(plan)]
     parts += [_tokens_text(plan), _memory_text(plan), _disk_text(plan)]
-    for role, examples in plan.prompts.items():
-        for task in examples[:2]:
+    for role, tasks in plan.prompts.items():
+        parts += _examples_text(plan, role)
+        for task in tasks[:2]:
             parts += [f"# {role} prompt ({task.template or 'as in the data'}), label {task.label}"]
-            parts += [plan.renderer.text(plan.renderer.prompts.conversation(task.role, task.messages))]
+            parts += [plan.renderer.text(task.messages)]
     return "\n".join(parts)
+
+
+def _examples_text(plan: Plan, role: Role) -> list[str]:
+    """The worked examples of a role, once, as text."""
+    turns = plan.renderer.prompts.examples.get(role, ())
+    if not turns:
+        return []
+    counted = f"{len(turns) // 2} worked, {plan.roles[role].example_tokens} tokens; they stand before each prompt"
+    return [f"# {role} examples ({counted})", *(f"[{turn['role']}] {turn['content']}" for turn in turns), ""]
 
 
 def figures(config: Config, data: Data | None = None) -> dict[str, Any]:
@@ -45,6 +55,7 @@ def figures(config: Config, data: Data | None = None) -> dict[str, Any]:
         "step": asdict(step),
         "run": {
             "steps": steps,
+            "warm_start_steps": config.warm_start.steps,
             "rollouts": steps * step.rollouts,
             "prompt_tokens": steps * step.prompt_tokens,
             "rollout_tokens": steps * step.rollout_tokens,
@@ -78,11 +89,22 @@ def _arithmetic(plan: Plan) -> str:
         f"{config.train.steps} steps ask at least {asked} questions: {asked / plan.num_questions:.2f} passes over the "
         f"{plan.num_questions} of the data (what the pool cannot fill goes to further questions)",
     ]
+    if config.warm_start.steps:
+        lines += [_warm_start(config)]
     if config.self_reward.enabled:
         lines += [_judgements(config)]
     if config.recycle.schedule == "alternating":
         lines += ["alternating: these shares hold over time; a step has questions only, or recycled prompts only"]
     return "\n".join(lines) + "\n"
+
+
+def _warm_start(config: Config) -> str:
+    """What comes before."""
+    warm, groups = config.warm_start, config.rollout.groups_per_step
+    kinds = [f"{groups} rows with responses"] if warm.data else []
+    if warm.from_rollouts:
+        kinds.append("the right rollouts of such a step, made with the worked examples below, which RL does without")
+    return f"before them {warm.steps} supervised steps (warm_start), each on {' and on '.join(kinds)}"
 
 
 def _judgements(config: Config) -> str:
@@ -98,8 +120,10 @@ def _judgements(config: Config) -> str:
 
 def _tokens_text(plan: Plan) -> str:
     step, steps = plan.step, plan.config.train.steps
+    counted = ", worked examples included" if plan.renderer.prompts.examples else ""
     lines = [
-        f"# Tokens ({plan.sampled} questions measured; recycled prompts with responses of the longest allowed length)"
+        f"# Tokens ({plan.sampled} questions measured; recycled prompts with responses of the longest allowed length"
+        f"{counted})"
     ]
     lines += [f"{'':<11}{'prompt mean':>12}{'longest':>9}{'prompts/step':>14}{'rollouts/step, at most':>24}"]
     for role, r in plan.roles.items():

@@ -206,8 +206,9 @@ def bytes_needed(model: Any, config: Config) -> int:
     """What a run's checkpoints (weights and AdamW's two moments) and `final/` take on disk at their most."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    steps, every = config.train.steps, config.validation.every
+    steps, every = config.num_steps, config.validation.every
     saved = -(-steps // (config.checkpoint.every or steps)) + (steps // every if every else 0)  # each may be the best
+    saved += bool(config.warm_start.steps and config.data.validation)  # measured at its end
     at_once = max(2, config.checkpoint.keep) + bool(every) + 1  # the last that is good, and one while it is written
     return (weights + moments) * min(at_once, saved) + weights
 

@@ -75,11 +75,22 @@ class Health:
     def __init__(self, config: Config, say: Callable[[str], None], vocab_size: int) -> None:
         self.config, self.say, self.vocab_size = config, say, vocab_size
         self.state = HealthState()
+        self._step = 0
 
     def begin(self, largest_weight: float) -> None:
         """Take in the largest weight that the run, or what is resumed of it, begins with."""
         if self.state.first_weight is None:
             self.state.first_weight = self.state.largest_weight = largest_weight
+
+    def begin_anew(self) -> None:
+        """Forget what earlier steps were like, whose prompts were others; not what the weights were."""
+        old = self.state
+        self.state = HealthState(
+            first_weight=old.first_weight,
+            largest_weight=old.largest_weight,
+            last_checkpoint=old.last_checkpoint,
+            good_checkpoint=old.good_checkpoint,
+        )
 
     def see_rollouts(self, groups: Sequence[Group], metrics: Metrics, step: int) -> Metrics:
         """What a step's rollouts say of the model that made them, as metrics `health/...`, a 1 for every alarm.
@@ -91,6 +102,7 @@ class Health:
         Raises:
             Collapsed: a token was sampled with a log-probability that is not finite.
         """
+        self._step = step
         if not all(math.isfinite(sum(rollout.logps)) for group in groups for rollout in group.rollouts):
             raise Collapsed(f"in step {step} its log-probabilities are not finite")
         seen = answers_alike(groups) | noise(metrics, self.vocab_size)
@@ -138,7 +150,8 @@ class Health:
         )
 
     def _remedy(self) -> str:
-        return f"lower train.learning_rate (now {self.config.train.learning_rate:g})"
+        section = "warm_start" if self.config.is_warm_start(self._step) else "train"
+        return f"lower {section}.learning_rate (now {getattr(self.config, section).learning_rate:g})"
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as JSON types."""

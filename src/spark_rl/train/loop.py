@@ -4,6 +4,7 @@
 
 Questions give answers; graded answers are recycled into prompts that judge and correct them; these enter later steps
 beside new questions and train the same weights with the same loss. Nothing here knows a role's prompts or a verifier.
+The steps of a warm start come first, and differ in what they train on and by what loss (`warm_start.py`).
 
 Everything random is addressed by (seed, step, task, sample, position), and `State` with the optimizer is all there is
 to save: a run that was killed goes on as if it had not been.
@@ -31,6 +32,7 @@ from spark_rl.data import Data, load_data
 from spark_rl.models.load import load_model, load_tokenizer
 from spark_rl.models.processor import load_image_processor
 from spark_rl.prompts import ChatRenderer
+from spark_rl.prompts.build import prompts_as_json
 from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
 from spark_rl.rollout.transformers_engine import TransformersEngine
@@ -52,6 +54,7 @@ from spark_rl.train.trackers import Trackers
 from spark_rl.train.unread import Unread
 from spark_rl.train.update import Updater, largest_weight
 from spark_rl.train.validation import HeldOut, rewards_beside, score_of
+from spark_rl.train.warm_start import WarmStart, nothing_learnt, warm_start_report
 from spark_rl.types import Group, Role, Task
 from spark_rl.verify import SELF, VerifierHangs, VerifierPool
 
@@ -68,6 +71,10 @@ class State:
     wall_seconds: float = 0.0
     best_step: int | None = None
     best_score: float | None = None
+    learnt: int = 0
+    """Responses that the warm start has trained on."""
+    after_warm_start: dict[str, Any] | None = None
+    """Held-out metrics at its end."""
 
 
 class Trainer:
@@ -100,12 +107,17 @@ class Trainer:
         self.data = data or load_data(config)
         self.tokenizer = load_tokenizer(config.model)
         self.images = load_image_processor(config.model, self.tokenizer)
-        self.renderer = ChatRenderer(self.tokenizer, config.model.chat_template_kwargs, self.images, self.data.prompts)
-        check_prompts(config, self.data, self.renderer)
+        renderer = partial(ChatRenderer, self.tokenizer, config.model.chat_template_kwargs, self.images)
+        self.first_renderer = renderer(self.data.prompts)
+        """Makes the prompts of a warm start's rollouts, and of those that give held-out items."""
+        check_prompts(config, self.data, self.first_renderer)
+        self.prompts = self.data.prompts.without_examples if config.warm_start.from_rollouts else self.data.prompts
+        self.renderer = renderer(self.prompts)
+        """Makes the prompts that are trained on and evaluated."""
         model = load_model(config.model)  # before anything is written: it may not exist
         self.switch = Switch(config.self_reward)
         self.selection = Selection(
-            config, self.data.train, self.renderer, max_prompt_tokens(config, model), lambda: self.switch.is_on
+            config, self.data.train, self.first_renderer, max_prompt_tokens(config, model), self._asks_unverified
         )
         self.selection.require_one()
 
@@ -121,7 +133,9 @@ class Trainer:
         check_processes(config, self.world)
         self._same_data_everywhere()
         set_seed(config.train.seed)
-        self.display = display or Display(config.train.steps, enabled=self.accelerator.is_main_process)
+        self.display = display or Display(
+            config.num_steps, enabled=self.accelerator.is_main_process, warm_steps=config.warm_start.steps
+        )
         self.saver = Saver(config, self.data, self.accelerator, self.display)
         self.run_directory = self.saver.directory
         found = self.saver.open(bytes_needed(model, config), resume, allow_changes)
@@ -142,17 +156,21 @@ class Trainer:
         )
         self.verifiers = VerifierPool.of(config.verify)
         right_at, wrong_at = config.recycle.right_at, config.recycle.wrong_at
-        grader = partial(RuleScorer, self.verifiers, right_at=right_at, wrong_at=wrong_at, prompts=self.data.prompts)
+        grader = partial(RuleScorer, self.verifiers, right_at=right_at, wrong_at=wrong_at, prompts=self.prompts)
         rules = grader(truncated=config.loss.truncated)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.scorer: Scorer = SelfRewardScorer(config, rules, self.switch, self.renderer, context)
         self.grader = grader()
         """Grades held-out items, whatever training makes of truncated rollouts."""
-        self.unread = Unread(self.data.prompts, self.verifiers, right_at)
+        self.unread = Unread(self.prompts, self.verifiers, right_at)
+        self.warm_start = WarmStart(
+            config, self.data.warm_start, self.renderer, self.selection.fits, self.engine.eos_ids()
+        )
         self.state = State()
         self.health = Health(config, self.display.warn, self.model.config.get_text_config().vocab_size)
+        of_first = partial(self._ask_held_out, renderer=self.first_renderer)
         self.held_out = HeldOut(
-            config, self.data, self._ask_held_out, self.selection.fits, self.display.warn, self.unread.sentences
+            config, self.data, self._ask_held_out, self.selection.fits, self.display.warn, of_first, self._unread
         )
         self._recent: deque[Metrics] = deque(maxlen=_PATIENCE)
         self._warned: set[str] = set()
@@ -163,7 +181,8 @@ class Trainer:
 
     def _same_data_everywhere(self) -> None:
         """Ranks select the same tasks, each for itself: a gold check that timed out on one of them would part them."""
-        if self.world > 1 and any(report != self.data.report for report in gather_object([self.data.report])):
+        mine = (self.data.report, prompts_as_json(self.data.prompts))
+        if self.world > 1 and any(theirs != mine for theirs in gather_object([mine])):
             raise RuntimeError("the processes have read different data; see that all of them see the same files")
 
     # ------------------------------------------------------------------------------------------------ the loop
@@ -193,17 +212,28 @@ class Trainer:
         if self.state.step == 0:
             self._track_held_out(before, 0)
             self._set_switch(before)
-        while self.state.step < self.config.train.steps and not self._is_stopped():
+        while self.state.step < self.config.num_steps and not self._has_learnt_nothing() and not self._is_stopped():
             self.step()
             is_best = self.state.best_step == self.state.step
             if is_best or _is_due(self.config.checkpoint.every, self.state.step):
                 self._save()
         if self.state.step not in self.saver.checkpoints():
             self._save()
-        if self.state.step < self.config.train.steps:
+        if self._has_learnt_nothing():
+            self.display.warn(nothing_learnt(self.run_directory.read_rows("metrics.jsonl")))
+            return None
+        if self.state.step < self.config.num_steps:
             self.display.warn(f"stopped after step {self.state.step}; go on with --resume")
             return None
         return self._finish(before)
+
+    def _has_learnt_nothing(self) -> bool:
+        """Whether a warm start is over and had nothing to learn from, so that RL has nothing to begin with."""
+        return self.state.step == self.config.warm_start.steps > 0 == self.state.learnt
+
+    def _asks_unverified(self) -> bool:
+        """Whether the step that is next asks questions that only the model's own verdicts reward."""
+        return self.switch.is_on and not self.config.is_warm_start(self.state.step + 1)
 
     def _is_stopped(self) -> bool:
         """Whether any rank was told to stop: all of them must leave the loop at the same step."""
@@ -212,25 +242,18 @@ class Trainer:
     def step(self) -> Metrics:
         """One step: select, roll out, score, recycle, update, validate if it is due, log."""
         clock, step = _Clock(), self.state.step + 1
-        tasks, counts = self.selection.select(step)
-        groups = trained = self._ask(tasks, step, clock)
-        for _ in range(self.config.rollout.refill_rounds):
-            live, dead = _split(trained)
-            tasks, passed = self.selection.replace(dead, step) if dead else ([], Counter[str]())
-            counts += passed
-            if not tasks:
-                break
-            fresh = self._ask(tasks, step, clock)
-            groups, trained = [*groups, *fresh], [*live, *dead[len(fresh) :], *fresh]
+        is_warm = self.config.is_warm_start(step)
+        if 0 < self.config.warm_start.steps == self.state.step:
+            self._begin_rl()
+        groups, trained, counts = self._rolled_out(step, clock)
         with clock("recycle"):
             counts += self.selection.recycle(groups, step)
         seen = role_metrics([g for g in groups if g.task.verifier != SELF], self.config.recycle.right_at)
         seen |= self.health.see_rollouts(groups, seen, step)
-        with clock("update"):
-            losses = self.updater.update(trained, self.display.stage("updating"))
-            self.engine.shares &= self.updater.shares
+        losses = self._imitated(groups, step, clock) if is_warm else self._updated(trained, clock)
+        self.engine.shares &= self.updater.shares
         self.health.see_update(losses, step)
-        watched = self.switch.watch(groups)
+        watched = {} if is_warm else self.switch.watch(groups)
         self.state.step = step
         with clock("validate"):
             validated = self._validate_if_due()
@@ -246,18 +269,63 @@ class Trainer:
             self.trackers.log(metrics, step)
             self.trackers.log_samples(groups, step)
         self.display.step(step, metrics)
-        with self.saver.together():
-            if self.accelerator.is_main_process:
-                self._warn(metrics, groups)
+        if not is_warm:
+            with self.saver.together():
+                if self.accelerator.is_main_process:
+                    self._warn(metrics, groups)
         self.health.see_patience(step)
         return metrics
 
     # ------------------------------------------------------------------------------------------------ its stages
 
+    def _begin_rl(self) -> None:
+        """Leave the warm start behind, whose loss and prompts were others."""
+        self.updater.begin_anew()
+        self.health.begin_anew()
+
+    def _rolled_out(self, step: int, clock: _Clock) -> tuple[list[Group], list[Group], Counter[str]]:
+        """A step's groups, those of them that RL trains on, and what was passed over or dropped, by reason."""
+        is_warm = self.config.is_warm_start(step)
+        if is_warm and not self.config.warm_start.from_rollouts:
+            return [], [], Counter()
+        self.selection.renderer = self.first_renderer if is_warm else self.renderer
+        tasks, counts = self.selection.select(step)
+        groups = trained = self._ask(tasks, step, clock)
+        for _ in range(0 if is_warm else self.config.rollout.refill_rounds):
+            live, dead = _split(trained)
+            tasks, passed = self.selection.replace(dead, step) if dead else ([], Counter[str]())
+            counts += passed
+            if not tasks:
+                break
+            fresh = self._ask(tasks, step, clock)
+            groups, trained = [*groups, *fresh], [*live, *dead[len(fresh) :], *fresh]
+        return groups, trained, counts
+
+    def _updated(self, groups: Sequence[Group], clock: _Clock) -> Metrics:
+        """An update of RL."""
+        with clock("update"):
+            return self.updater.update(groups, self.display.stage("updating"))
+
+    def _imitated(self, made: Sequence[Group], step: int, clock: _Clock) -> Metrics:
+        """A supervised update on what is right of a step's rollouts, and of its rows of data."""
+        given = self.warm_start.given(step)
+        with clock("score"):
+            given = self._graded(given[self.rank :: self.world])
+        groups, metrics = self.warm_start.learnt(made, given)
+        with clock("update"):
+            losses = self.updater.imitate(groups, self.display.stage("updating"))
+        if groups:
+            metrics["warm_start/nll"] = losses["loss"]
+        elif not self.state.learnt:
+            self.display.warn(f"warning, step {step}: nothing to learn from, since no rollout is right")
+        self.state.learnt += sum(len(group.rollouts) for group in groups)
+        return {**losses, **metrics}
+
     def _ask(self, tasks: Sequence[Task], step: int, clock: _Clock) -> list[Group]:
         """The tasks rolled out and scored: the groups of all ranks."""
         with clock("generate"):
-            mine = self._roll_out(tasks, training_sampling(self.config), seed=self.config.train.seed, step=step)
+            sampling, renderer = training_sampling(self.config), self.selection.renderer
+            mine = self._roll_out(tasks, sampling, renderer, seed=self.config.train.seed, step=step)
         with clock("score"), self.accelerator.autocast():
             self.display.stage("scoring")
             with self.saver.together():
@@ -265,7 +333,14 @@ class Trainer:
             return self._gather(mine)
 
     def _roll_out(
-        self, tasks: Sequence[Task], sampling: Sampling, *, seed: int, step: int, name: str = "generating"
+        self,
+        tasks: Sequence[Task],
+        sampling: Sampling,
+        renderer: ChatRenderer,
+        *,
+        seed: int,
+        step: int,
+        name: str = "generating",
     ) -> list[Group]:
         """This rank's share of the tasks, rolled out."""
         progress = self.display.stage(name)
@@ -273,13 +348,19 @@ class Trainer:
             return roll_out(
                 tasks[self.rank :: self.world],
                 self.engine,
-                self.renderer,
+                renderer,
                 self.config,
                 sampling,
                 seed=seed,
                 step=step,
                 progress=progress,
             )
+
+    def _graded(self, mine: list[Group]) -> list[Group]:
+        """This rank's groups, graded by rules: the groups of all ranks."""
+        with self.saver.together():
+            self.grader.score(mine)
+        return self._gather(mine)
 
     def _gather(self, mine: list[Group]) -> list[Group]:
         """The groups of all ranks; rank r holds every `world`-th from r."""
@@ -300,14 +381,19 @@ class Trainer:
             **{f"verify/{reason}": float(n) for reason, n in sorted(_reasons(groups).items())},
             **{f"time/{stage}": duration for stage, duration in clock.stages.items()},
             "time/step": clock.total(),
-            "time/tokens_per_second": num_tokens / sum(clock.stages[s] for s in ("generate", "score", "update")),
+            "time/tokens_per_second": num_tokens / sum(clock.stages.get(s, 0) for s in ("generate", "score", "update")),
         }
+
+    def _unread(self, groups: Sequence[Group]) -> list[str]:
+        """What is said of replies before the first step: nothing where a warm start is to teach how they are stated."""
+        return [] if self.config.warm_start.steps else self.unread.sentences(groups)
 
     def _warn(self, metrics: Metrics, groups: Sequence[Group]) -> None:
         self._recent.append(metrics)
-        if self.state.step == 1 and not self.held_out.items:
+        first = self.config.warm_start.steps + 1
+        if self.state.step == first and (first > 1 or not self.held_out.items):
             for sentence in self.unread.sentences(groups):
-                self.display.warn(f"warning, step 1: {sentence}")
+                self.display.warn(f"warning, step {first}: {sentence}")
         if len(self._recent) < _PATIENCE:
             return
         alternating = self.config.recycle.schedule == "alternating"
@@ -328,18 +414,20 @@ class Trainer:
         self.state.wall_seconds += time.monotonic() - started
         return before
 
-    def _ask_held_out(self, tasks: Sequence[Task], sampling: Sampling, name: str) -> list[Group]:
+    def _ask_held_out(
+        self, tasks: Sequence[Task], sampling: Sampling, name: str, renderer: ChatRenderer | None = None
+    ) -> list[Group]:
         self.display.announce(name)
-        mine = self._roll_out(tasks, sampling, seed=0, step=0, name=name)
-        with self.saver.together():
-            self.grader.score(mine)
-        return self._gather(mine)
+        return self._graded(self._roll_out(tasks, sampling, renderer or self.renderer, seed=0, step=0, name=name))
 
     def _validate_if_due(self) -> Metrics:
         """Validation metrics to log with the step; a new best is noted, and saved once the step is logged."""
-        step, is_last = self.state.step, self.state.step == self.config.train.steps
-        if not self.held_out.items or is_last or not _is_due(self.config.validation.every, step):
+        step, is_last = self.state.step, self.state.step == self.config.num_steps
+        is_warm = step == self.config.warm_start.steps  # the last of them
+        if not self.held_out.items or is_last or not (is_warm or _is_due(self.config.validation.every, step)):
             return {}
+        if is_warm:
+            self.held_out.complete()
         result = self.held_out.measure()
         shown = "  ".join(
             f"{name} {value:.1%}" if name.endswith("accuracy") else f"{name} {value:.3g}"
@@ -348,6 +436,8 @@ class Trainer:
         )
         self.display.say(f"held-out after step {step}:  {shown}")
         self._set_switch(result)
+        if is_warm:
+            self.state.after_warm_start = result
         score = score_of(result, self.config.validation.best)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, step
@@ -377,6 +467,7 @@ class Trainer:
             "self_reward": self.switch.state_dict(),
             "health": self.health.state_dict(),
             "held_out": self.held_out.state_dict(),
+            "warm_start": self.warm_start.state_dict(),
         }
         kept = (self.state.best_step, self.health.state.good_checkpoint)
         self.saver.save(self.state.step, parts, self.model, self.updater.optimizer, kept)
@@ -391,11 +482,12 @@ class Trainer:
         self.switch.load_state_dict(parts["self_reward"])
         self.health.load_state_dict(parts["health"])
         self.held_out.load_state_dict(parts["held_out"])
+        self.warm_start.load_state_dict(parts.get("warm_start", {}))
 
     def _finish(self, before: dict[str, Any]) -> dict[str, Any]:
         """Last validation, `final/` and `summary.json`."""
         started = time.monotonic()
-        after = self.held_out.measure()
+        after, after_warm_start = self.held_out.measure(), self.state.after_warm_start
         score, best = score_of(after, self.config.validation.best), self.state.best_score
         if self.config.checkpoint.final == "best" and self.state.best_step and best is not None and score < best:
             if flaw := self.saver.flaw(self.state.best_step):
@@ -405,15 +497,24 @@ class Trainer:
                 self._load(self.state.best_step)
                 self.state.wall_seconds = seconds
                 after = self.held_out.measure()
-        self._track_held_out(after, self.config.train.steps)
+        self._track_held_out(after, self.config.num_steps)
         steps = self.run_directory.read_rows("metrics.jsonl")
+        warm, rl = steps[: self.config.warm_start.steps], steps[self.config.warm_start.steps :]
         changes = change_sentences(before, after, self.held_out.items)
-        last = self.run_directory.read_rows(f"rollouts/{step_name(self.config.train.steps)}.jsonl")
-        signals = signal_sentences(steps, self.config.slots(), partial(self.unread.explain, rows=last))
+        if after_warm_start:
+            of_warm_start = change_sentences(before, after_warm_start, self.held_out.items)
+            unknown_before = {name: value for name, value in after_warm_start.items() if name not in before}
+            since = change_sentences(unknown_before, after, self.held_out.items)
+            changes = [f"warm start alone, {sentence}" for sentence in of_warm_start] + changes
+            changes += [f"since the warm start, {sentence}" for sentence in since]
+        last = self.run_directory.read_rows(f"rollouts/{step_name(self.config.num_steps)}.jsonl")
+        signals = signal_sentences(rl, self.config.slots(), partial(self.unread.explain, rows=last))
         summary = {
             "before": before,
+            **({"after_warm_start": after_warm_start} if after_warm_start else {}),
             "after": after,
-            "signal": signal_report(steps),
+            **({"warm_start": warm_start_report(warm)} if warm else {}),
+            "signal": signal_report(rl),
             "findings": [*health_sentences(steps), *signals, *changes],
             "monitor": sorted({task.example.source for task in self.data.monitor}),
             "steps": self.config.train.steps,
@@ -430,10 +531,10 @@ class Trainer:
                 last_step=steps[-1] if steps else None,
                 resumes=directory.read_rows("resumes.jsonl"),
                 takes_images=self.images is not None,
-                prompts=self.data.prompts,
+                prompts=self.prompts,
             )
             with directory.writing():
-                save_model(self.model, self.tokenizer, final, card, self.config.model, self.data.prompts)
+                save_model(self.model, self.tokenizer, final, card, self.config.model, self.prompts)
             directory.write_json("summary.json", summary)  # last: it says that the run is done
             push(final, self.config, self.display.say, self.display.warn)
         return summary

@@ -1,4 +1,4 @@
-"""The clipped policy loss (PPO, GRPO, DAPO) with an optional k3 KL penalty. Pure.
+"""The clipped policy loss (PPO, GRPO, DAPO) with an optional k3 KL penalty, and the cross-entropy. Pure.
 
 Shape suffixes: R rollouts, T completion tokens.
 """
@@ -82,3 +82,15 @@ def policy_loss(
         kl=(kl_RT * mask_RT).sum().detach(),
         num_tokens=mask_RT.sum().detach(),
     )
+
+
+def likelihood_loss(logps_RT: Tensor, mask_RT: Tensor, scale_R: Tensor) -> LossOutput:
+    """-sum_rt scale_r x logp: the cross-entropy of completions that are given; where the scales of all tokens sum to 1,
+    their mean negative log-likelihood, nats.
+
+    Its gradient is that of `policy_loss` on policy, with every advantage 1.
+    """
+    mask_RT = mask_RT * (scale_R != 0)[:, None]
+    loss_RT = -logps_RT * scale_R[:, None]
+    nothing = torch.zeros((), device=logps_RT.device)
+    return LossOutput((loss_RT * mask_RT).sum(), nothing, nothing, mask_RT.sum().detach())

@@ -51,6 +51,8 @@ class RoleTokens:
     max_new_tokens: int
     prompt_mean: float
     prompt_longest: int
+    example_tokens: int = 0
+    """Of the worked examples before each of its prompts; part of their lengths."""
     patches_mean: float = 0.0
     """Patches of a prompt's images, which the vision tower sees."""
 
@@ -331,6 +333,7 @@ def _role_tokens(
         max_new_tokens=config.max_new_tokens(role),
         prompt_mean=round(min(limit, mean(means)) if means else 0, 1),
         prompt_longest=min(limit, max(longest, default=0)),
+        example_tokens=renderer.example_tokens(role),
     )
 
 

@@ -4,16 +4,16 @@ the prompts, which the model's tokenizer renders, before torch and transformers 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from spark_rl.config import Config
 from spark_rl.data import Data
 from spark_rl.data.sources import Source
 from spark_rl.models.folder import check_folder, check_hub, context_length, model_folder
-from spark_rl.prompts import ChatRenderer
+from spark_rl.prompts import ChatRenderer, Prompts
 from spark_rl.prompts.templates import QUOTED
-from spark_rl.types import Role, Task
+from spark_rl.types import Message, Role
 
 _GENERATED = 64
 """Generated questions that are made to look at their lengths."""
@@ -38,14 +38,14 @@ def check_model(config: Config) -> None:
         longest_prompt(config, context_length(folder))
 
 
-def check_lengths(config: Config, sources: Iterable[Source]) -> None:
+def check_lengths(config: Config, sources: Iterable[Source], prompts: Prompts = Prompts()) -> None:
     """At least one question of every source must fit, of generated ones one of the first few: a source that has none
     would end the run when its turn comes. Stops at the first that fits.
 
-    Counted are the tokens of the bare messages, which the chat template only adds to.
+    Counted are the tokens of the bare messages, worked examples included, which the chat template only adds to.
 
     Raises:
-        ValueError: every question of a source is too long.
+        ValueError: every question of a source is too long, or worked examples leave no room for any.
     """
     folder = model_folder(config.model.path)
     if folder is None or not (folder / "tokenizer.json").is_file():
@@ -56,15 +56,42 @@ def check_lengths(config: Config, sources: Iterable[Source]) -> None:
     limit = longest_prompt(config, context)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
+    check_examples(config, prompts, limit, lambda role: _at_least(tokenizer, prompts.examples[role]))
     for source in sources:
         num_rows = min(source.num_rows, _GENERATED) if source.generator else source.num_rows
         rows = (i for i in range(num_rows) if i not in source.left_out)
-        if not any(_at_least(tokenizer, source.task(i)) <= limit for i in rows):
+        tasks = map(source.task, rows)
+        asked = (prompts.conversation(task.role, task.messages) for task in tasks)
+        if not any(_at_least(tokenizer, messages) <= limit for messages in asked):
             raise ValueError(
                 f"{source.path}: every question is longer than {limit} tokens, the smaller of data.max_prompt_tokens "
                 "and what the model's context leaves beside rollout.max_new_tokens; change these, or leave it out of "
                 "data.train"
             )
+
+
+def check_examples(config: Config, prompts: Prompts, limit: int, num_tokens: Callable[[Role], int]) -> None:
+    """Worked examples must leave room for a prompt.
+
+    Args:
+        limit: longest prompt, tokens.
+        num_tokens: what the examples of a role take.
+
+    Raises:
+        ValueError: those of a role that is asked do not.
+    """
+    for role in _asked(config):
+        if role in prompts.examples and (tokens := num_tokens(role)) >= limit:
+            raise ValueError(
+                f"prompts.examples.{role}: the worked examples take {tokens} tokens, and a prompt may have {limit}, "
+                "the smaller of data.max_prompt_tokens and what the model's context leaves beside "
+                f"rollout.max_new_tokens; give fewer or shorter ones, or none: prompts.examples={{{role}: none}}"
+            )
+
+
+def _asked(config: Config) -> list[Role]:
+    """The roles whose prompts a run makes."""
+    return [role for role in Role if config.roles[role].share or config.data.validation]
 
 
 def check_prompts(config: Config, data: Data, renderer: ChatRenderer) -> None:
@@ -76,13 +103,13 @@ def check_prompts(config: Config, data: Data, renderer: ChatRenderer) -> None:
     """
     data.check_prompts(renderer)
     prompts = renderer.prompts
-    recycled = [template for template in prompts.templates if config.roles[template.role].share or data.validation]
-    for template in recycled:
+    for template in (template for template in prompts.templates if template.role in _asked(config)):
         texts = dict.fromkeys(QUOTED[template.role], "1")
         try:
             renderer.check(prompts.conversation(template.role, prompts.fill(template, **texts)))
         except ValueError as error:
-            raise ValueError(f"prompts of the role {template.role} (one turn of the user): {error}") from None
+            shown = "worked examples before it" if template.role in prompts.examples else "one turn of the user"
+            raise ValueError(f"prompts of the role {template.role} ({shown}): {error}") from None
 
 
 def longest_prompt(config: Config, context: int | None) -> int:
@@ -121,10 +148,8 @@ def check_processes(config: Config, num_processes: int) -> None:
         )
 
 
-def _at_least(tokenizer: Any, task: Task) -> int:
-    """Tokens that any rendering of the task's prompt has. A template may drop earlier assistant turns and trim
+def _at_least(tokenizer: Any, messages: Iterable[Message]) -> int:
+    """Tokens that any rendering of a prompt has. A template may drop earlier assistant turns and trim
     contents, and one token a message may merge with what the template puts around it."""
-    contents = [
-        m["content"].strip() for m in task.messages if m["role"] != "assistant" and isinstance(m["content"], str)
-    ]
+    contents = [m["content"].strip() for m in messages if m["role"] != "assistant" and isinstance(m["content"], str)]
     return sum(max(0, len(tokenizer.encode(text, add_special_tokens=False).ids) - 1) for text in contents)

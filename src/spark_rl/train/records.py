@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from accelerate import Accelerator
 from spark_rl.config import Config, HealthConfig, ModelConfig, flat, load_config
 from spark_rl.data.row_images import written_columns
 from spark_rl.models.folder import model_folder
+from spark_rl.prompts import Prompts
+from spark_rl.prompts.build import prompts_as_json
 from spark_rl.train.checkpoint import read_json
 from spark_rl.types import Group
 
@@ -114,6 +118,9 @@ _FIXED = {
     "model.revision": "the checkpoints hold that revision's weights",
     "train.seed": "data order, sampling and recycling hang on it",
     "data.": "the run's place in its questions and its held-out items hang on them",
+    "warm_start.steps": "the numbers of all later steps hang on it",
+    "warm_start.data": "the run's place in its rows hangs on it",
+    "warm_start.from_rollouts": "the held-out items were made by it",
     "validation.items": "the held-out items were made when the run was begun",
     "validation.best": "the best checkpoint so far was chosen by it",
 }
@@ -135,7 +142,12 @@ class Resumption:
 
 
 def resumption(
-    saved: Path, done: int, config: Config, environment: Mapping[str, Any], allow_changes: bool
+    saved: Path,
+    done: int,
+    config: Config,
+    environment: Mapping[str, Any],
+    allow_changes: bool,
+    prompts: Prompts = Prompts(),
 ) -> Resumption:
     """Compare a saved run with the settings and the machine it is to go on with.
 
@@ -143,12 +155,15 @@ def resumption(
         saved: the folder of the checkpoint that is resumed, which tells what the weights were trained with; the run
             directory if there is none yet.
         done: steps that the checkpoint has made.
+        prompts: what the model is shown now.
 
     Raises:
         ValueError: a setting that changes results differs (all such are named), and `allow_changes` is off or could
             not make sense of it.
     """
-    changes = _differences(_saved_settings(saved / "config.yaml"), flat(config.model_dump(mode="json")))
+    before, now = _saved_settings(saved / "config.yaml"), flat(config.model_dump(mode="json"))
+    shown = read_json(saved / "prompts.json") or prompts_as_json(Prompts())
+    changes = _differences(_with_prompts(before, shown), _with_prompts(now, prompts_as_json(prompts)))
     harmful = {key: change for key, change in changes.items() if key not in _HARMLESS}
     if fixed := {key: change for key, change in harmful.items() if _why_fixed(key)}:
         raise ValueError(
@@ -161,8 +176,9 @@ def resumption(
             f"--resume: the settings of this run have changed ({_described(harmful)}); set them back, or go on with "
             "the new ones by --allow-changes"
         )
-    if config.train.steps < done:
-        raise ValueError(f"--resume: train.steps is {config.train.steps}, but this run has made {done}; raise it")
+    if config.num_steps < done:
+        warm = f" beside the {config.warm_start.steps} of the warm start" if config.warm_start.steps else ""
+        raise ValueError(f"--resume: train.steps is {config.train.steps}{warm}, but this run has made {done}; raise it")
     warnings = []
     if harmless := {key: change for key, change in changes.items() if key in _HARMLESS}:
         warnings.append(f"changed, without effect on results: {_described(harmless)}")
@@ -171,6 +187,21 @@ def resumption(
     if moved := _differences(flat(read_json(saved / "environment.json") or {}), flat(environment)):
         warnings.append(f"not bit for bit the run that was begun, since the machine has changed: {_described(moved)}")
     return Resumption(changes, warnings)
+
+
+def _with_prompts(settings: Mapping[str, Any], prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with what the prompts come to in the place of the files they are of, in short."""
+    kept = {key: value for key, value in settings.items() if not key.startswith("prompts.")}
+    kept["prompts.verdict_format"] = prompts["verdict_format"]
+    for template in prompts["templates"]:
+        kept[f"prompts.templates.{template['name']}"] = _digest(template)
+    for role, turns in prompts["examples"].items():
+        kept[f"prompts.examples.{role}"] = f"{len(turns)} turns {_digest(turns)}"
+    return kept
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _saved_settings(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 
 from spark_rl.config import Config
 from spark_rl.data import Data
+from spark_rl.prompts.build import prompts_as_json
 from spark_rl.train.checkpoint import CannotWrite, RunDirectory, read_json, write_json
 from spark_rl.train.hub import warn_without_token
 from spark_rl.train.records import Changes, environment, hub_source, refuse_other_data, resumption
@@ -161,7 +162,7 @@ class Saver:
         directory, machine = self.directory, self._environment()
         saved = directory.root if found is None else directory.checkpoint(found)
         if resume and (saved / "config.yaml").exists():
-            resumed = resumption(saved, found or 0, self.config, machine, allow_changes)
+            resumed = resumption(saved, found or 0, self.config, machine, allow_changes, self.data.prompts)
             for warning in resumed.warnings:
                 self.display.warn(warning)
             self._changes = resumed.changes
@@ -177,6 +178,7 @@ class Saver:
         directory.write_text("config.yaml", self.config.dump())
         directory.write_json("environment.json", machine)
         directory.write_json("data.json", self.data.report)
+        directory.write_json("prompts.json", prompts_as_json(self.data.prompts))
         for message in self.data.messages:
             self.display.warn(message)
         warn_without_token(self.config, self.display.warn)
@@ -189,5 +191,6 @@ class Saver:
         write_json(folder / "trainer.json", {"format": _FORMAT, **parts})
         write_json(folder / "environment.json", self._environment())
         write_json(folder / "data.json", self.data.report)
+        write_json(folder / "prompts.json", prompts_as_json(self.data.prompts))
         (folder / "config.yaml").write_text(self.config.dump(), encoding="utf-8")
         return save_weights(folder, model, optimizer)

@@ -12,6 +12,7 @@ from spark_rl.config import Config
 from spark_rl.data import Questions
 from spark_rl.prompts import CannotRender, ChatRenderer
 from spark_rl.recycle import Bundle, Pool, recycle
+from spark_rl.train.preflight import check_examples
 from spark_rl.types import Group, Image, Role, Task
 from spark_rl.verify import SELF
 
@@ -102,11 +103,13 @@ class Selection:
         return True
 
     def require_one(self) -> None:
-        """Refuse a source of which nothing fits before a run depends on it.
+        """Refuse worked examples that leave no room, and a source of which nothing fits, before a run depends on it.
 
         Raises:
-            ValueError: every question of a source is too long.
+            ValueError: there are such examples, or every question of a source is too long.
         """
+        renderer = self.renderer
+        check_examples(self.config, renderer.prompts, self.max_prompt_tokens, renderer.example_tokens)
         try:
             self.questions.require(self.fits)
         except LookupError as error:

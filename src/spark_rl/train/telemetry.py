@@ -50,9 +50,10 @@ class Display:
     The lines stay, so that the way of a run can be read when it is over.
     """
 
-    def __init__(self, steps: int, console: Console | None = None, enabled: bool = True) -> None:
+    def __init__(self, steps: int, console: Console | None = None, enabled: bool = True, warm_steps: int = 0) -> None:
+        """`steps` are those of the run; the first `warm_steps` of them are a warm start."""
         self.console = console or Console(stderr=True)
-        self.enabled, self.steps = enabled, steps
+        self.enabled, self.steps, self.warm_steps = enabled, steps, warm_steps
         self.live = enabled and self.console.is_terminal
         self._stages = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -124,9 +125,15 @@ class Display:
         self._stages.update(self._stage, visible=False)
         now = time.monotonic()
         self._first = self._first or (step, now)
-        if self.enabled and (now - self._last_line > _SECONDS_BETWEEN_LINES or step == self.steps):
+        ends = step in (self.warm_steps, self.steps)
+        if self.enabled and (now - self._last_line > _SECONDS_BETWEEN_LINES or ends):
             self._last_line = now
-            self.say(step_line(step, self.steps, metrics) + self._left(step, now))
+            line = (
+                warm_line(step, self.warm_steps, metrics)
+                if step <= self.warm_steps
+                else step_line(step, self.steps, metrics)
+            )
+            self.say(line + self._left(step, now))
         if self.live:
             self._table = step_table(step, metrics, self.console.width)
             self._view.update(Group(self._table, self._stages))
@@ -152,6 +159,16 @@ def step_line(step: int, steps: int, metrics: Metrics) -> str:
             accuracies.append(f"{role} {accuracy:.0%} ({metrics[f'{role}/groups']:.0f}{beside})")
     shown = ", ".join(accuracies) or "none"
     return f"step {step}/{steps}  accuracy (groups): {shown}  {metrics['time/step']:.1f} s"
+
+
+def warm_line(step: int, steps: int, metrics: Metrics) -> str:
+    """What one step of a warm start was like: its loss, and what it trained on."""
+    parts = [f"trained on {metrics['warm_start/trained']:.0f} responses"]
+    if "warm_start/nll" in metrics:
+        parts.append(f"mean NLL {metrics['warm_start/nll']:.3f} nats a token")
+    if "warm_start/right_rate" in metrics:
+        parts.append(f"{metrics['warm_start/right_rate']:.0%} of the rollouts right")
+    return f"warm start {step}/{steps}  {', '.join(parts)}  {metrics['time/step']:.1f} s"
 
 
 def step_table(step: int, metrics: Metrics, width: int) -> Table:

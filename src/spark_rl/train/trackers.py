@@ -77,8 +77,7 @@ class Trackers:
     def log_samples(self, groups: Sequence[Group], step: int) -> None:
         """A table of a few rollouts of this step, if one is due."""
         every = self.config.train.sample_every
-        if self._working and every and step % every == 0:
-            rows = sample_rows(groups, step)
+        if self._working and every and step % every == 0 and (rows := sample_rows(groups, step)):
             self._each(lambda tracker: _show(tracker, rows, step))
 
     def _each(self, call: Callable[[GeneralTracker], object]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from spark_rl.config import Config
 from spark_rl.models.load import unwrap
@@ -31,13 +32,14 @@ from spark_rl.train.batches import (
     fill_tokens,
     micro_batches,
     prefixes_of,
+    supervised_groups,
     to_tensors,
     train_groups,
     with_prefixes,
 )
 from spark_rl.train.forward import GroupLogProbs, collate
 from spark_rl.train.health import Collapsed
-from spark_rl.train.loss import policy_loss
+from spark_rl.train.loss import LossOutput, likelihood_loss, policy_loss
 from spark_rl.train.metrics import Metrics
 from spark_rl.types import Group
 
@@ -112,41 +114,49 @@ class Updater:
     def update(self, groups: Sequence[Group], progress: Report = lambda done, total: None) -> Metrics:
         """Train on the graded groups of all ranks; this one computes every `world`-th from its own on. `progress` is
         told of the micro-batches."""
-        config = self.config
+        config, share = self.config, slice(self.rank, None, self.world)
         total = denominators(groups, config)
-        share = slice(self.rank, None, self.world)
         trainable = train_groups(groups[share], advantages(groups, config)[share], total, config)
+        return self._train(groups, trainable, config.train.epochs_per_step, progress)
+
+    def imitate(self, groups: Sequence[Group], progress: Report = lambda done, total: None) -> Metrics:
+        """Make all rollouts of these groups, those of all ranks, more likely, whatever their rewards: one optimizer
+        step. The `loss` is their mean negative log-likelihood, nats a token."""
+        trainable = supervised_groups(groups, self.config)[self.rank :: self.world]
+        return self._train(groups, trainable, 1, progress, imitates=True)
+
+    def begin_anew(self) -> None:
+        """Forget the moments of a stage that is over: they are of gradients of another loss."""
+        self.optimizer.state.clear()
+
+    def _train(
+        self,
+        groups: Sequence[Group],
+        trainable: Sequence[TrainGroup],
+        epochs: int,
+        progress: Report,
+        imitates: bool = False,
+    ) -> Metrics:
+        """An optimizer step an epoch on this rank's share of the groups."""
         self._self_check(groups)
-        batches, prefixes = self._batches(trainable, groups[share][:1])
-        device = self.accelerator.device
+        batches, prefixes = self._batches(trainable, groups[:1])
         self.logprobs.train()
-        old = self._old_logps(batches, prefixes) if config.train.epochs_per_step > 1 else [None] * len(batches)
+        old = self._old_logps(batches, prefixes) if epochs > 1 else [None] * len(batches)
         reference = self._reference_logps(batches, prefixes)
 
-        sums = torch.zeros(4, device=device)
+        sums = torch.zeros(4, device=self.accelerator.device)
         grad_norm, skipped = 0.0, 0
-        for epoch in range(config.train.epochs_per_step):
+        for epoch in range(epochs):
             self._compute(prefixes, self.logprobs)
             for i, micro in enumerate(batches):
-                progress(epoch * len(batches) + i, config.train.epochs_per_step * len(batches))
+                progress(epoch * len(batches) + i, epochs * len(batches))
                 with self._accumulating(last=i == len(batches) - 1):
                     logps_RT = self.logprobs(micro.batch, micro.temperature_R).logps_RT
-                    before_RT, reference_RT = old[i], reference[i]
-                    out = policy_loss(
-                        logps_RT,
-                        logps_RT.detach() if before_RT is None else before_RT,
-                        micro.batch.completion_mask_RT,
-                        micro.advantage_R,
-                        micro.scale_R,
-                        clip_low=config.loss.clip_low,
-                        clip_high=config.loss.clip_high,
-                        kl_coef=config.loss.kl_coef,
-                        reference_logps_RT=reference_RT,
-                    )
+                    out = self._loss(micro, logps_RT, old[i], reference[i], imitates)
                     self.accelerator.backward(out.loss * self.world)  # data-parallel gradients are averaged
                     sums += torch.stack([out.loss.detach(), out.clipped, out.kl, out.num_tokens])
             if batches:
-                norm = self.accelerator.clip_grad_norm_(self.logprobs.parameters(), config.train.max_grad_norm)
+                norm = self.accelerator.clip_grad_norm_(self.logprobs.parameters(), self.config.train.max_grad_norm)
                 grad_norm = float(norm)
                 if math.isfinite(grad_norm):
                     self.optimizer.step()
@@ -160,14 +170,32 @@ class Updater:
         self._count_skipped(skipped)
         loss, clipped, kl, num_tokens = self.accelerator.reduce(sums).tolist()
         return {
-            "loss": loss / config.train.epochs_per_step,
+            "loss": loss / epochs,
             **({"skipped_updates": skipped} if skipped else {"grad_norm": grad_norm}),
             "learning_rate": learning_rate,
             "clip_rate": clipped / max(1, num_tokens),
             "health/largest_weight": largest_weight(self.model),
-            "trained_tokens": num_tokens / config.train.epochs_per_step,
+            "trained_tokens": num_tokens / epochs,
             **({"kl": kl / max(1, num_tokens)} if self.reference is not None else {}),
         }
+
+    def _loss(
+        self, micro: MicroBatch, logps_RT: Tensor, old_RT: Tensor | None, reference_RT: Tensor | None, imitates: bool
+    ) -> LossOutput:
+        mask_RT, settings = micro.batch.completion_mask_RT, self.config.loss
+        if imitates:
+            return likelihood_loss(logps_RT, mask_RT, micro.scale_R)
+        return policy_loss(
+            logps_RT,
+            logps_RT.detach() if old_RT is None else old_RT,
+            mask_RT,
+            micro.advantage_R,
+            micro.scale_R,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            kl_coef=settings.kl_coef,
+            reference_logps_RT=reference_RT,
+        )
 
     def _batches(
         self, trainable: Sequence[TrainGroup], any_group: Sequence[Group]
@@ -180,7 +208,7 @@ class Updater:
         packed = micro_batches(trainable, max_tokens, fill_tokens(max_tokens, device.type))
         prefix_of = prefixes_of(packed)
         shared = [prefix for prefix in dict.fromkeys(prefix_of) if prefix and prefix_of.count(prefix) > 1]
-        if self.world > 1:
+        if self.world > 1 and any_group:
             (group,) = any_group
             images = group.task.example.images
             idle = TrainGroup(group.prompt_ids, [group.rollouts[0].token_ids], [0.0], [0.0], 1.0, images)
@@ -290,12 +318,17 @@ def largest_weight(model: Any) -> float:
 
 
 def _schedule(optimizer: Any, config: Config) -> Any:
-    """Learning rate over all optimizer steps of the run, recycled ones included; the first one is above 0."""
+    """Learning rate over all optimizer steps of the run, recycled ones included; the first one is above 0. The steps of
+    a warm start, of an optimizer step each, have their own; the schedule is that of RL."""
     total = config.train.steps * config.train.epochs_per_step
     warmup = round(config.train.warmup_ratio * total)
-    floor = config.train.min_lr_ratio
+    floor, warm = config.train.min_lr_ratio, config.warm_start
+    warmup_of_warm = round(config.train.warmup_ratio * warm.steps)
 
     def factor(done: int) -> float:
+        if done < warm.steps:
+            return min(1.0, (done + 1) / (warmup_of_warm + 1)) * warm.learning_rate / config.train.learning_rate
+        done -= warm.steps
         if done < warmup:
             return (done + 1) / (warmup + 1)
         progress = min(1.0, (done - warmup) / max(1, total - warmup))

@@ -46,6 +46,8 @@ class HeldOut:
         ask: generates and grades.
         fits: whether a task's prompt is short enough; what does not fit is left out and said.
         warn: told in a sentence.
+        ask_first: as `ask`, of the questions whose rollouts give the other items: with worked examples if the run
+            begins so, since a model that states no answer without would give none.
         unread: sentences on the roles of whose replies hardly any can be read.
     """
 
@@ -56,9 +58,11 @@ class HeldOut:
         ask: Ask,
         fits: Callable[[Task], bool],
         warn: Callable[[str], None],
+        ask_first: Ask | None = None,
         unread: Callable[[Sequence[Group]], list[str]] = lambda groups: [],
     ) -> None:
-        self.config, self.ask, self.fits, self.images, self.prompts = config, ask, fits, data.images, data.prompts
+        self.config, self.ask, self.ask_first, self.fits = config, ask, ask_first or ask, fits
+        self.images, self.prompts = data.images, data.prompts
         self.questions = list(filter(fits, data.validation))
         self.monitored = list(filter(fits, data.monitor))
         self.items: list[Task] = []
@@ -100,14 +104,25 @@ class HeldOut:
         return True
 
     def _make(self) -> None:
-        if questions := self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]:
-            name = f"making held-out items of {len(questions)} questions"
-            groups = self.ask(questions, training_sampling(self.config), name)
-            self.items = list(filter(self.fits, validation_items(groups, self.config, self.prompts)))
+        if self.questions:
+            self.items = self._made(self.ask_first)
         groups = self._asked()
         self.before = self._measured(groups)
         for sentence in self.unread(groups):  # nobody should wait for the first steps to be told
             self.warn(f"warning, before the first step: {sentence}")
+
+    def complete(self) -> None:
+        """Make items of the roles that the starting model gave none of, by the model as it is now: one that states no
+        answers yet gives nothing to judge. What they were like before is then not known."""
+        missing = set(Role) - {task.role for task in self.items}
+        if missing and self.items:
+            self.items += [task for task in self._made(self.ask) if task.role in missing]
+
+    def _made(self, ask: Ask) -> list[Task]:
+        """The items that the rollouts of a model give."""
+        questions = self.questions[: _QUESTIONS_AN_ITEM * self.config.validation.items]
+        groups = ask(questions, training_sampling(self.config), f"making held-out items of {len(questions)} questions")
+        return list(filter(self.fits, validation_items(groups, self.config, self.prompts)))
 
     def measure(self) -> dict[str, Any]:
         """Greedy metrics on the items, with accuracies by role and source (the monitored questions included)."""
