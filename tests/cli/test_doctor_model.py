@@ -99,9 +99,11 @@ def always_nine(body: dict[str, Any]) -> Answer:
 
 
 def if_shown_how(body: dict[str, Any]) -> Answer:
-    """A model that states answers and verdicts only after worked examples."""
-    asked, is_shown = body["messages"][-1]["content"], len(body["messages"]) > 1
-    return saying(("\\boxed{Yes}" if "response" in asked else "\\boxed{9}") if is_shown else "I cannot say.", body)
+    """A model that states answers and verdicts only after worked examples; without it merely gets them right."""
+    asked = body["messages"][-1]["content"]
+    if len(body["messages"]) == 1:
+        return saying(f"So we get {2 + int(asked[8])}" if asked.startswith("What") else "I cannot say.", body)
+    return saying("\\boxed{Yes}" if "response" in asked else "\\boxed{9}", body)
 
 
 def test_a_server_is_asked_and_cannot_be_trained(tmp_path: Path, spark_rl: Any) -> None:
@@ -118,11 +120,12 @@ def test_a_server_is_asked_and_cannot_be_trained(tmp_path: Path, spark_rl: Any) 
 
 def test_a_model_that_states_nothing_is_shown_worked_examples(tmp_path: Path, spark_rl: Any) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(lines([{"prompt": f"What is {i}+2?", "answer": i + 2} for i in (6, 7, 8)]))
+    rows.write_text(lines([{"prompt": f"What is {i}+2?", "answer": i + 2} for i in (5, 6, 7)]))
     with serving(answer=if_shown_how) as (address, _):
         asked = ["doctor", f"{address}/v1", "--data", rows, *FEW, "--json"]
         found, given = (json.loads(spark_rl(*asked, *more).out) for more in ([], ["prompts.examples={answer: ready}"]))
-    assert [trial["parse_rate"] for trial in found["trials"]] == [0, 1, 1] and found["best"] == 1
+    formats = [trial["answer_format"] for trial in found["trials"]]
+    assert formats == ["last_number", "boxed", "boxed"] and found["best"] == 1  # the last number is weak evidence
     assert found["trials"][1]["name"] == "with the worked examples of the package"
     assert found["verdict"]["text"].endswith("(with prompts.examples=ready)")
     assert found["judge"]["parse_rate"] == 1 and found["judge"]["settings"] == {}
