@@ -87,11 +87,23 @@ def test_a_vision_model_is_shown_the_pictures(spark_rl: Any) -> None:
     assert found["config"]["data"]["validation"] == ["embedded:vision-validation"]
 
 
-def always_nine(body: dict[str, Any]) -> Answer:
+def saying(text: str, body: dict[str, Any]) -> Answer:
     answered = completion(body)
     for choice in answered["choices"]:
-        choice["message"]["content"] = "I add.\n#### 9"
+        choice["message"]["content"] = text
     return 200, answered, {}
+
+
+def always_nine(body: dict[str, Any]) -> Answer:
+    return saying("I add.\n#### 9", body)
+
+
+def if_shown_how(body: dict[str, Any]) -> Answer:
+    """A model that states answers and verdicts only after worked examples; without it merely gets them right."""
+    asked = body["messages"][-1]["content"]
+    if len(body["messages"]) == 1:
+        return saying(f"So we get {2 + int(asked[8])}" if asked.startswith("What") else "I cannot say.", body)
+    return saying("\\boxed{Yes}" if "response" in asked else "\\boxed{9}", body)
 
 
 def test_a_server_is_asked_and_cannot_be_trained(tmp_path: Path, spark_rl: Any) -> None:
@@ -104,6 +116,22 @@ def test_a_server_is_asked_and_cannot_be_trained(tmp_path: Path, spark_rl: Any) 
     assert "asked as set: answers (of them the gold) are stated as hash 100% (50%)" in done.err
     assert "cannot be trained over HTTP" in done.err and "memory (" not in done.err
     assert done.err.splitlines()[-1].endswith("(with data.answer_format=hash)")
+
+
+def test_a_model_that_states_nothing_is_shown_worked_examples(tmp_path: Path, spark_rl: Any) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(lines([{"prompt": f"What is {i}+2?", "answer": i + 2} for i in (5, 6, 7)]))
+    with serving(answer=if_shown_how) as (address, _):
+        asked = ["doctor", f"{address}/v1", "--data", rows, *FEW, "--json"]
+        found, given = (json.loads(spark_rl(*asked, *more).out) for more in ([], ["prompts.examples={answer: ready}"]))
+    formats = [trial["answer_format"] for trial in found["trials"]]
+    assert formats == ["last_number", "boxed", "boxed"] and found["best"] == 1  # the last number is weak evidence
+    assert found["trials"][1]["name"] == "with the worked examples of the package"
+    assert found["verdict"]["text"].endswith("(with prompts.examples=ready)")
+    assert found["judge"]["parse_rate"] == 1 and found["judge"]["settings"] == {}
+    assert [trial["name"] for trial in given["trials"]] == ["", "without worked examples"] and given["best"] == 0
+    assert given["judge"]["parse_rate"] == 1
+    assert given["judge"]["settings"] == {f"prompts.examples.{role}": "ready" for role in ("pointwise", "pairwise")}
 
 
 def test_a_run_config_is_looked_at_with_its_own_model_and_settings(tmp_path: Path, spark_rl: Any) -> None:

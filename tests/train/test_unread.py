@@ -84,6 +84,14 @@ def test_replies_that_are_cut_need_room(pool: VerifierPool) -> None:
     assert sentence.endswith(r"an answer as `\boxed{}`; 100% are cut at their length limit: raise max_new_tokens")
 
 
+def test_a_last_number_is_second_best_to_worked_examples(pool: VerifierPool) -> None:
+    warning, _ = said(pool, groups("so we get {}", "it is {} then"))
+    assert warning.endswith(
+        "100% of the replies end with the gold as their last number (0% would by chance): set "
+        "data.answer_format=last_number, or better show the model how with prompts.examples (worked examples)"
+    )
+
+
 def test_answers_that_are_all_wrong_are_said_to_be_so(pool: VerifierPool) -> None:
     assert (
         "the gold is in no other format either, but 100% of the replies hold an answer as `The answer is ...`: set "

@@ -86,7 +86,7 @@ class Examination:
                 tried.append(self._try(name, data, tasks, settings))
                 if 2 * tried[-1].trial.num_mixed >= len(tasks):
                     break  # good enough
-        best = max(tried, key=lambda each: (each.trial.num_mixed, each.trial.parse_rate))
+        best = max(tried, key=lambda each: (each.trial.num_mixed, each.trial.is_stated, each.trial.parse_rate))
         verdicts, settings = (None, best.settings) if is_noise(best.figures) else self._judged(best)
         verdict = prognosis(best.figures, self._remedy(tried), self.trier.max_new_tokens)
         found = {
@@ -152,8 +152,8 @@ class Examination:
         """Worked examples or none, where that is worth a try."""
         if self.data.prompts.examples.get(Role.ANSWER):
             return [("without worked examples", {"prompts.examples": "none"})]
-        needs_none = not first.trial.seen or first.trial.parse_rate >= 0.5 or is_noise(first.figures)
-        return [] if needs_none else _EXAMPLES
+        is_read = first.trial.is_stated and first.trial.parse_rate >= 0.5
+        return [] if is_read or not first.trial.seen or is_noise(first.figures) else _EXAMPLES
 
     def _judged(self, best: Tried) -> tuple[Trial | None, Settings]:
         """The model's verdicts on those answers, and the settings that lead to them: where it gives none, with worked

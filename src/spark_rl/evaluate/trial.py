@@ -52,6 +52,12 @@ class Trial:
         return fmean(rollout.extracted is not None for rollout in self.rollouts)
 
     @property
+    def is_stated(self) -> bool:
+        """Whether answers are read where they are stated as such, and not in whatever number comes last."""
+        names = [each.format.name for each in self.seen[:1]]
+        return self.prompts.answer_format.name != "last_number" or names == ["last_number"]
+
+    @property
     def cut_rate(self) -> float:
         """Share of the replies that were cut at the length limit."""
         return fmean(rollout.finish_reason == "length" for rollout in self.rollouts)

@@ -167,7 +167,7 @@ class Trainer:
         )
         self.state = State()
         self.health = Health(config, self.display.warn, self.model.config.get_text_config().vocab_size)
-        self.unread = Unread(self.data.prompts, self.verifiers, right_at)
+        self.unread = Unread(self.prompts, self.verifiers, right_at)
         self.held_out = HeldOut(
             config,
             self.data,
@@ -391,9 +391,10 @@ class Trainer:
 
     def _warn(self, metrics: Metrics, groups: Sequence[Group]) -> None:
         self._recent.append(metrics)
-        if self.state.step == self.config.warm_start.steps + 1 and not self.held_out.items:
+        first = self.config.warm_start.steps + 1
+        if self.state.step == first and (first > 1 or not self.held_out.items):
             for sentence in self.unread.sentences(groups):
-                self.display.warn(f"warning, step {self.state.step}: {sentence}")
+                self.display.warn(f"warning, step {first}: {sentence}")
         if len(self._recent) < _PATIENCE:
             return
         alternating = self.config.recycle.schedule == "alternating"
