@@ -723,13 +723,13 @@ WARM_START = [
     train(
         "responses in another format",
         *TO_LEARN,
-        words=["learn.jsonl: no row is usable", "graded 'unparsed'", "#### ...", "set data.answer_format: hash"],
+        words=["learn.jsonl: no row is usable", "graded 'unparsed'", "#### ...", "set data.answer_format=hash"],
         spoil=rows({**Q, "response": "1+1=2\n#### 2"}, name="learn.jsonl"),
     ),
     train(
         "verdicts in another format",
         *TO_LEARN,
-        words=["learn.jsonl: no row is usable", "set prompts.verdict_format: phrase"],
+        words=["learn.jsonl: no row is usable", "set prompts.verdict_format=phrase"],
         spoil=rows({**Q, "role": "pointwise", "answer": "Yes", "response": "The answer is Yes."}, name="learn.jsonl"),
     ),
     train(

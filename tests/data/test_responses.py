@@ -41,7 +41,7 @@ def test_rows_with_a_right_response_are_learnt_and_the_others_counted(tmp_path: 
     (said,) = data.messages
     assert said.startswith(f"2 of the 6 rows of {path} are left out of the warm start (no right response)")
     assert said.endswith("row 5: its response is graded 'unparsed', but states the answer as #### ...: "
-                         "set data.answer_format: hash")  # fmt: skip
+                         "set data.answer_format=hash")  # fmt: skip
 
 
 def test_the_same_rows_without_a_warm_start_carry_no_responses(tmp_path: Path) -> None:

@@ -253,6 +253,11 @@ def test_reading_takes_time_linear_in_the_text(name):
 # ------------------------------------------------------------------------------------------------ names
 
 
+def test_an_expression_whose_group_lists_words_is_written_with_them():
+    stated = format_of("Ergebnis: (Ja|Nein)")
+    assert stated.form == "Ergebnis: ..." and stated.read("Ergebnis: Ja oder Ergebnis: Nein.") == "Nein"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -18,14 +18,13 @@ from spark_rl.images import ImageError
 from spark_rl.prompts import Prompts
 from spark_rl.types import IMAGE, Image, Role, Task
 from spark_rl.verify import SELF, Check, Format, VerifierPool, format_of, gold_problem, resolve
+from spark_rl.verify.seen import OF_ANSWERS, OF_VERDICTS
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
 """Passes items on and shows how far they are: (items, what is done with them, how many there are)."""
 _LISTED = 20
 """Columns that a message lists."""
-_OTHER_FORMATS = ("boxed", "tags", "hash", "phrase", "json")
-"""That responses may be written in, where they are not in the one that is asked for."""
 _SAMPLE = 64
 """Generated rows are made when they are drawn; only so many are checked before."""
 
@@ -347,14 +346,15 @@ class Checker:
 
     def _other_format(self, task: Task, verifiers: VerifierPool) -> str:
         """The words on another format in which a row's response is right; none if there is none."""
-        formats, text = [format_of(name) for name in _OTHER_FORMATS], task.responses[-1]
+        names, text = OF_VERDICTS if task.role.is_judge else OF_ANSWERS, task.responses[-1]
+        formats = [format_of(name) for name in names if name != "last_number"]  # any number ends a response
         verdicts = verifiers.verify([self._response(task, text, stated) for stated in formats])
         right_at = task.role.right_at(self.right_at)
         right = [f for f, v in zip(formats, verdicts, strict=True) if v.reward is not None and v.reward >= right_at]
         if not right:
             return ""
         key = "prompts.verdict_format" if task.role.is_judge else "data.answer_format"
-        return f", but states the answer as {right[0].form}: set {key}: {right[0].name}"
+        return f", but states the answer as {right[0].form}: set {key}={right[0].name}"
 
     def _leave_out(self, source: Source, index: int, kind: str, reason: str, refuse: bool = True) -> None:
         refuse = refuse and self.config.bad_rows == "refuse"

@@ -242,7 +242,8 @@ def _pattern(name: str) -> Format:
     before, after = _around(name)
     mark = (before.strip() or after.strip()).lower()
     written = Format(name, lambda answer: f"{before}{answer}{after}", find, "", mark)
-    if not any(written.read(written.write(answer)) == answer for answer in _SAMPLES):
+    samples = (*_SAMPLES, *name[slice(*_group(name))].split("|"))  # "(Ja|Nein)" finds none but these
+    if not any(written.read(written.write(answer)) == answer for answer in samples):
         raise ValueError(
             f"it is not clear how to write an answer that the regular expression {name!r} finds, which prompts must "
             r"show; put plain text around the group, as in 'Result:\s*(.+)'"
@@ -268,17 +269,23 @@ def _unknown(name: str) -> str:
     return f"{name!r} is no answer format: neither one of {known}, nor a regular expression with one group"
 
 
-def _around(pattern: str) -> tuple[str, str]:
-    """Plain text that stands before and after the group; wrong where the expression is not simple, which shows when it
-    is read again."""
+def _group(pattern: str) -> Span:
+    """Where the content of the group stands."""
     opens = re.search(r"(?<!\\)\((?!\?)", pattern)
     if opens is None:
-        return "", ""
+        return 0, 0
     closes, depth = opens.end(), 1
     while depth and closes < len(pattern):
         depth += {"(": 1, ")": -1}.get(pattern[closes], 0) if pattern[closes - 1] != "\\" else 0
         closes += 1
-    return _plain(pattern[: opens.start()]), _plain(pattern[closes:])
+    return opens.end(), closes - 1
+
+
+def _around(pattern: str) -> tuple[str, str]:
+    """Plain text that stands before and after the group; wrong where the expression is not simple, which shows when it
+    is read again."""
+    start, end = _group(pattern)
+    return _plain(pattern[: max(0, start - 1)]), _plain(pattern[end + 1 :])
 
 
 def _plain(pattern: str) -> str:
