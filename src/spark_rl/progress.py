@@ -157,7 +157,7 @@ class Shown:
     """
 
     def __init__(self, *, bar: bool = True, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, emoji=False)
         self._has_bar = bar and self.console.is_terminal
         columns = (
             TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[count]}"),

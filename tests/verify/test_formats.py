@@ -268,6 +268,7 @@ def test_an_expression_whose_group_lists_words_is_written_with_them():
         ("a(b", "missing )"),
         ("(a)(b)", "with one group"),
         (r"\w+\d(.+)", "put plain text around the group"),
+        ("(.+)", "put plain text around the group"),
         (r"(?:is|=)(.+)", "put plain text around the group"),
     ],
 )

@@ -74,4 +74,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _say(text: str) -> None:
-    Console(stderr=True).print(f"spark-rl: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(
+        f"spark-rl: {text}", style="red", markup=False, highlight=False, soft_wrap=True
+    )

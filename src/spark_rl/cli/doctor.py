@@ -100,7 +100,7 @@ def doctor(
         )
         return
     findings = []
-    console = Console()
+    console = Console(emoji=False)
     for finding in examine(quick):
         findings.append(finding)
         if not as_json:

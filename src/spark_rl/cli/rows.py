@@ -278,4 +278,4 @@ def counted(count: int, noun: str) -> str:
 
 def say(line: str) -> None:
     """One line on standard error."""
-    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)

@@ -81,7 +81,7 @@ def train(
     if as_json:
         print(json.dumps(summary))
         return
-    console = Console()
+    console = Console(emoji=False)
     if trainer.held_out.items:
         console.print(summary_table(summary))
     for finding in summary["findings"]:

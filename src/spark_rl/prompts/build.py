@@ -67,14 +67,15 @@ def saved_prompts(folder: Path | None) -> Prompts | None:
     Raises:
         ValueError: they cannot be read.
     """
-    if folder is None or not (folder / FILE).is_file():
+    if folder is None or not (folder / FILE).exists():
         return None
     try:
-        return prompts_from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder / FILE} is no file of prompts ({type(error).__name__}: {error}); mend or remove it"
-        ) from None
+        prompts = prompts_from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        check_templates(prompts)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f" ({error})" if isinstance(error, OSError | ValueError) else ""
+        raise ValueError(f"{folder / FILE} is damaged, or no file of prompts{reason}; mend or remove it") from None
+    return prompts
 
 
 def prompts_as_json(prompts: Prompts) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 
 from spark_rl.prompts.prompts import Prompts
 from spark_rl.types import IMAGE, Image, Message, Role, Task, in_parts
+from spark_rl.verify import visible
 
 _MARK = "\u27e6content-"
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -21,7 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 class CannotRender(ValueError):
-    """The chat template makes no prompt of these messages."""
+    """The chat template makes no prompt of these messages.
+
+    Args:
+        reason: what it does.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}; {remedy}" if remedy else reason)
+        self.reason = reason
 
 
 class ImageText(Protocol):
@@ -47,7 +57,8 @@ class ChatRenderer:
         prompts: whose worked examples stand before the prompts of tasks.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or one that cannot be rendered.
+        ValueError: the tokenizer has no chat template, or one that cannot be rendered, or that leaves out worked
+            examples.
     """
 
     def __init__(
@@ -71,8 +82,25 @@ class ChatRenderer:
         self._specials = [str(token) for token in tokenizer.added_tokens_decoder.values()]
         if images is not None:
             self._specials.append(images.placeholder)
+        self._check_examples()
         if header := self.missing_header():
             _say_missing(header)
+
+    def _check_examples(self) -> None:
+        """Templates may drop earlier turns, and then a model would see no example, or questions without replies."""
+        for role, turns in self.prompts.examples.items():
+            remedy = f"change model.chat_template, or give none: prompts.examples={{{role}: none}}"
+            try:
+                rest = self.text([*turns, {"role": "user", "content": "q"}])
+            except CannotRender as error:
+                raise ValueError(f"prompts.examples.{role}: {error.reason}; {remedy}") from None
+            for number, turn in enumerate(turns, start=1):
+                _, found, rest = rest.partition(visible(turn["content"]))
+                if not found:
+                    raise ValueError(
+                        f"prompts.examples.{role}: the tokenizer's chat template leaves out, changes or moves turn "
+                        f"{number} of {len(turns)} ({turn['role']}), so the model would not see it; {remedy}"
+                    )
 
     def text(self, messages: Sequence[Message]) -> str:
         """The prompt as text, special tokens included and a placeholder for each image.
@@ -189,8 +217,8 @@ class ChatRenderer:
         except _TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise CannotRender(
-                f"the tokenizer's chat template cannot be rendered for the turns {_turns(messages)} ({reason}); "
-                "change model.chat_template, or the turns (data.system adds one)"
+                f"the tokenizer's chat template cannot be rendered for the turns {_turns(messages)} ({reason})",
+                "change model.chat_template, or the turns (data.system adds one)",
             ) from None
         if not rendered:
             raise CannotRender(f"the tokenizer's chat template writes nothing for the turns {_turns(messages)}")

@@ -22,6 +22,9 @@ def check_templates(prompts: Prompts) -> None:
     Raises:
         ValueError: one cannot, or does not; the sentence names it.
     """
+    for role in Role:
+        if not prompts.templates_for(role):
+            raise ValueError(f"there is no template of the role {role}; add one")
     for template in prompts.templates:
         try:
             _check_placeholders(template)

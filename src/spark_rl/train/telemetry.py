@@ -52,7 +52,7 @@ class Display:
 
     def __init__(self, steps: int, console: Console | None = None, enabled: bool = True, warm_steps: int = 0) -> None:
         """`steps` are those of the run; the first `warm_steps` of them are a warm start."""
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, emoji=False)
         self.enabled, self.steps, self.warm_steps = enabled, steps, warm_steps
         self.live = enabled and self.console.is_terminal
         self._stages = Progress(

@@ -243,7 +243,7 @@ def _pattern(name: str) -> Format:
     mark = (before.strip() or after.strip()).lower()
     written = Format(name, lambda answer: f"{before}{answer}{after}", find, "", mark)
     samples = (*_SAMPLES, *name[slice(*_group(name))].split("|"))  # "(Ja|Nein)" finds none but these
-    if not any(written.read(written.write(answer)) == answer for answer in samples):
+    if not mark or not any(written.read(written.write(answer)) == answer for answer in samples):
         raise ValueError(
             f"it is not clear how to write an answer that the regular expression {name!r} finds, which prompts must "
             r"show; put plain text around the group, as in 'Result:\s*(.+)'"
