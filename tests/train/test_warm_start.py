@@ -52,9 +52,9 @@ def test_what_has_not_ended_or_was_not_graded_is_not_learnt() -> None:
     assert learnt([group]) == ([["So \\boxed{3}"]], {"cut": 1})
 
 
-def judged(number: int, label: str, verdict: str) -> Group:
+def judged(number: int, label: str, verdict: str, num: int = 1) -> Group:
     task = question_task(make_example(number, answer=label, verifier="choice"), Role.POINTWISE)
-    return make_group(task, [box(verdict)])
+    return make_group(task, [f"{i} times {box(verdict)}" if i else box(verdict) for i in range(num)])
 
 
 def reflected(number: int, shown_reward: float) -> Group:
@@ -72,6 +72,15 @@ def test_of_verdicts_and_reflections_as_many_of_either_kind_are_learnt() -> None
     texts, counts = learnt(mixed)
     assert texts == [[box("Yes")], [box("No")], [box("1")], [box("9")], ["Attempt 0: it must be so.\n\\boxed{6}"]]
     assert counts == {"unbalanced": 4}
+
+
+def test_what_is_balanced_are_rollouts_since_a_habit_makes_many_right_ones_of_a_prompt() -> None:
+    groups = [judged(i, label, label, num) for i, (label, num) in enumerate([("Yes", 8), ("No", 1)] * 2)]
+    texts, counts = learnt(groups, max_per_prompt=4)
+    assert texts == [[box("Yes")], [box("No")]] * 2  # of either prompt one, not two of the first
+    assert counts == {"over_max_per_prompt": 8, "unbalanced": 6}
+    uneven, _ = learnt([judged(1, "Yes", "Yes", 2), judged(2, "Yes", "Yes"), judged(3, "No", "No", 2)])
+    assert list(map(len, uneven)) == [1, 1, 2]
 
 
 def test_a_role_without_weight_learns_nothing() -> None:

@@ -55,18 +55,18 @@ def lessons(groups: Sequence[Group], config: Config) -> tuple[list[Group], Count
 
 
 def _balanced(groups: Sequence[Group], right_at: float) -> list[Group]:
-    """As many groups of either kind of a role's prompts, the first ones, where a habit would be right about one."""
-    kinds = Counter((group.task.role, kind) for group in groups if (kind := _kind(group.task, right_at)) is not None)
-    most = {role: min(kinds[role, True], kinds[role, False]) for role in Role}
-    taken: Counter[tuple[Role, bool]] = Counter()
-    balanced = []
-    for group in groups:
-        role, kind = group.task.role, _kind(group.task, right_at)
-        if kind is not None:
-            taken[role, kind] += 1
-        if kind is None or taken[role, kind] <= most[role]:
-            balanced.append(group)
-    return balanced
+    """As many rollouts of either kind of a role's prompts, where a habit would be right about one: the first one of
+    each group, then the second ones, and so on."""
+    sides = {(role, kind): list[tuple[int, int]]() for role in Role for kind in (True, False)}
+    num_kept: Counter[int] = Counter()
+    for i, group in enumerate(groups):
+        if (kind := _kind(group.task, right_at)) is None:
+            num_kept[i] = len(group.rollouts)
+        else:
+            sides[group.task.role, kind] += [(place, i) for place in range(len(group.rollouts))]
+    for (role, kind), places in sides.items():
+        num_kept.update(i for _, i in sorted(places)[: len(sides[role, not kind])])
+    return [replace(group, rollouts=group.rollouts[: num_kept[i]]) for i, group in enumerate(groups) if num_kept[i]]
 
 
 def _kind(task: Task, right_at: float) -> bool | None:
