@@ -281,6 +281,18 @@ def test_rows_alone_are_trained_on_without_generation(tmp_path: Path, capsys: py
     assert "step 9/9  accuracy" in said
 
 
+def test_no_score_of_fewer_items_is_compared_with_those_after_the_warm_start(tmp_path: Path) -> None:
+    """A model that states nothing gives judges no items; its mean is of other roles than those of later models."""
+    run = Trainer(small_run(tmp_path / "run", *RUN, *HELD_OUT, "warm_start.steps=1"))
+    run.run_directory.unlock()
+    run.held_out.begin(run.run_directory, is_main=True)
+    run.held_out.items = [task for task in run.held_out.items if task.role is Role.ANSWER]
+    run.state.best_step, run.state.best_score = 0, 1.0
+    run.step()
+    assert {task.role for task in run.held_out.items} > {Role.ANSWER}
+    assert run.state.best_step == 1 and run.state.best_score is not None and run.state.best_score < 1
+
+
 def test_a_row_of_data_trains_what_the_model_would_write_itself(tmp_path: Path) -> None:
     """Responses are rollouts to the last token: its own, as text, come back as the ids that were sampled."""
     rows = rows_with_responses(tmp_path / "rows.jsonl")

@@ -14,7 +14,7 @@ changed a wrong answer as ones that kept a right one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -87,11 +87,11 @@ class WarmStart:
     Args:
         rows: with responses; None if there are none.
         renderer: makes the prompts that are trained on.
-        fits: whether a row's prompt is short enough.
+        max_prompt_tokens: rows with longer prompts are passed over.
         ends: tokens that end a turn.
 
     Raises:
-        ValueError: no row of a source fits.
+        ValueError: no row of a source fits, or there are rows and no token ends a turn.
     """
 
     def __init__(
@@ -99,24 +99,30 @@ class WarmStart:
         config: Config,
         rows: Questions | None,
         renderer: ChatRenderer,
-        fits: Callable[[Task], bool],
+        max_prompt_tokens: int,
         ends: Sequence[int],
     ) -> None:
-        self.config, self.rows, self.renderer, self.fits, self.ends = config, rows, renderer, fits, ends
+        self.config, self.rows, self.renderer, self.ends = config, rows, renderer, ends
+        self.max_prompt_tokens = max_prompt_tokens
         if rows:
+            renderer.encode_reply("", ends)
             try:
-                rows.require(fits)
+                rows.require(self._fits)
             except LookupError as error:
                 raise ValueError(
-                    f"{error}: every prompt is longer than data.max_prompt_tokens, or than the model's context leaves "
-                    "beside rollout.max_new_tokens; change these, or leave it out of warm_start.data"
+                    f"{error}: every prompt is longer than {max_prompt_tokens} tokens, the smaller of "
+                    "data.max_prompt_tokens and what the model's context leaves beside rollout.max_new_tokens; change "
+                    "these, or leave it out of warm_start.data"
                 ) from None
+
+    def _fits(self, task: Task) -> bool:
+        return len(self.renderer.encode_task(task)) <= self.max_prompt_tokens
 
     def given(self, step: int) -> list[Group]:
         """A step's rows of data, as groups that are not graded; none if there are no rows."""
         if self.rows is None:
             return []
-        tasks, _ = self.rows.draw(self.config.rollout.groups_per_step, self.fits)
+        tasks, _ = self.rows.draw(self.config.rollout.groups_per_step, self._fits)
         return [
             Group(
                 task,
