@@ -397,11 +397,8 @@ class Trainer:
         alternating = self.config.recycle.schedule == "alternating"
         rows = [rollout_record(group) for group in groups]
         explain = partial(self.unread.explain, rows=rows)
-        for warning in warnings(self._recent, self.config.slots(), alternating, explain):
-            topic = warning.split(" in the last")[0]
-            if topic not in self._warned:
-                self._warned.add(topic)
-                self.display.warn(f"warning, step {self.state.step}: {warning}")
+        for warning in warnings(self._recent, self.config.slots(), alternating, explain, self._warned):
+            self.display.warn(f"warning, step {self.state.step}: {warning}")
 
     # ------------------------------------------------------------------------------------------------ validation
 
