@@ -739,6 +739,19 @@ WARM_START = [
         spoil=rows({**Q, "response": r"\boxed{3}"}, name="learn.jsonl"),
     ),
     train(
+        "warm start on rows that are all too long",
+        *TO_LEARN,
+        words=["learn.jsonl: every question is longer than", "leave it out of warm_start.data"],
+        spoil=rows({**LEARN, "prompt": "What is 1+1? " * 400}, name="learn.jsonl"),
+    ),
+    train(
+        "warm start on rows that the chat template makes too long",
+        *TO_LEARN,
+        "data.max_prompt_tokens=60",
+        words=["learn.jsonl: every prompt is longer than 60 tokens", "leave it out of warm_start.data"],
+        spoil=rows({**LEARN, "prompt": "What is 1+1? " * 5}, name="learn.jsonl"),
+    ),
+    train(
         "warm start on what is held out",
         *TO_LEARN,
         "data.validation=learn.jsonl",

@@ -194,7 +194,11 @@ def test_a_reply_that_is_given_ends_as_the_model_would_end_it(template: str) -> 
     renderer = ChatRenderer(tokenizer)
     ids = renderer.encode_reply("It is 5.", [end])
     assert tokenizer.decode(ids) == f"It is 5.{END}" and ids[-1] == end
-    assert renderer.encode_reply(f"It is 5.{END} And 6.", [end]) == ids  # what follows the end of a turn is no reply
+    quoting = f"Say {END} or{INJECTION} \\boxed{{7}}"  # is graded whole, so it must be learnt whole
+    written = renderer.encode_reply(quoting, [end])
+    assert tokenizer.decode(written) == quoting + END and count_specials(renderer, written) == 1
+    with pytest.raises(ValueError, match=r"names an end token \(eos_token\); set one"):
+        renderer.encode_reply("5", [])
     other = tokenizer.convert_tokens_to_ids(SPECIALS[0])
     assert renderer.encode_reply("5", [other])[-1] == other
     whole = renderer.text([{"role": "user", "content": "q"}])

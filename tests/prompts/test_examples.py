@@ -87,6 +87,15 @@ def test_views_take_turns_and_all_examples_are_in_the_template_that_items_are_in
         assert text == made.fill(template, question=question, response=response)[0]["content"]
 
 
+def test_what_was_taught_with_examples_is_asked_without_them_in_the_same_template() -> None:
+    made = built(pointwise=[JUDGED]).without_examples
+    assert not made.examples and made.recycled_in(Role.POINTWISE) == made.templates_for(Role.POINTWISE)[:1]
+    assert made.without_examples == made
+    assert made.recycled_in(Role.PAIRWISE) == made.templates_for(Role.PAIRWISE), "no examples were shown of these"
+    last = Prompts().templates_for(Role.POINTWISE)[-1]
+    assert made.template(last.name, Role.POINTWISE) == last  # rows of data and test time may name any
+
+
 def test_the_words_of_own_templates_are_said() -> None:
     text = "Frage:\n{question}\n\nAntwort:\n{response}\n\nStimmt das? Ende mit {yes} oder {no}."
     own = Template("urteil", Role.POINTWISE, text, ("Ja", "Nein"))

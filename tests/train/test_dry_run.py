@@ -88,8 +88,25 @@ def test_what_comes_before_the_steps_of_rl_is_said() -> None:
     warm = small("warm_start.steps=5", "warm_start.from_rollouts=true", examples)
     assert "before them 5 supervised steps (warm_start), each on the right rollouts of such a step" in describe(warm)
     assert figures(warm)["run"]["warm_start_steps"] == 5 and figures(warm)["run"]["steps"] == warm.train.steps
-    longer = make_plan(warm).roles[Role.ANSWER].prompt_mean - make_plan(small()).roles[Role.ANSWER].prompt_mean
-    assert longer > 10  # with the example, which makes the longest prompts
+    assert describe(warm).count("[assistant] 2+2=4") == 1
+    assert "they stand before each prompt of the warm start" in describe(warm)
+
+
+def test_a_warm_start_is_counted_apart_since_rl_does_without_its_examples() -> None:
+    examples = 'prompts.examples={answer: [{question: "What is 2+2?", reply: 2+2=4, answer: 4}]}'
+    few = ("rollout.refill_rounds=1", "train.micro_batch_tokens=512")
+    warm, bare = make_plan(small("warm_start.steps=5", "warm_start.from_rollouts=true", examples, *few)), small(*few)
+    plain, always = make_plan(bare), make_plan(small(examples, *few))
+    assert warm.roles == plain.roles and warm.step == plain.step and warm.memory.update == plain.memory.update
+    assert warm.warm_roles == always.roles and warm.memory.generation == always.memory.generation
+    assert plain.warm_step is None and warm.warm_step is not None
+    longer = always.roles[Role.ANSWER].prompt_mean - plain.roles[Role.ANSWER].prompt_mean
+    assert longer > 10  # with the example
+    assert warm.warm_step.generation_calls == 1 and 2 * warm.warm_step.rollouts == warm.step.rollouts
+    assert 2 * warm.warm_step.prompt_tokens == always.step.prompt_tokens > warm.step.prompt_tokens
+    shown = figures(warm.config)
+    assert shown["warm_step"]["prompt_tokens"] == warm.warm_step.prompt_tokens
+    assert "a step of the warm start, worked examples included, at most: 48 rollouts" in describe(warm.config)
 
 
 def of(config: Config, **changes: tuple[int, int, int, float]) -> dict[Role, RoleTokens]:

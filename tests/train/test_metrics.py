@@ -89,6 +89,20 @@ def test_a_role_without_prompts_is_explained() -> None:
     assert warning.startswith("pairwise: no prompts")
 
 
+def test_what_was_said_is_not_explained_again() -> None:
+    """An explanation grades every reply in every format."""
+    explained, said, unread = list[Role](), set[str](), step(0.0, parse_rate=0.0)
+
+    def explain(role: Role) -> str:
+        explained.append(role)
+        return "an answer"
+
+    told = [warnings([unread] * 3, SLOTS, explain=explain, said=said) for _ in range(3)]
+    assert list(map(len, told)) == [1, 0, 0] and explained == [Role.ANSWER]
+    failing = step(0.5, zero_variance_rate=0.5, ungraded_rate=0.5)
+    assert len(warnings([failing] * 3, SLOTS, explain=explain, said=said)) == 1, "of another kind"
+
+
 def test_accuracy_is_a_share_whatever_the_rewards_are() -> None:
     task = replace(question_task(make_example()), role=Role.POINTWISE, label="Yes", verifier="choice")
     groups = [reward_group([5, 2, -1, None]), make_group(task, [r"\boxed{Yes}", r"\boxed{No}"])]

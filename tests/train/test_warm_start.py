@@ -52,9 +52,9 @@ def test_what_has_not_ended_or_was_not_graded_is_not_learnt() -> None:
     assert learnt([group]) == ([["So \\boxed{3}"]], {"cut": 1})
 
 
-def judged(number: int, label: str, verdict: str) -> Group:
+def judged(number: int, label: str, verdict: str, num: int = 1) -> Group:
     task = question_task(make_example(number, answer=label, verifier="choice"), Role.POINTWISE)
-    return make_group(task, [box(verdict)])
+    return make_group(task, [f"{i} times {box(verdict)}" if i else box(verdict) for i in range(num)])
 
 
 def reflected(number: int, shown_reward: float) -> Group:
@@ -72,6 +72,15 @@ def test_of_verdicts_and_reflections_as_many_of_either_kind_are_learnt() -> None
     texts, counts = learnt(mixed)
     assert texts == [[box("Yes")], [box("No")], [box("1")], [box("9")], ["Attempt 0: it must be so.\n\\boxed{6}"]]
     assert counts == {"unbalanced": 4}
+
+
+def test_what_is_balanced_are_rollouts_since_a_habit_makes_many_right_ones_of_a_prompt() -> None:
+    groups = [judged(i, label, label, num) for i, (label, num) in enumerate([("Yes", 8), ("No", 1)] * 2)]
+    texts, counts = learnt(groups, max_per_prompt=4)
+    assert texts == [[box("Yes")], [box("No")]] * 2  # of either prompt one, not two of the first
+    assert counts == {"over_max_per_prompt": 8, "unbalanced": 6}
+    uneven, _ = learnt([judged(1, "Yes", "Yes", 2), judged(2, "Yes", "Yes"), judged(3, "No", "No", 2)])
+    assert list(map(len, uneven)) == [1, 1, 2]
 
 
 def test_a_role_without_weight_learns_nothing() -> None:
@@ -270,6 +279,18 @@ def test_rows_alone_are_trained_on_without_generation(tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert f"warm start 8/8  trained on 12 responses, mean NLL {losses[-1]:.3f} nats a token" in said
     assert "step 9/9  accuracy" in said
+
+
+def test_no_score_of_fewer_items_is_compared_with_those_after_the_warm_start(tmp_path: Path) -> None:
+    """A model that states nothing gives judges no items; its mean is of other roles than those of later models."""
+    run = Trainer(small_run(tmp_path / "run", *RUN, *HELD_OUT, "warm_start.steps=1"))
+    run.run_directory.unlock()
+    run.held_out.begin(run.run_directory, is_main=True)
+    run.held_out.items = [task for task in run.held_out.items if task.role is Role.ANSWER]
+    run.state.best_step, run.state.best_score = 0, 1.0
+    run.step()
+    assert {task.role for task in run.held_out.items} > {Role.ANSWER}
+    assert run.state.best_step == 1 and run.state.best_score is not None and run.state.best_score < 1
 
 
 def test_a_row_of_data_trains_what_the_model_would_write_itself(tmp_path: Path) -> None:

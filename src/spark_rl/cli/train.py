@@ -96,7 +96,7 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     from spark_rl.data import load_data
     from spark_rl.train.checkpoint import RunDirectory
     from spark_rl.train.hub import check_hub_id
-    from spark_rl.train.preflight import check_lengths, check_model, check_processes
+    from spark_rl.train.preflight import check_lengths, check_model, check_processes, trained_prompts
 
     check_hub_id(settings)
     check_processes(settings, int(os.environ.get("WORLD_SIZE", "1")))
@@ -109,6 +109,9 @@ def _check(settings: Config, resume: bool, dry_run: bool) -> Data:
     with Shown() as shown:
         data = load_data(settings, shown.track)
     check_lengths(settings, data.train.sources, data.prompts)
+    if data.warm_start:
+        prompts = trained_prompts(settings, data.prompts)
+        check_lengths(settings, data.warm_start.sources, prompts, "warm_start.data")
     if settings.preset is None and settings.roles.answer.share == 1:
         say("no preset is named, so nothing is recycled; `preset: spark` would")
     return data

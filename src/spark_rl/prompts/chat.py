@@ -147,14 +147,24 @@ class ChatRenderer:
         return before_reply.removeprefix(prompt).strip() if found and before_reply.startswith(prompt) else ""
 
     def encode_reply(self, text: str, ends: Collection[int]) -> list[int]:
-        """The token ids of a reply that is given, as the model would write it: up to the end of its turn.
+        """The token ids of a reply that is given, as the model would write it: up to the end of its turn, which no text
+        of a special token in the reply is.
 
         Args:
             ends: tokens that end a turn; the first one is taken where the chat template writes none after a reply.
+
+        Raises:
+            ValueError: there are none.
         """
-        ids = self._ids(text.removeprefix(self.opening)) + self._ids(self._after_reply())
-        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        return [*ids[:length], ids[length] if length < len(ids) else next(iter(ends))]
+        if not ends:
+            raise ValueError(
+                "a reply that is given must end as the model would end it, and neither generation_config.json nor the "
+                "tokenizer names an end token (eos_token); set one there"
+            )
+        after = self._ids(self._after_reply())
+        length = next((i for i, token in enumerate(after) if token in ends), len(after))
+        reply = self._ids(text.removeprefix(self.opening), split_special_tokens=True)
+        return [*reply, *after[:length], after[length] if length < len(after) else next(iter(ends))]
 
     def _after_reply(self) -> str:
         """What the template writes after a reply in a conversation; nothing where it has no conversations."""

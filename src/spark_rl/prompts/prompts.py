@@ -27,6 +27,8 @@ class Prompts:
     """At least one of every role, and just one for answers."""
     examples: Mapping[Role, tuple[Message, ...]] = field(default_factory=dict)
     """Worked examples of a role: turns of user and assistant that stand before its prompts."""
+    in_first: frozenset[Role] = frozenset()
+    """Roles that are recycled in their first template alone, although nothing stands before their prompts."""
 
     def format(self, role: Role) -> Format:
         """How replies of a role state what they come to."""
@@ -38,9 +40,10 @@ class Prompts:
 
     def recycled_in(self, role: Role) -> tuple[Template, ...]:
         """The templates that recycled prompts of a role are made in: with worked examples just the first one, which
-        these are made in. Shown one wording and asked in another, small models answer as if they had seen none."""
+        these are made in. Shown one wording and asked in another, small models answer as if they had seen none. The
+        same holds of what they were taught with such examples."""
         templates = self.templates_for(role)
-        return templates[:1] if self.examples.get(role) else templates
+        return templates[:1] if self.examples.get(role) or role in self.in_first else templates
 
     def template(self, name: str | None, role: Role) -> Template:
         """The template of a role that is called so; the first one without a name.
@@ -84,8 +87,8 @@ class Prompts:
 
     @property
     def without_examples(self) -> Prompts:
-        """The same prompts with no worked examples before them."""
-        return replace(self, examples={})
+        """The same prompts with no worked examples before them, recycled in no other templates than with them."""
+        return replace(self, examples={}, in_first=self.in_first | {role for role in Role if self.examples.get(role)})
 
     def statements(self, template: Template) -> dict[str, str]:
         """What stands for the placeholders of what is to be stated."""

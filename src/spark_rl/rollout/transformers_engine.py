@@ -188,10 +188,14 @@ class TransformersEngine:
 
     def eos_ids(self) -> list[int]:
         """The tokens that end a turn."""
-        config = getattr(self.model, "generation_config", None)
-        ids = getattr(config, "eos_token_id", None)
-        several = ids if isinstance(ids, list | tuple) else [ids]
-        return sorted({i for i in (*several, self.tokenizer.eos_token_id) if i is not None})
+        return end_tokens(self.model, self.tokenizer)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The ids of the tokens that end a turn, by the model's generation config and by its tokenizer."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = ids if isinstance(ids, list | tuple) else [ids]
+    return sorted({i for i in (*several, tokenizer.eos_token_id) if i is not None})
 
 
 def _report(progress: Callable[[float, int], None] | None, before: int, total: int, ended: float) -> None:

@@ -29,10 +29,12 @@ def describe(config: Config, data: Data | None = None) -> str:
 
 def _examples_text(plan: Plan, role: Role) -> list[str]:
     """The worked examples of a role, once, as text."""
-    turns = plan.renderer.prompts.examples.get(role, ())
+    turns = plan.first_renderer.prompts.examples.get(role, ())
     if not turns:
         return []
-    counted = f"{len(turns) // 2} worked, {plan.roles[role].example_tokens} tokens; they stand before each prompt"
+    tokens = (plan.warm_roles or plan.roles)[role].example_tokens
+    which = "prompt of the warm start" if plan.warm_roles else "prompt"
+    counted = f"{len(turns) // 2} worked, {tokens} tokens; they stand before each {which}"
     return [f"# {role} examples ({counted})", *(f"[{turn['role']}] {turn['content']}" for turn in turns), ""]
 
 
@@ -53,6 +55,7 @@ def figures(config: Config, data: Data | None = None) -> dict[str, Any]:
             for role, r in plan.roles.items()
         },
         "step": asdict(step),
+        "warm_step": asdict(plan.warm_step) if plan.warm_step else None,
         "run": {
             "steps": steps,
             "warm_start_steps": config.warm_start.steps,
@@ -134,6 +137,11 @@ def _tokens_text(plan: Plan) -> str:
         lines += [f"images: {patches:,.0f} patches a step go through the vision tower, once a group"]
     elif plan.renderer.images is not None:
         lines += ["images: none"]
+    if warm := plan.warm_step:
+        lines += [
+            f"a step of the warm start, worked examples included, at most: {warm.rollouts:,} rollouts, "
+            f"{warm.rollout_tokens:,} rollout tokens, and {warm.prompt_tokens:,} prompt tokens at the mean length"
+        ]
     lines += [
         f"a step, at most: {step.rollouts:,} rollouts, {step.rollout_tokens:,} rollout tokens, and "
         f"{step.prompt_tokens:,} prompt tokens at the mean length (the first step asks questions only)",

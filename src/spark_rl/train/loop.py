@@ -35,7 +35,7 @@ from spark_rl.prompts import ChatRenderer
 from spark_rl.prompts.build import prompts_as_json
 from spark_rl.rollout.generate import Sampling, roll_out, training_sampling
 from spark_rl.rollout.scoring import RuleScorer, Scorer
-from spark_rl.rollout.transformers_engine import TransformersEngine
+from spark_rl.rollout.transformers_engine import TransformersEngine, end_tokens
 from spark_rl.train.card import model_card
 from spark_rl.train.checkpoint import CannotWrite, step_name
 from spark_rl.train.estimate import bytes_needed
@@ -43,7 +43,7 @@ from spark_rl.train.health import Collapsed, Health, health_sentences
 from spark_rl.train.hub import check_hub_id, push
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
-from spark_rl.train.preflight import check_processes, check_prompts
+from spark_rl.train.preflight import check_processes, check_prompts, trained_prompts
 from spark_rl.train.records import rollout_record
 from spark_rl.train.saver import Saver
 from spark_rl.train.selection import Selection
@@ -111,15 +111,15 @@ class Trainer:
         self.first_renderer = renderer(self.data.prompts)
         """Makes the prompts of a warm start's rollouts, and of those that give held-out items."""
         check_prompts(config, self.data, self.first_renderer)
-        self.prompts = self.data.prompts.without_examples if config.warm_start.from_rollouts else self.data.prompts
+        self.prompts = trained_prompts(config, self.data.prompts)
         self.renderer = renderer(self.prompts)
         """Makes the prompts that are trained on and evaluated."""
         model = load_model(config.model)  # before anything is written: it may not exist
         self.switch = Switch(config.self_reward)
-        self.selection = Selection(
-            config, self.data.train, self.first_renderer, max_prompt_tokens(config, model), self._asks_unverified
-        )
+        longest, ends = max_prompt_tokens(config, model), end_tokens(model, self.tokenizer)
+        self.selection = Selection(config, self.data.train, self.first_renderer, longest, self._asks_unverified)
         self.selection.require_one()
+        self.warm_start = WarmStart(config, self.data.warm_start, self.renderer, longest, ends)
 
         timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
         # towers have layers after the one whose states are read
@@ -162,9 +162,6 @@ class Trainer:
         self.scorer: Scorer = SelfRewardScorer(config, rules, self.switch, self.renderer, context)
         self.grader = grader()
         """Grades held-out items, whatever training makes of truncated rollouts."""
-        self.warm_start = WarmStart(
-            config, self.data.warm_start, self.renderer, self.selection.fits, self.engine.eos_ids()
-        )
         self.state = State()
         self.health = Health(config, self.display.warn, self.model.config.get_text_config().vocab_size)
         self.unread = Unread(self.prompts, self.verifiers, right_at)
@@ -400,11 +397,8 @@ class Trainer:
         alternating = self.config.recycle.schedule == "alternating"
         rows = [rollout_record(group) for group in groups]
         explain = partial(self.unread.explain, rows=rows)
-        for warning in warnings(self._recent, self.config.slots(), alternating, explain):
-            topic = warning.split(" in the last")[0]
-            if topic not in self._warned:
-                self._warned.add(topic)
-                self.display.warn(f"warning, step {self.state.step}: {warning}")
+        for warning in warnings(self._recent, self.config.slots(), alternating, explain, self._warned):
+            self.display.warn(f"warning, step {self.state.step}: {warning}")
 
     # ------------------------------------------------------------------------------------------------ validation
 
@@ -427,8 +421,8 @@ class Trainer:
         is_warm = step == self.config.warm_start.steps  # the last of them
         if not self.held_out.items or is_last or not (is_warm or _is_due(self.config.validation.every, step)):
             return {}
-        if is_warm:
-            self.held_out.complete()
+        if is_warm and self.held_out.complete():  # no score of fewer items compares with those to come
+            self.state.best_score = self.state.best_step = None
         result = self.held_out.measure()
         shown = "  ".join(
             f"{name} {value:.1%}" if name.endswith("accuracy") else f"{name} {value:.3g}"

@@ -13,6 +13,8 @@ ALARM = "health/alarm_"
 """Begins the metrics, of the value 1, that name a step's alarms (`health.py`)."""
 _MANY = 0.2
 """Share of rollouts that could not be graded, from which on it is said."""
+_NO_PROMPTS, _NO_SIGNAL = "no prompts", "no learning signal"
+_UNGRADED = "many rollouts could not be graded"
 Explain = Callable[[Role], str]
 """What replies of a role lack that cannot be read, and what to do about it."""
 COLLAPSED = "since the model has collapsed, as the alarms say: lower train.learning_rate"
@@ -103,32 +105,52 @@ def warnings(
     slots: Mapping[Role, int],
     alternating: bool = False,
     explain: Explain = look_at_them,
+    said: set[str] | None = None,
 ) -> list[str]:
     """Plain words on every role that had no learning signal in any of the recent steps, and why, and on every role of
     whose rollouts many could not be graded.
 
-    Where the schedule alternates, a role may well be missing for some steps.
+    Args:
+        alternating: whether a role may well be missing for some steps.
+        explain: may take long, and is asked for what is told alone.
+        said: what was told before, which is not told again; what is told now is added.
     """
-    found = []
+    found, said = [], set[str]() if said is None else said
     for role in Role:
         present = [metrics for metrics in recent if f"{role}/groups" in metrics]
-        if slots[role] == 0 or not recent:
+        problem = _problem(role, present, alternating) if slots[role] and recent else None
+        if problem is None or (topic := f"{role}: {problem}") in said:
             continue
-        if not present and not alternating:
-            found.append(
-                f"{role}: no prompts in the last {len(recent)} steps. Recycling needs questions of which some "
-                "rollouts are right and some wrong; see answer/zero_variance_rate"
-            )
-        elif present and all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
-            rates = {name.removeprefix(f"{role}/"): value for name, value in present[-1].items()}
-            why = COLLAPSED if is_alarmed(present[-1]) else why_no_signal(rates, role, explain)
-            found.append(f"{role}: no learning signal in the last {len(recent)} steps, {why}")
-        elif present and (ungraded := fmean(metrics[f"{role}/ungraded_rate"] for metrics in present)) > _MANY:
-            found.append(
-                f"{role}: many rollouts could not be graded in the last {len(recent)} steps ({ungraded:.0%}), and "
-                "count nowhere: look at `reason` in rollouts/ for what the verifier says"
-            )
+        said.add(topic)
+        found.append(f"{topic} in the last {len(recent)} steps{_more(problem, role, present, explain)}")
     return found
+
+
+def _problem(role: Role, present: Sequence[Metrics], alternating: bool) -> str | None:
+    if not present:
+        return None if alternating else _NO_PROMPTS
+    if all(metrics[f"{role}/zero_variance_rate"] == 1 for metrics in present):
+        return _NO_SIGNAL
+    return _UNGRADED if _ungraded(role, present) > _MANY else None
+
+
+def _more(problem: str, role: Role, present: Sequence[Metrics], explain: Explain) -> str:
+    """The rest of the sentence on a problem."""
+    if problem == _NO_PROMPTS:
+        return (
+            ". Recycling needs questions of which some rollouts are right and some wrong; see answer/zero_variance_rate"
+        )
+    if problem == _UNGRADED:
+        return (
+            f" ({_ungraded(role, present):.0%}), and count nowhere: look at `reason` in rollouts/ for what the "
+            "verifier says"
+        )
+    rates = {name.removeprefix(f"{role}/"): value for name, value in present[-1].items()}
+    return f", {COLLAPSED if is_alarmed(present[-1]) else why_no_signal(rates, role, explain)}"
+
+
+def _ungraded(role: Role, present: Sequence[Metrics]) -> float:
+    return fmean(metrics[f"{role}/ungraded_rate"] for metrics in present)
 
 
 def why_no_signal(rates: Metrics, role: Role = Role.ANSWER, explain: Explain = look_at_them) -> str:

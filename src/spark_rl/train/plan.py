@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from spark_rl.train import estimate, machine
 from spark_rl.train.batches import fill_tokens
 from spark_rl.train.estimate import Implementation, Memory, ModelShape, VisionShape
 from spark_rl.train.model import max_prompt_tokens, mixed_precision
-from spark_rl.train.preflight import check_prompts
+from spark_rl.train.preflight import check_prompts, trained_prompts
 from spark_rl.train.selection import Selection
 from spark_rl.types import Group, Role, Rollout, Task
 from spark_rl.verify import SELF
@@ -102,6 +103,12 @@ class Plan:
     """What to change if it does not fit."""
     prompts: dict[Role, list[Task]]
     renderer: ChatRenderer
+    """Of what RL asks."""
+    first_renderer: ChatRenderer
+    """Of what a warm start asks, with its worked examples, or else the same."""
+    warm_roles: dict[Role, RoleTokens]
+    """As `roles`, of a step of a warm start that is rolled out; else empty."""
+    warm_step: StepTokens | None
 
 
 def make_plan(config: Config, data: Data | None = None) -> Plan:
@@ -116,22 +123,29 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
     data = data or load_data(config)
     tokenizer = load_tokenizer(config.model)
     images = load_image_processor(config.model, tokenizer)
-    renderer = ChatRenderer(tokenizer, config.model.chat_template_kwargs, images, data.prompts)
-    check_prompts(config, data, renderer)
+    first_renderer, renderer = (
+        ChatRenderer(tokenizer, config.model.chat_template_kwargs, images, prompts)
+        for prompts in (data.prompts, trained_prompts(config, data.prompts))
+    )
+    check_prompts(config, data, first_renderer)
     model = _empty_model(config.model)
     limit = max_prompt_tokens(config, model)
-    Selection(config, data.train, renderer, limit).require_one()
+    Selection(config, data.train, first_renderer, limit).require_one()
     sample, _ = data.train.draw(min(_SAMPLE, data.train.num_rows))
     lengths = [len(renderer.encode_task(task)) for task in sample]
     prompts = _prompts(config, sample, data.prompts)
     drawn = {task.role for task in sample}
-    roles = {}
-    for role, tasks in prompts.items():
-        tokens = _role_tokens(config, role, tasks, renderer, limit, drawn)
-        roles[role] = replace(tokens, patches_mean=_patches_mean(model, images, tasks))
+    patches = {role: _patches_mean(model, images, tasks) for role, tasks in prompts.items()}
+
+    def measured(renderer: ChatRenderer) -> dict[Role, RoleTokens]:
+        each = {role: _role_tokens(config, role, tasks, renderer, limit, drawn) for role, tasks in prompts.items()}
+        return {role: replace(tokens, patches_mean=patches[role]) for role, tokens in each.items()}
+
+    roles = measured(renderer)
+    warm_roles = measured(first_renderer) if config.warm_start.from_rollouts else {}
     shape = _shape(model)
     device, available = machine.device_memory()
-    memory = memory_of(config, shape, roles, device)
+    memory = memory_of(config, shape, roles, device, warm_roles)
     return Plan(
         config=config,
         num_questions=data.train.num_rows,
@@ -146,15 +160,18 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
         disk=estimate.bytes_needed(model, config),
         device=device,
         available=available,
-        advice=advice(config, shape, roles, device, available),
+        advice=advice(config, shape, roles, device, available, warm_roles),
         prompts=prompts,
         renderer=renderer,
+        first_renderer=first_renderer,
+        warm_roles=warm_roles,
+        warm_step=step_tokens(config, warm_roles, calls=1) if warm_roles else None,
     )
 
 
-def step_tokens(config: Config, roles: Mapping[Role, RoleTokens]) -> StepTokens:
-    """The most that one step can ask."""
-    calls = 1 + config.rollout.refill_rounds
+def step_tokens(config: Config, roles: Mapping[Role, RoleTokens], calls: int | None = None) -> StepTokens:
+    """The most that one step can ask, in so many generation calls; in as many as RL makes if it is not said."""
+    calls = calls or 1 + config.rollout.refill_rounds
     return StepTokens(
         generation_calls=calls,
         rollouts=calls * _most(config, roles, lambda role: role.num_generations),
@@ -169,8 +186,15 @@ def _most(config: Config, roles: Mapping[Role, RoleTokens], of_group: Callable[[
     return round(sum(r.groups * max(of_group(r), anywhere) for r in roles.values()))
 
 
-def memory_of(config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens], device: str) -> Memory:
-    """Bytes that one process needs on its device."""
+def memory_of(
+    config: Config,
+    shape: ModelShape,
+    roles: Mapping[Role, RoleTokens],
+    device: str,
+    warm_roles: Mapping[Role, RoleTokens] = MappingProxyType({}),
+) -> Memory:
+    """Bytes that one process needs on its device; a warm start's rollouts are generated, and trained on behind the
+    prompts of RL."""
     world, on_cpu = machine.num_processes(), device == "cpu"
     buckets = estimate.GRADIENT * shape.num_trained if world > 1 else 0  # DDP's copy of the gradients
     dtype_bytes = 2 if mixed_precision(config.model) == "bf16" else 4
@@ -178,7 +202,9 @@ def memory_of(config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens
     return Memory(
         weights=estimate.weight_bytes(shape),
         reference=estimate.WEIGHT * shape.num_params if config.loss.kl_coef > 0 else 0,
-        generation=max(_generation(config, shape, r, budget, world, dtype_bytes) for r in roles.values()),
+        generation=max(
+            _generation(config, shape, r, budget, world, dtype_bytes) for r in (*roles.values(), *warm_roles.values())
+        ),
         update=_update(config, shape, roles, device, world, dtype_bytes) + buckets,
         optimizer=estimate.optimizer_bytes(shape, on_accelerator=not on_cpu) + buckets,
         runtime=estimate.RUNTIME_CPU if on_cpu else estimate.RUNTIME_GPU,
@@ -221,10 +247,15 @@ def _update(
 
 
 def advice(
-    config: Config, shape: ModelShape, roles: Mapping[Role, RoleTokens], device: str, available: int
+    config: Config,
+    shape: ModelShape,
+    roles: Mapping[Role, RoleTokens],
+    device: str,
+    available: int,
+    warm_roles: Mapping[Role, RoleTokens] = MappingProxyType({}),
 ) -> str | None:
     """The setting to change if the run does not fit, or None."""
-    memory = memory_of(config, shape, roles, device)
+    memory = memory_of(config, shape, roles, device, warm_roles)
     if memory.peak <= available:
         return None
     left = available - memory.weights - memory.reference - memory.runtime

@@ -38,11 +38,22 @@ def check_model(config: Config) -> None:
         longest_prompt(config, context_length(folder))
 
 
-def check_lengths(config: Config, sources: Iterable[Source], prompts: Prompts = Prompts()) -> None:
+def trained_prompts(config: Config, prompts: Prompts) -> Prompts:
+    """The prompts that are trained on and evaluated, of those of a run: where a warm start's rollouts are made with
+    worked examples, without these."""
+    return prompts.without_examples if config.warm_start.from_rollouts else prompts
+
+
+def check_lengths(
+    config: Config, sources: Iterable[Source], prompts: Prompts = Prompts(), key: str = "data.train"
+) -> None:
     """At least one question of every source must fit, of generated ones one of the first few: a source that has none
     would end the run when its turn comes. Stops at the first that fits.
 
     Counted are the tokens of the bare messages, worked examples included, which the chat template only adds to.
+
+    Args:
+        key: the setting that names the sources.
 
     Raises:
         ValueError: every question of a source is too long, or worked examples leave no room for any.
@@ -66,7 +77,7 @@ def check_lengths(config: Config, sources: Iterable[Source], prompts: Prompts = 
             raise ValueError(
                 f"{source.path}: every question is longer than {limit} tokens, the smaller of data.max_prompt_tokens "
                 "and what the model's context leaves beside rollout.max_new_tokens; change these, or leave it out of "
-                "data.train"
+                f"{key}"
             )
 
 

@@ -111,12 +111,18 @@ class HeldOut:
         for sentence in self.unread(groups) if self.unread else ():  # nobody should wait for the first steps to be told
             self.warn(f"warning, before the first step: {sentence}")
 
-    def complete(self) -> None:
+    def complete(self) -> bool:
         """Make items of the roles that the starting model gave none of, by the model as it is now: one that states no
-        answers yet gives nothing to judge. What they were like before is then not known."""
+        answers yet gives nothing to judge. What they were like before is then not known.
+
+        Returns whether there are more items than before.
+        """
         missing = set(Role) - {task.role for task in self.items}
-        if missing and self.items:
-            self.items += [task for task in self._made(self.ask) if task.role in missing]
+        if not missing or not self.items:
+            return False
+        added = [task for task in self._made(self.ask) if task.role in missing]
+        self.items += added
+        return bool(added)
 
     def _made(self, ask: Ask) -> list[Task]:
         """The items that the rollouts of a model give."""

@@ -14,7 +14,7 @@ changed a wrong answer as ones that kept a right one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -55,18 +55,18 @@ def lessons(groups: Sequence[Group], config: Config) -> tuple[list[Group], Count
 
 
 def _balanced(groups: Sequence[Group], right_at: float) -> list[Group]:
-    """As many groups of either kind of a role's prompts, the first ones, where a habit would be right about one."""
-    kinds = Counter((group.task.role, kind) for group in groups if (kind := _kind(group.task, right_at)) is not None)
-    most = {role: min(kinds[role, True], kinds[role, False]) for role in Role}
-    taken: Counter[tuple[Role, bool]] = Counter()
-    balanced = []
-    for group in groups:
-        role, kind = group.task.role, _kind(group.task, right_at)
-        if kind is not None:
-            taken[role, kind] += 1
-        if kind is None or taken[role, kind] <= most[role]:
-            balanced.append(group)
-    return balanced
+    """As many rollouts of either kind of a role's prompts, where a habit would be right about one: the first one of
+    each group, then the second ones, and so on."""
+    sides = {(role, kind): list[tuple[int, int]]() for role in Role for kind in (True, False)}
+    num_kept: Counter[int] = Counter()
+    for i, group in enumerate(groups):
+        if (kind := _kind(group.task, right_at)) is None:
+            num_kept[i] = len(group.rollouts)
+        else:
+            sides[group.task.role, kind] += [(place, i) for place in range(len(group.rollouts))]
+    for (role, kind), places in sides.items():
+        num_kept.update(i for _, i in sorted(places)[: len(sides[role, not kind])])
+    return [replace(group, rollouts=group.rollouts[: num_kept[i]]) for i, group in enumerate(groups) if num_kept[i]]
 
 
 def _kind(task: Task, right_at: float) -> bool | None:
@@ -87,11 +87,11 @@ class WarmStart:
     Args:
         rows: with responses; None if there are none.
         renderer: makes the prompts that are trained on.
-        fits: whether a row's prompt is short enough.
+        max_prompt_tokens: rows with longer prompts are passed over.
         ends: tokens that end a turn.
 
     Raises:
-        ValueError: no row of a source fits.
+        ValueError: no row of a source fits, or there are rows and no token ends a turn.
     """
 
     def __init__(
@@ -99,24 +99,30 @@ class WarmStart:
         config: Config,
         rows: Questions | None,
         renderer: ChatRenderer,
-        fits: Callable[[Task], bool],
+        max_prompt_tokens: int,
         ends: Sequence[int],
     ) -> None:
-        self.config, self.rows, self.renderer, self.fits, self.ends = config, rows, renderer, fits, ends
+        self.config, self.rows, self.renderer, self.ends = config, rows, renderer, ends
+        self.max_prompt_tokens = max_prompt_tokens
         if rows:
+            renderer.encode_reply("", ends)
             try:
-                rows.require(fits)
+                rows.require(self._fits)
             except LookupError as error:
                 raise ValueError(
-                    f"{error}: every prompt is longer than data.max_prompt_tokens, or than the model's context leaves "
-                    "beside rollout.max_new_tokens; change these, or leave it out of warm_start.data"
+                    f"{error}: every prompt is longer than {max_prompt_tokens} tokens, the smaller of "
+                    "data.max_prompt_tokens and what the model's context leaves beside rollout.max_new_tokens; change "
+                    "these, or leave it out of warm_start.data"
                 ) from None
+
+    def _fits(self, task: Task) -> bool:
+        return len(self.renderer.encode_task(task)) <= self.max_prompt_tokens
 
     def given(self, step: int) -> list[Group]:
         """A step's rows of data, as groups that are not graded; none if there are no rows."""
         if self.rows is None:
             return []
-        tasks, _ = self.rows.draw(self.config.rollout.groups_per_step, self.fits)
+        tasks, _ = self.rows.draw(self.config.rollout.groups_per_step, self._fits)
         return [
             Group(
                 task,
