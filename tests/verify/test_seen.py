@@ -21,7 +21,7 @@ def checks(texts: Sequence[str], verifier: str = "numeric") -> list[Check]:
     return [Check(text, gold, verifier) for text, gold in zip(texts, GOLDS, strict=False)]
 
 
-@pytest.mark.parametrize("name", ["tags", "hash", "phrase", "json"])
+@pytest.mark.parametrize("name", ["tags", "hash", "phrase", "json:answer"])
 def test_a_format_is_found_by_the_golds_that_it_holds(name: str, pool: VerifierPool) -> None:
     right = [f"I add.\n{format_of(name).write(gold)}" for gold in GOLDS[:8]]
     wrong = [f"I add.\n{format_of(name).write('1')}" for _ in GOLDS[8:]]
@@ -60,6 +60,12 @@ def test_what_reads_as_well_by_its_own_format_needs_no_other(pool: VerifierPool)
     own = format_of("json:result")
     seen = formats_seen(checks([own.write(gold) for gold in GOLDS]), pool, own)
     assert seen[0].format is own and seen[0].golds == 20 and better_format(seen) is None
+
+
+def test_the_two_names_of_one_format_are_one_format(pool: VerifierPool) -> None:
+    seen = formats_seen(checks(['{"answer": "12"}']), pool, format_of("json"))
+    names = [each.format.name for each in seen]
+    assert format_of("json") is format_of("json:answer") and names[0] == "json:answer" and names.count(names[0]) == 1
 
 
 def test_replies_that_are_read_whole_need_no_format(pool: VerifierPool) -> None:

@@ -56,7 +56,7 @@ class Unread:
         if role.is_judge:
             words = {template.name: template.verdicts for template in self.prompts.templates_for(role)}
             replies = [
-                (rollout["text"], words.get(row["template"], self.prompts.verdicts(role)))
+                (rollout["text"], words.get(row["template"]) or self.prompts.verdicts(role, row["answer"]))
                 for row in of_role
                 for rollout in row["rollouts"]
             ]

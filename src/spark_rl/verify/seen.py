@@ -10,9 +10,9 @@ from spark_rl.verify.formats import Format, format_of
 from spark_rl.verify.pool import Check, VerifierPool
 from spark_rl.verify.verifiers import resolve
 
-OF_ANSWERS = ("boxed", "tags", "hash", "phrase", "json", "last_number")
+OF_ANSWERS = ("boxed", "tags", "hash", "phrase", "json:answer", "last_number")
 """Formats that are looked for. The last is weak evidence, since any number ends a reply."""
-OF_VERDICTS = ("boxed", "tags", "phrase", "json")
+OF_VERDICTS = ("boxed", "tags", "phrase", "json:answer")
 _LEAST, _LEAST_SHARE = 2, 0.05
 """Golds that another format must hold beyond those of the one that was asked for, to be worth a change."""
 _MANY = 0.25
