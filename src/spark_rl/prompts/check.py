@@ -7,7 +7,7 @@ import re
 from spark_rl.prompts.prompts import Prompts
 from spark_rl.prompts.templates import OF_ANSWERS, OF_VERDICTS, QUOTED, Template
 from spark_rl.types import Role
-from spark_rl.verify import Format, format_of, grade
+from spark_rl.verify import Format, format_of, verdict_side
 
 _FENCE = re.compile(r"```|~~~")
 _OTHER_MARKS = ("boxed", "tags", "hash")
@@ -89,11 +89,11 @@ def _check_verdicts(template: Template, stated: Format) -> None:
                 f"has the verdict {word!r}, which {stated.name!r} cannot state; set prompts.verdict_format to boxed, "
                 "tags, phrase or json:<key>, or choose another word"
             )
-    rewards = [[grade(word, label, "choice").reward for label in template.verdicts] for word in template.verdicts]
+    sides = [verdict_side(word, template.verdicts) for word in template.verdicts]
     within = [
         re.search(rf"\b{re.escape(a)}(?!\w)", b, re.IGNORECASE) for a, b in (template.verdicts, template.verdicts[::-1])
     ]
-    if rewards != [[1.0, 0.0], [0.0, 1.0]] or any(within):
+    if sides != [0, 1] or any(within):
         raise ValueError(
             f"has the verdicts {' and '.join(map(repr, template.verdicts))}, which cannot be told apart for sure; "
             "choose words of which neither is in the other"
