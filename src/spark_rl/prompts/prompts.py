@@ -32,6 +32,11 @@ class Prompts:
         """How replies of a role state what they come to."""
         return self.verdict_format if role.is_judge else self.answer_format
 
+    @staticmethod
+    def format_key(role: Role) -> str:
+        """The setting of that format."""
+        return "prompts.verdict_format" if role.is_judge else "data.answer_format"
+
     def templates_for(self, role: Role) -> tuple[Template, ...]:
         """The templates of one role, in a fixed order."""
         return tuple(t for t in self.templates if t.role is role)
