@@ -9,8 +9,9 @@ from typing import Any
 
 from spark_rl.config import Config, Inference, flat, given_settings, load_config, load_inference, merge, parse_override
 from spark_rl.data import Data, load_data
+from spark_rl.models.folder import model_folder
 from spark_rl.progress import Shown
-from spark_rl.prompts import Prompts, build_prompts
+from spark_rl.prompts import Prompts, build_prompts, saved_prompts
 from spark_rl.types import Role
 
 _TOKENS = 256
@@ -92,14 +93,14 @@ class Patient:
             return None
         return config
 
-    @staticmethod
-    def prompts(config: Config) -> Prompts:
+    def prompts(self, config: Config) -> Prompts:
         """What a config shows, without examples that are to be taken from data.
 
         Raises:
             ValueError: as `build_prompts`.
         """
-        return build_prompts(config.prompts, config.data.answer_format, whole=config.recycle.reasoning_view)
+        saved = None if self.is_remote else saved_prompts(model_folder(config.model.path))
+        return build_prompts(config.prompts, config.data.answer_format, saved, config.recycle.reasoning_view)
 
     def data(self, shown: Shown, config: Config | None = None) -> Data:
         """The training questions, of files the first rows only; but of all where examples are taken from them, since
