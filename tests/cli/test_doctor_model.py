@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,9 @@ def test_a_model_that_states_nothing_is_shown_worked_examples(tmp_path: Path, sp
     assert found["judge"]["parse_rate"] == 1 and found["judge"]["settings"] == {}
     assert [trial["name"] for trial in given["trials"]] == ["", "without worked examples"] and given["best"] == 0
     assert given["judge"]["parse_rate"] == 1
-    assert given["judge"]["settings"] == {f"prompts.examples.{role}": "ready" for role in ("pointwise", "pairwise")}
+    assert given["judge"]["settings"] == {
+        "prompts.examples": {"answer": "ready", "pointwise": "ready", "pairwise": "ready"}
+    }
 
 
 def test_a_run_config_is_looked_at_with_its_own_model_and_settings(tmp_path: Path, spark_rl: Any) -> None:
@@ -148,3 +151,41 @@ def test_a_run_config_is_looked_at_with_its_own_model_and_settings(tmp_path: Pat
         "runs/mine",
     )
     assert config["rollout"]["max_new_tokens"] == 24
+
+
+def needs(role: str, body: dict[str, Any]) -> Answer:
+    """A model that states nothing of one role unless it is shown how, and boxes else."""
+    is_judge = "Yes" in body["messages"][-1]["content"]
+    if is_judge == (role == "judge") and len(body["messages"]) == 1:
+        return saying("I cannot say.", body)
+    return saying("\\boxed{Yes}" if is_judge else "\\boxed{9}", body)
+
+
+def test_examples_of_ones_own_stay_where_those_of_other_roles_are_added(tmp_path: Path, spark_rl: Any) -> None:
+    """Answers of a file, for all roles or one, and judges that need examples; and the other way round."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(lines([{"prompt": f"What is {i}+2?", "answer": i + 2} for i in (5, 6, 7)]))
+    answers, judges = tmp_path / "answers.yaml", tmp_path / "judges.yaml"
+    answers.write_text("answer:\n- {question: 'Add 1, 1', answer: 2}\n")
+    judges.write_text("pointwise:\n- {question: 'Add 1, 1', response: 'It is 2.', right: true}\n")
+    with serving(answer=partial(needs, "judge")) as (address, _):
+        asked = ["doctor", f"{address}/v1", "--data", rows, *FEW, "--json"]
+        found = json.loads(spark_rl(*asked, f"prompts.examples={answers}").out)
+    assert found["judge"]["settings"]["prompts.examples"]["answer"] == str(answers)
+    with serving(answer=partial(needs, "answer")) as (address, _):
+        asked = ["doctor", f"{address}/v1", "--data", rows, *FEW, "--json"]
+        found = json.loads(spark_rl(*asked, f"prompts.examples={{pointwise: {judges}}}").out)
+    assert f'"pointwise": "{judges}"' in found["verdict"]["text"] and '"answer": "ready"' in found["verdict"]["text"]
+
+
+def test_a_format_that_own_templates_do_not_ask_for_is_said_and_not_set(tmp_path: Path, spark_rl: Any) -> None:
+    """The base writes boxes, whatever it is asked for."""
+    (tmp_path / "own.yaml").write_text("answer:\n- {name: mine, text: '{question} End with #### and the answer.'}\n")
+    asked = ["data.answer_format=hash", f"prompts.templates={tmp_path / 'own.yaml'}", "--json"]
+    done = spark_rl("doctor", "embedded", "--data", "embedded:train", *FEW, *asked)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["trials"][0]["answer_format"] == "boxed" and found["config"]["data"]["answer_format"] == "hash"
+    assert found["verdict"]["text"].endswith(
+        "once your templates ask for `\\boxed{}`, which is data.answer_format=boxed"
+    )

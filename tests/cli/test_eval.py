@@ -199,5 +199,5 @@ def test_answers_in_another_format_are_told_of_it(spark_rl, tmp_path):
     assert done.code == 0, done.err
     (note,) = json.loads((tmp_path / "out" / "results.json").read_text())["notes"]
     assert note.startswith("model: 0 of 4 greedy answers are stated as `<answer></answer>`; ")
-    assert note.endswith(r"as `\boxed{}`: try data.answer_format=boxed")
+    assert note.endswith(r"as `\boxed{}`: set data.answer_format=boxed")
     assert f"- {note}\n" in (tmp_path / "out" / "report.md").read_text()

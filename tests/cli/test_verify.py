@@ -259,7 +259,7 @@ def test_responses_in_another_format_are_told_of_it(tmp_path: Path) -> None:
     done = run("--out", tmp_path / "out.jsonl", rows=lines(*rows, {"answer": box("3"), "gold": 3}))
     assert done.returncode == 0 and done.stderr.splitlines()[1] == (
         r"1 of 211 responses hold an answer as `\boxed{}`; 100 of the first 200 others hold the gold as `#### ...`: "
-        "try --format hash"
+        "set --format=hash"
     )
     for quiet in (["--format", "hash"], ["--verifier", "trl:json:dumps"]):  # read by it, and read whole
         rows = [{key: row[key] for key in ("answer", "gold")} for row in rows[:20]]

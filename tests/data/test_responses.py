@@ -40,7 +40,7 @@ def test_rows_with_a_right_response_are_learnt_and_the_others_counted(tmp_path: 
     assert data.report["warm_start"][0]["skipped"] == {"no_right_response": 2}
     (said,) = data.messages
     assert said.startswith(f"2 of the 6 rows of {path} are left out of the warm start (no right response)")
-    assert said.endswith("row 5: its response is graded 'unparsed', but states the answer as #### ...: "
+    assert said.endswith("row 5: its response is graded 'unparsed', but the responses hold the gold as `#### ...`: "
                          "set data.answer_format=hash")  # fmt: skip
 
 

@@ -14,9 +14,10 @@ from factories import make_example, make_group
 from spark_rl.config import config_from, load_config
 from spark_rl.data import question_task
 from spark_rl.evaluate.first_config import Speed, as_yaml, first_config
-from spark_rl.evaluate.prognosis import answer_figures, needed_tokens, pass_at, prognosis
+from spark_rl.evaluate.prognosis import answer_figures, judge_figures, needed_tokens, pass_at, prognosis
 from spark_rl.evaluate.trial import Trial
 from spark_rl.prompts import Prompts
+from spark_rl.types import Role
 from spark_rl.verify import BOXED, Seen
 
 RIGHT, WRONG = r"\boxed{{{}}}", r"\boxed{{0}}"
@@ -138,3 +139,9 @@ def test_what_was_not_set_follows_model_machine_and_data() -> None:
 def test_other_questions_of_the_kind_are_held_out(source: str, held_out: list[Any]) -> None:
     made = suggested(f"data.train={source}")
     assert made.model_dump(mode="json")["data"]["validation"] == held_out
+
+
+def test_verdicts_are_named_by_the_words_of_the_templates() -> None:
+    words = [replace(t, verdicts=("Ja", "Nein")) if t.role is Role.POINTWISE else t for t in Prompts().templates]
+    german = replace(trial([RIGHT]), prompts=Prompts(templates=tuple(words)))
+    assert (judge_figures(german)["yes"], judge_figures(trial([RIGHT]))["yes"]) == ("Ja", "Yes")

@@ -116,6 +116,17 @@ def test_judges_are_told_of_the_verdict_format(pool: VerifierPool) -> None:
     )
 
 
+def test_ready_judge_items_may_have_the_words_of_any_template(pool: VerifierPool) -> None:
+    """Such a prompt is of no template, and its label says which words it has."""
+    first, *_ = Prompts().templates_for(Role.POINTWISE)
+    german = replace(first, name="german", verdicts=("Ja", "Nein"))
+    prompts = Prompts(templates=(*Prompts().templates, german))
+    task = replace(question_task(make_example(1)), role=Role.POINTWISE, label="Nein", verifier="choice", template=None)
+    rows = [rollout_record(make_group(task, ["<answer>Nein</answer>"] * 3))]
+    (tags,) = [each for each in unread(pool, prompts).seen(Role.POINTWISE, rows) if each.format.name == "tags"]
+    assert tags.golds == 3
+
+
 def test_before_the_first_step_hardly_any_is_said_at_once_and_some_are_not(pool: VerifierPool) -> None:
     (sentence,) = unread(pool).sentences(groups("#### {}"))
     assert sentence.startswith(r"answer: no reply holds an answer as `\boxed{}`; 100% of the replies hold the gold")

@@ -21,7 +21,7 @@ def checks(texts: Sequence[str], verifier: str = "numeric") -> list[Check]:
     return [Check(text, gold, verifier) for text, gold in zip(texts, GOLDS, strict=False)]
 
 
-@pytest.mark.parametrize("name", ["tags", "hash", "phrase", "json"])
+@pytest.mark.parametrize("name", ["tags", "hash", "phrase", "json:answer"])
 def test_a_format_is_found_by_the_golds_that_it_holds(name: str, pool: VerifierPool) -> None:
     right = [f"I add.\n{format_of(name).write(gold)}" for gold in GOLDS[:8]]
     wrong = [f"I add.\n{format_of(name).write('1')}" for _ in GOLDS[8:]]
@@ -30,13 +30,13 @@ def test_a_format_is_found_by_the_golds_that_it_holds(name: str, pool: VerifierP
     better = better_format(seen)
     assert better is not None
     assert (better.format.name, better.answers, better.golds, better.replies) == (name, 20, 8, 20)
-    assert better.sentence == f"40% of the replies hold the gold as `{format_of(name).form}`"
+    assert better.advice("--x") == f"40% of the replies hold the gold as `{format_of(name).form}`: set --x={name}"
 
 
 def test_a_number_at_the_end_is_evidence_only_beyond_chance(pool: VerifierPool) -> None:
     better = better_format(formats_seen(checks([f"so we get {gold}" for gold in GOLDS]), pool, BOXED))
     assert better is not None and better.format.name == "last_number" and better.by_chance == 0
-    assert "100% of the replies end with the gold as their last number (0% would by chance)" in better.sentence
+    assert "100% of the replies end with the gold as their last number (0% would by chance)" in better.advice("--x")
     alike = [Check("so we get 1", "1" if i % 2 else "2", "numeric") for i in range(20)]  # half are right by luck
     assert better_format(formats_seen(alike, pool, BOXED)) is None
     one = [Check("so we get 3", "3", "numeric")] * 20  # what else could be right is not known
@@ -50,7 +50,7 @@ def test_where_a_format_says_it_the_last_number_is_not_asked_for(pool: VerifierP
 
 def test_without_a_gold_the_answers_count(pool: VerifierPool) -> None:
     better = better_format(formats_seen(checks(["The answer is 1."] * 20), pool, BOXED))
-    assert better is not None and better.sentence == "100% of the replies hold an answer as `The answer is ...`"
+    assert better is not None and better.holds == "hold an answer as `The answer is ...`"
     assert better_format(formats_seen(checks(["I cannot say."] * 20), pool, BOXED)) is None
 
 
@@ -60,6 +60,12 @@ def test_what_reads_as_well_by_its_own_format_needs_no_other(pool: VerifierPool)
     own = format_of("json:result")
     seen = formats_seen(checks([own.write(gold) for gold in GOLDS]), pool, own)
     assert seen[0].format is own and seen[0].golds == 20 and better_format(seen) is None
+
+
+def test_the_two_names_of_one_format_are_one_format(pool: VerifierPool) -> None:
+    seen = formats_seen(checks(['{"answer": "12"}']), pool, format_of("json"))
+    names = [each.format.name for each in seen]
+    assert format_of("json") is format_of("json:answer") and names[0] == "json:answer" and names.count(names[0]) == 1
 
 
 def test_replies_that_are_read_whole_need_no_format(pool: VerifierPool) -> None:

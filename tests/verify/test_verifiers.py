@@ -8,7 +8,7 @@ from clock import steps_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark_rl.verify import Verdict, check_gold, gold_problem, grade, resolve
+from spark_rl.verify import Verdict, check_gold, gold_problem, grade, resolve, verdict_side
 
 
 def reward(verifier, answer, gold, **metadata):
@@ -485,3 +485,10 @@ def test_what_no_verifier_has_graded_is_right_on_no_scale():
 def test_a_gold_must_be_right_on_its_scale(reward, verifier, right_at, complaint):
     problem = gold_problem(Verdict(reward, "5", "correct" if reward >= 1 else "partial"), verifier, right_at)
     assert problem is None if complaint is None else complaint in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "side"), [("yes.", 0), (r"\text{No}", 1), ("perhaps", None), ("Yes or No", None), ("", None)]
+)
+def test_a_verdict_is_one_of_two_words(text: str, side: int | None) -> None:
+    assert verdict_side(text, ("Yes", "No")) == side

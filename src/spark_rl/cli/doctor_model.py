@@ -133,7 +133,7 @@ def _of_judge(judge: dict[str, Any] | None) -> str:
         return "judge: not tried"
     said = f"judge: {judge['parse_rate']:.0%} of {judge['items']} greedy verdicts can be read"
     if judge["yes_rate"] is not None:
-        said += f", {judge['yes_rate']:.0%} of these say Yes ({judge['label_rate']:.0%} should)"
+        said += f", {judge['yes_rate']:.0%} of these say {judge['yes']} ({judge['label_rate']:.0%} should)"
     if judge["balanced_accuracy"] is not None and 0 < judge["label_rate"] < 1:
         said += f", balanced accuracy {judge['balanced_accuracy']:.0%}"
     return said + (f"; set {written(judge['settings'])}" if judge["settings"] else "")

@@ -123,8 +123,6 @@ def verify(
     of_all = "none" if mean is None else f"{mean:.3f}"
     say(f"{counted(reasons.total(), 'row')}{bad}: {counts}; mean reward {of_all}; {rate:,.0f} rows/s")
     if better:
-        say(
-            f"{num_to_read - num_unread:,} of {counted(num_to_read, 'response')} hold an answer as `{stated.form}`; "
-            f"{better.found} of the{' first' * (num_unread > len(unread))} {len(unread)} others {better.holds}: "
-            f"try --format {better.format.name}"
-        )
+        others = f"{better.found} of the{' first' * (num_unread > len(unread))} {len(unread)} others"
+        num_read, responses = num_to_read - num_unread, counted(num_to_read, "response")
+        say(f"{num_read:,} of {responses} hold an answer as `{stated.form}`; {better.advice('--format', others)}")

@@ -17,7 +17,7 @@ from spark_rl.data.sources import Source
 from spark_rl.images import ImageError
 from spark_rl.prompts import Prompts
 from spark_rl.types import IMAGE, Image, Role, Task
-from spark_rl.verify import SELF, Check, Format, VerifierPool, format_of, gold_problem, resolve
+from spark_rl.verify import SELF, Check, VerifierPool, formats_seen, gold_problem, resolve
 from spark_rl.verify.seen import OF_ANSWERS, OF_VERDICTS
 
 T = TypeVar("T")
@@ -340,21 +340,18 @@ class Checker:
                 reason = f"its response is graded {reason!r}{self._other_format(task, verifiers)}"
             self._leave_out(source, index, "no_right_response", reason, refuse=False)
 
-    def _response(self, task: Task, text: str, stated: Format | None = None) -> Check:
-        stated = stated or self.prompts.format(task.role)
+    def _response(self, task: Task, text: str) -> Check:
+        stated = self.prompts.format(task.role)
         return Check(text, task.label, task.verifier, task.example.metadata, task.messages, stated)
 
     def _other_format(self, task: Task, verifiers: VerifierPool) -> str:
         """The words on another format in which a row's response is right; none if there is none."""
-        names, text = OF_VERDICTS if task.role.is_judge else OF_ANSWERS, task.responses[-1]
-        formats = [format_of(name) for name in names if name != "last_number"]  # any number ends a response
-        verdicts = verifiers.verify([self._response(task, text, stated) for stated in formats])
-        right_at = task.role.right_at(self.right_at)
-        right = [f for f, v in zip(formats, verdicts, strict=True) if v.reward is not None and v.reward >= right_at]
-        if not right:
-            return ""
-        key = "prompts.verdict_format" if task.role.is_judge else "data.answer_format"
-        return f", but states the answer as {right[0].form}: set {key}={right[0].name}"
+        names, right_at = OF_VERDICTS if task.role.is_judge else OF_ANSWERS, task.role.right_at(self.right_at)
+        checks = [self._response(task, task.responses[-1])]
+        seen = formats_seen(checks, verifiers, self.prompts.format(task.role), right_at, names)
+        stated = (each for each in seen[1:] if each.format.name != "last_number")  # any number ends a response
+        better = next((each for each in stated if each.golds), None)
+        return f", but {better.advice(self.prompts.format_key(task.role), 'the responses')}" if better else ""
 
     def _leave_out(self, source: Source, index: int, kind: str, reason: str, refuse: bool = True) -> None:
         refuse = refuse and self.config.bad_rows == "refuse"

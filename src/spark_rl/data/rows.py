@@ -17,7 +17,7 @@ from spark_rl.data.tables import lookup
 from spark_rl.images import reference
 from spark_rl.prompts import Prompts
 from spark_rl.types import Example, Message, Role, Task, without_images
-from spark_rl.verify import SELF, resolve
+from spark_rl.verify import SELF, resolve, verdict_side
 
 MAX_PROMPT_CHARS = 1_000_000
 """Longer prompts are refused before anyone tries to tokenise them."""
@@ -199,11 +199,10 @@ class RowReader:
 
     def _verdict(self, role: Role, answer: str) -> str:
         """The gold verdict of a judge item, as our own prompts spell it."""
-        known = self.prompts.verdicts(role, answer.strip())
-        found = [label for label in known if label.casefold() == answer.strip().casefold()]
-        if not found:
+        known = self.prompts.verdicts(role, answer)
+        if (side := verdict_side(answer, known)) is None:
             raise ValueError(f"the answer of a {role} row must be {' or '.join(known)}, not {answer[:40]!r}")
-        return found[0]
+        return known[side]
 
     def _prompt(
         self, prompt: Any, role: Role, label: str, system: str | None, column: Sequence[Any]

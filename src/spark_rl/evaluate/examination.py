@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from spark_rl.data import Data
-from spark_rl.evaluate.first_config import as_yaml, first_config, measured_speed
-from spark_rl.evaluate.patient import Patient, Settings, written
+from spark_rl.evaluate.first_config import as_yaml, first_config, held_out, measured_speed
+from spark_rl.evaluate.patient import Patient, Settings, with_examples, written
 from spark_rl.evaluate.prognosis import answer_figures, example_replies, is_noise, judge_figures, prognosis
 from spark_rl.evaluate.trial import Trial, Trier
 from spark_rl.infer.chat import ChatModel
 from spark_rl.progress import Shown
-from spark_rl.prompts import build_prompts
 from spark_rl.train.plan import make_plan
 from spark_rl.train.unread import Unread
 from spark_rl.types import Role, Task
@@ -25,12 +24,11 @@ _FEW_TOKENS = 16
 """The least that replies are shortened to."""
 _ITEMS = 16
 """Answers that are judged."""
-_EXAMPLES: tuple[tuple[str, Settings], ...] = (
-    ("with the worked examples of the package", {"prompts.examples": "ready"}),
-    ("with two questions of the data as worked examples", {"prompts.examples": {"num": 2, "from": "data.train"}}),
+_EXAMPLES: tuple[tuple[str, Any], ...] = (
+    ("with the worked examples of the package", "ready"),
+    ("with two questions of the data as worked examples", {"num": 2, "from": "data.train"}),
 )
-"""What is tried where a model that is shown none cannot be read."""
-_FOR_JUDGES = {f"prompts.examples.{role}": "ready" for role in Role if role.is_judge}
+"""Of answers: what is tried where a model that is shown none cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,8 @@ class Tried:
     data: Data
     settings: Settings
     figures: dict[str, Any]
+    unset: str = ""
+    """The words on a format that the replies were read by, and that no setting of the patient's can have."""
 
 
 class Examination:
@@ -93,7 +93,7 @@ class Examination:
             "model": self.patient.config.model.name,
             "data": [source.path for source in self.patient.config.data.train],
             "max_new_tokens": self.trier.max_new_tokens,
-            "verdict": {"kind": verdict.kind, "text": verdict.sentence + _with(best.settings)},
+            "verdict": {"kind": verdict.kind, "text": verdict.sentence + _with(best.settings) + best.unset},
             "trials": [each.figures for each in tried],
             "best": tried.index(best),
             "replies": example_replies(best.trial.groups, self.right_at),
@@ -144,16 +144,32 @@ class Examination:
     def _try(self, name: str, data: Data, tasks: Sequence[Task], settings: Settings) -> Tried:
         what = f"sampling {len(tasks)} x {self.samples} answers{f', {name}' if name else ''}"
         trial = self.trier.answers(tasks, data.prompts, self.samples, name, self.shown.stage(what))
-        if (stated := trial.prompts.answer_format.name) != self.patient.config.data.answer_format:
-            settings = {"data.answer_format": stated} | settings
-        return Tried(trial, data, settings, answer_figures(trial, self.right_at, self._vocab_size))
+        unset, stated = "", trial.prompts.answer_format
+        if stated.name != data.prompts.answer_format.name:
+            wanted = {"data.answer_format": stated.name} | settings
+            if self.patient.with_settings(wanted):
+                settings = wanted
+            else:
+                unset = f", once your templates ask for `{stated.form}`, which is data.answer_format={stated.name}"
+        return Tried(trial, data, settings, answer_figures(trial, self.right_at, self._vocab_size), unset)
 
     def _other_prompts(self, first: Tried) -> Sequence[tuple[str, Settings]]:
-        """Worked examples or none, where that is worth a try."""
-        if self.data.prompts.examples.get(Role.ANSWER):
-            return [("without worked examples", {"prompts.examples": "none"})]
+        """Worked examples of answers or none, where that is worth a try; other roles keep theirs."""
+        config, prompts = self.patient.config, self.data.prompts
+        if prompts.examples.get(Role.ANSWER):
+            return [("without worked examples", with_examples(config, prompts, {Role.ANSWER: "none"}))]
         is_read = first.trial.is_stated and first.trial.parse_rate >= 0.5
-        return [] if is_read or not first.trial.seen or is_noise(first.figures) else _EXAMPLES
+        if is_read or not first.trial.seen or is_noise(first.figures):
+            return []
+        ready: dict[Role, Any] = {role: "ready" for role in Role if role not in prompts.examples}
+        found = []
+        for name, of_answers in _EXAMPLES:
+            examples = with_examples(config, prompts, ready | {Role.ANSWER: of_answers})
+            settings = examples if prompts.examples else {"prompts.examples": of_answers}
+            if of_answers != "ready":  # no row that the run would hold out
+                settings |= {"data.validation": held_out(config, self.data.train.num_rows)}
+            found.append((name, settings))
+        return found
 
     def _judged(self, best: Tried) -> tuple[Trial | None, Settings]:
         """The model's verdicts on those answers, and the settings that lead to them: where it gives none, with worked
@@ -163,12 +179,16 @@ class Examination:
         if verdicts is None or verdicts.parse_rate >= 0.5:
             return verdicts, best.settings
         if better := better_format(verdicts.seen):
-            return verdicts, best.settings | {"prompts.verdict_format": better.format.name}
-        settings = best.settings | _FOR_JUDGES
+            settings = best.settings | {"prompts.verdict_format": better.format.name}
+            return verdicts, settings if self.patient.with_settings(settings) else best.settings
+        config = self.patient.with_settings(best.settings)
+        assert config is not None
+        ready = {role: "ready" for role in Role if role.is_judge}
+        settings = best.settings | with_examples(config, trial.prompts, ready)
         config = self.patient.with_settings(settings)
         if config is None or trial.prompts.examples.get(Role.POINTWISE):
             return verdicts, best.settings
-        examples = build_prompts(config.prompts, config.data.answer_format).examples
+        examples = self.patient.prompts(config).examples
         prompts = replace(trial.prompts, examples=dict(examples) | dict(trial.prompts.examples))
         shown_how = self.trier.verdicts(trial, prompts, _ITEMS, told)
         if shown_how and shown_how.parse_rate > verdicts.parse_rate:
@@ -226,7 +246,7 @@ def duration(seconds: float) -> str:
 
 
 def _added(settings: Mapping[str, Any], before: Mapping[str, Any]) -> Settings:
-    return {key: value for key, value in settings.items() if key not in before}
+    return {key: value for key, value in settings.items() if before.get(key) != value}
 
 
 def _with(settings: Settings) -> str:

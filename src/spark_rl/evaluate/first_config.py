@@ -89,7 +89,7 @@ def first_config(
     """
     wanted = needed_tokens(trial, verdicts, limit=limit)
     values: dict[str, Any] = {
-        "data": {"validation": _held_out(config, rows)},
+        "data": {"validation": held_out(config, rows)},
         "rollout": {
             "max_new_tokens": min(wanted, context // 2) if context else wanted,
             "groups_per_step": _groups(config, speed),
@@ -132,7 +132,7 @@ def _groups(config: Config, speed: Speed) -> int:
     return next((size for size in enough if sum(speed.step(config, size)) <= _SECONDS), enough[-1])
 
 
-def _held_out(config: Config, rows: int) -> list[Any]:
+def held_out(config: Config, rows: int) -> list[Any]:
     """Held-out questions of the same kind: other ones where they are generated, or the first rows, which training then
     leaves out."""
     if config.data.validation:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from spark_rl.config import Config, Inference, flat, given_settings, load_config, load_inference, merge, parse_override
 from spark_rl.data import Data, load_data
+from spark_rl.models.folder import model_folder
 from spark_rl.progress import Shown
+from spark_rl.prompts import Prompts, build_prompts, saved_prompts
+from spark_rl.types import Role
 
 _TOKENS = 256
 """Length limit of a reply where none is set."""
@@ -79,14 +83,28 @@ class Patient:
         )
 
     def with_settings(self, settings: Settings) -> Config | None:
-        """The config with further ones; None if they do not go with those that were given."""
+        """The config with further ones, each in place of the whole of what was given; None if they do not go with the
+        others, such as a format that one's own templates do not ask for."""
+        further = [f"{k}={value}" for k, v in settings.items() for value in ("null", json.dumps(v))]
         try:
-            return load_config(self._file, [*self._overrides, *(f"{k}={json.dumps(v)}" for k, v in settings.items())])
+            config = load_config(self._file, [*self._overrides, *further])
+            self.prompts(config)
         except ValueError:
             return None
+        return config
+
+    def prompts(self, config: Config) -> Prompts:
+        """What a config shows, without examples that are to be taken from data.
+
+        Raises:
+            ValueError: as `build_prompts`.
+        """
+        saved = None if self.is_remote else saved_prompts(model_folder(config.model.path))
+        return build_prompts(config.prompts, config.data.answer_format, saved, config.recycle.reasoning_view)
 
     def data(self, shown: Shown, config: Config | None = None) -> Data:
-        """The training questions, of files the first rows only.
+        """The training questions, of files the first rows only; but of all where examples are taken from them, since
+        the run's are.
 
         Args:
             config: instead of that of the patient.
@@ -102,7 +120,20 @@ class Patient:
 
         train = [first(source) for source in config.data.train]
         few = config.data.model_copy(update={"train": train, "validation": [], "monitor": []})
-        return load_data(config.model_copy(update={"data": few}), shown.track)
+        data = config.data if config.prompts.num_taken else few
+        return load_data(config.model_copy(update={"data": data}), shown.track)
+
+
+def with_examples(config: Config, shown: Prompts, further: Mapping[Role, Any]) -> Settings:
+    """The setting of worked examples for some roles, and for the others of those that they have.
+
+    Args:
+        shown: the prompts of the config.
+    """
+    given = config.prompts.examples_by_role
+    kept = {role: each for role, each in given.items() if each == "none" or shown.examples.get(role)}
+    examples = {**kept, **further}
+    return {"prompts.examples": {r.value: str(e) if isinstance(e, Path) else e for r, e in examples.items()}}
 
 
 def written(settings: Settings) -> str:

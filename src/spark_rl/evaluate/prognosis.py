@@ -73,7 +73,8 @@ def judge_figures(trial: Trial) -> dict[str, Any]:
     """The same of greedy verdicts on the model's own answers."""
     rates = {name.partition("/")[2]: rate for name, rate in role_metrics(trial.groups).items()}
     kept = ("parse_rate", "yes_rate", "label_rate", "balanced_accuracy", "truncated_rate", "tokens")
-    return {"items": len(trial.groups), **{name: rates.get(name) for name in kept}}
+    yes, _ = trial.prompts.verdicts(Role.POINTWISE)
+    return {"items": len(trial.groups), "yes": yes, **{name: rates.get(name) for name in kept}}
 
 
 def is_noise(figures: dict[str, Any]) -> bool:

@@ -29,8 +29,6 @@ def unread_notes(
         examples = [asked[row["id"]] for row in unread]
         checks = [Check(row["text"], e.answer, e.verifier, e.metadata) for row, e in zip(unread, examples, strict=True)]
         if better := better_format(formats_seen(checks, pool, stated, right_at)):
-            yield (
-                f"{label}: {len(of_model) - len(unread)} of {len(of_model)} greedy answers are stated as "
-                f"`{stated.form}`; {better.found} of the others {better.holds}: try "
-                f"data.answer_format={better.format.name}"
-            )
+            advice = better.advice("data.answer_format", f"{better.found} of the others")
+            num_read, num = len(of_model) - len(unread), len(of_model)
+            yield f"{label}: {num_read} of {num} greedy answers are stated as `{stated.form}`; {advice}"

@@ -10,7 +10,7 @@ from typing import Any
 from spark_rl.config import Inference
 from spark_rl.models.folder import check_folder, context_length, source
 from spark_rl.models.prompts import prompts_for
-from spark_rl.prompts import ChatRenderer, Prompts
+from spark_rl.prompts import ChatRenderer, Prompts, check_room
 from spark_rl.rollout.engine import Completion, Engine, Request
 from spark_rl.types import Image, Message
 
@@ -87,7 +87,9 @@ class ChatModel:
             model = load_for_inference(settings.model)
             local = TransformersEngine(model, tokenizer, images=images, max_batch_tokens=engine.max_batch_tokens)
             context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        _check_examples(renderer, path, context)
+        if context is not None:
+            reason = f"the model {path} has a context of {context}"
+            check_room(prompts, prompts.examples, context, renderer.example_tokens, reason)
         return cls(
             local,
             path,
@@ -178,13 +180,3 @@ class ChatModel:
         if room < 1:
             return None
         return replace(request, prompt_ids=ids, max_new_tokens=min(request.max_new_tokens, room))
-
-
-def _check_examples(renderer: ChatRenderer, path: str, context: int | None) -> None:
-    """Worked examples must leave room in the model's context."""
-    for role in renderer.prompts.examples:
-        if context is not None and (tokens := renderer.example_tokens(role)) >= context:
-            raise ValueError(
-                f"prompts.examples.{role}: the worked examples take {tokens} tokens, and the model {path} has a "
-                f"context of {context}; give fewer or shorter ones, or none: prompts.examples={{{role}: none}}"
-            )

@@ -21,7 +21,7 @@ from spark_rl.infer.chat import ChatModel
 from spark_rl.infer.plan import Ask, Plan, Reply, Spent, run
 from spark_rl.prompts import Template, View, shown
 from spark_rl.types import IMAGE, Image, Role, without_images
-from spark_rl.verify import resolve
+from spark_rl.verify import verdict_side
 
 T = TypeVar("T")
 Images = tuple[Image, ...]
@@ -228,16 +228,14 @@ class Judge:
 
     def _probability_of(self, reply: Reply, yes: str, no: str) -> float | None:
         content = self.prompts.verdict_format.read(reply.text)
-        if content is None:
+        side = None if content is None else verdict_side(content, (yes, no))
+        if content is None or side is None:
             return None
-        says_yes, says_no = (resolve("choice").score(content, word, {}) == 1 for word in (yes, no))
-        if not (says_yes or says_no):
-            return None
-        logp = self.model.logp_of_verdict(reply, content, yes if says_yes else no)
+        logp = self.model.logp_of_verdict(reply, content, (yes, no)[side])
         # What else could have stood there is not known: the other verdict, or the same one spelled otherwise. So the
         # verdict that was given keeps at least one half.
         certainty = 1.0 if logp is None else max(0.5 + 1e-6, math.exp(min(0.0, logp)))
-        return certainty if says_yes else 1 - certainty
+        return 1 - certainty if side else certainty
 
 
 def _references(shown: Pictures) -> Images:

@@ -2,6 +2,7 @@
 
 from spark_rl.prompts.build import build_prompts, save_prompts, saved_prompts
 from spark_rl.prompts.chat import CannotRender, ChatRenderer
+from spark_rl.prompts.check import check_room
 from spark_rl.prompts.examples import one_sided
 from spark_rl.prompts.prompts import Prompts
 from spark_rl.prompts.quoting import View, shown
@@ -15,6 +16,7 @@ __all__ = [
     "Template",
     "View",
     "build_prompts",
+    "check_room",
     "one_sided",
     "save_prompts",
     "saved_prompts",

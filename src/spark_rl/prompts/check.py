@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from spark_rl.prompts.prompts import Prompts
 from spark_rl.prompts.templates import OF_ANSWERS, OF_VERDICTS, QUOTED, Template
 from spark_rl.types import Role
-from spark_rl.verify import Format, format_of, grade
+from spark_rl.verify import Format, format_of, verdict_side
 
 _FENCE = re.compile(r"```|~~~")
 _OTHER_MARKS = ("boxed", "tags", "hash")
@@ -39,6 +40,27 @@ def check_templates(prompts: Prompts) -> None:
         _check_agreement(prompts, role)
 
 
+def check_room(
+    prompts: Prompts, roles: Iterable[Role], limit: int, num_tokens: Callable[[Role], int], reason: str
+) -> None:
+    """See that worked examples leave room for a prompt.
+
+    Args:
+        limit: tokens that examples and prompt may have together.
+        num_tokens: what the examples of a role take, or at least take.
+        reason: the words on the limit, after "and".
+
+    Raises:
+        ValueError: those of one of the roles do not.
+    """
+    for role in roles:
+        if prompts.examples.get(role) and (tokens := num_tokens(role)) >= limit:
+            raise ValueError(
+                f"prompts.examples.{role}: the worked examples take {tokens} tokens, and {reason}; give fewer or "
+                f"shorter ones, or none: prompts.examples={{{role}: none}}"
+            )
+
+
 def _check_placeholders(template: Template) -> None:
     there, known = template.placeholders(), ", ".join(f"{{{name}}}" for name in template.known)
     if unknown := [name for name in there if name not in template.known]:
@@ -60,16 +82,15 @@ def _check_instruction(template: Template, prompts: Prompts) -> None:
     """What is to be stated must be said, and in a prompt that quotes responses after all of them."""
     names = QUOTED[template.role] if template.role.is_recycled else ()
     end = max((template.text.rfind(f"{{{name}}}") + len(name) + 2 for name in names), default=0)
+    stated, setting = prompts.format(template.role), prompts.format_key(template.role)
     texts = prompts.statements(template) | dict.fromkeys(QUOTED[template.role], "")
     instruction = Template("", template.role, template.text[end:]).filled(texts)
     after = " after the texts that it quotes" if template.role.is_recycled else ""
     if template.role.is_judge:
         placeholders = OF_VERDICTS[template.role]
-        said = all(prompts.verdict_format.write(word) in instruction for word in template.verdicts)
-        stated, setting = prompts.verdict_format, "prompts.verdict_format"
+        said = all(stated.write(word) in instruction for word in template.verdicts)
     else:
         placeholders = OF_ANSWERS
-        stated, setting = prompts.answer_format, "data.answer_format"
         said = stated.asked_in(instruction)
     if said:
         return
@@ -92,11 +113,11 @@ def _check_verdicts(template: Template, stated: Format) -> None:
                 f"has the verdict {word!r}, which {stated.name!r} cannot state; set prompts.verdict_format to boxed, "
                 "tags, phrase or json:<key>, or choose another word"
             )
-    rewards = [[grade(word, label, "choice").reward for label in template.verdicts] for word in template.verdicts]
+    sides = [verdict_side(word, template.verdicts) for word in template.verdicts]
     within = [
         re.search(rf"\b{re.escape(a)}(?!\w)", b, re.IGNORECASE) for a, b in (template.verdicts, template.verdicts[::-1])
     ]
-    if rewards != [[1.0, 0.0], [0.0, 1.0]] or any(within):
+    if sides != [0, 1] or any(within):
         raise ValueError(
             f"has the verdicts {' and '.join(map(repr, template.verdicts))}, which cannot be told apart for sure; "
             "choose words of which neither is in the other"

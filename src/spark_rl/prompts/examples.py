@@ -20,7 +20,7 @@ from spark_rl.prompts.prompts import Prompts
 from spark_rl.prompts.quoting import View, shown
 from spark_rl.prompts.templates import Template
 from spark_rl.types import Message, Role, without_images
-from spark_rl.verify import Format, grade, resolve
+from spark_rl.verify import Format, grade, verdict_side
 
 Turns = tuple[Message, ...]
 _KEYS = {
@@ -170,8 +170,8 @@ def _judged(fields: _Fields, side: int, template: Template, how: Format) -> str:
         fields.text("reply", needed=False),
         verdicts[side],
         how,
-        lambda found: _verdict(verdicts, found) == side,
-        lambda found: _verdict(verdicts, found) == 1 - side,
+        lambda found: verdict_side(found, verdicts) == side,
+        lambda found: verdict_side(found, verdicts) == 1 - side,
     )
 
 
@@ -232,15 +232,9 @@ def is_same_answer(answer: str, found: str) -> bool:
     return answer == found or any(grade(found, answer, rule).reward == 1 for rule in ("choice", "math"))
 
 
-def _verdict(verdicts: tuple[str, str], found: str) -> int | None:
-    """0 or 1 for the verdict that is read, None for neither of the two."""
-    said = [side for side, word in enumerate(verdicts) if resolve("choice").score(found, word, {}) == 1]
-    return said[0] if len(said) == 1 else None
-
-
 def _side(prompts: Prompts, role: Role, found: str) -> int | None:
-    """The same by the words of any template of the role."""
-    said = (_verdict(template.verdicts, found) for template in prompts.templates_for(role))
+    """Which verdict is read, by the words of any template of the role."""
+    said = (verdict_side(found, template.verdicts) for template in prompts.templates_for(role))
     return next((side for side in said if side is not None), None)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from spark_rl.prompts.quoting import fence
 from spark_rl.prompts.templates import TEMPLATES, Template
 from spark_rl.types import Message, Role
-from spark_rl.verify import BOXED, Format
+from spark_rl.verify import BOXED, Format, verdict_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class Prompts:
     def format(self, role: Role) -> Format:
         """How replies of a role state what they come to."""
         return self.verdict_format if role.is_judge else self.answer_format
+
+    @staticmethod
+    def format_key(role: Role) -> str:
+        """The setting of that format."""
+        return "prompts.verdict_format" if role.is_judge else "data.answer_format"
 
     def templates_for(self, role: Role) -> tuple[Template, ...]:
         """The templates of one role, in a fixed order."""
@@ -62,7 +67,7 @@ class Prompts:
         """The words of a judge's two verdicts, in prompts that are of no template: those of the first template of which
         one is `said`, or else of the first one."""
         pairs = [template.verdicts for template in self.templates_for(role)]
-        return next((pair for pair in pairs if said and said.casefold() in map(str.casefold, pair)), pairs[0])
+        return next((pair for pair in pairs if said and verdict_side(said, pair) is not None), pairs[0])
 
     def fill(self, template: Template, **quoted: str) -> tuple[Message, ...]:
         """Fill a template with fenced texts, in one pass, so that no quoted text can fill another placeholder.

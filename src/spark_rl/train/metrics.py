@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from spark_rl.types import Group, Role, Task
-from spark_rl.verify import resolve
+from spark_rl.verify import verdict_side
 
 Metrics = dict[str, float]
 ALARM = "health/alarm_"
@@ -75,7 +75,7 @@ def _shows_right(task: Task, right_at: float) -> bool | None:
 
 def is_positive(task: Task, verdict: str) -> bool:
     """Whether a verdict is the one that habits favour: Yes, or the first of two."""
-    return resolve("choice").score(verdict, task.positive, {}) == 1
+    return verdict_side(verdict, task.verdicts or task.role.verdicts) == 0
 
 
 def side(task: Task) -> str:

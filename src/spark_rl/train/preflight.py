@@ -11,10 +11,11 @@ from spark_rl.config import Config
 from spark_rl.data import Data
 from spark_rl.data.sources import Source
 from spark_rl.models.folder import check_folder, check_hub, context_length, model_folder
-from spark_rl.prompts import ChatRenderer, Prompts
+from spark_rl.prompts import ChatRenderer, Prompts, check_room
 from spark_rl.prompts.templates import QUOTED
 from spark_rl.types import Message, Role
 
+_SMALLER = "the smaller of data.max_prompt_tokens and what the model's context leaves beside rollout.max_new_tokens"
 _GENERATED = 64
 """Generated questions that are made to look at their lengths."""
 
@@ -75,29 +76,15 @@ def check_lengths(
         asked = (prompts.conversation(task.role, task.messages) for task in tasks)
         if not any(_at_least(tokenizer, messages) <= limit for messages in asked):
             raise ValueError(
-                f"{source.path}: every question is longer than {limit} tokens, the smaller of data.max_prompt_tokens "
-                "and what the model's context leaves beside rollout.max_new_tokens; change these, or leave it out of "
-                f"{key}"
+                f"{source.path}: every question is longer than {limit} tokens, {_SMALLER}; change these, or leave it "
+                f"out of {key}"
             )
 
 
 def check_examples(config: Config, prompts: Prompts, limit: int, num_tokens: Callable[[Role], int]) -> None:
-    """Worked examples must leave room for a prompt.
-
-    Args:
-        limit: longest prompt, tokens.
-        num_tokens: what the examples of a role take.
-
-    Raises:
-        ValueError: those of a role that is asked do not.
-    """
-    for role in _asked(config):
-        if role in prompts.examples and (tokens := num_tokens(role)) >= limit:
-            raise ValueError(
-                f"prompts.examples.{role}: the worked examples take {tokens} tokens, and a prompt may have {limit}, "
-                "the smaller of data.max_prompt_tokens and what the model's context leaves beside "
-                f"rollout.max_new_tokens; give fewer or shorter ones, or none: prompts.examples={{{role}: none}}"
-            )
+    """`check_room` for the longest prompt, in tokens, and the roles that a run asks."""
+    reason = f"a prompt may have {limit}, {_SMALLER}"
+    check_room(prompts, _asked(config), limit, num_tokens, reason)
 
 
 def _asked(config: Config) -> list[Role]:

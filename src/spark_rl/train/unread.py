@@ -56,7 +56,7 @@ class Unread:
         if role.is_judge:
             words = {template.name: template.verdicts for template in self.prompts.templates_for(role)}
             replies = [
-                (rollout["text"], words.get(row["template"], self.prompts.verdicts(role)))
+                (rollout["text"], words.get(row["template"]) or self.prompts.verdicts(role, row["answer"]))
                 for row in of_role
                 for rollout in row["rollouts"]
             ]
@@ -72,12 +72,11 @@ class Unread:
         """The setting that would help."""
         if not seen or seen[0].answers > seen[0].replies / 2:  # of the last rows; those before were others
             return "look at rollouts/"
-        key = "prompts.verdict_format" if role.is_judge else "data.answer_format"
         show = "" if self.prompts.examples.get(role) else "show the model how with prompts.examples (worked examples)"
         if better := better_format(seen):
             but = "" if better.golds else "the gold is in no other format either, but "
             weak = f", or better {show}" if show and better.format.name == "last_number" else ""
-            return f"{but}{better.sentence}: set {key}={better.format.name}{weak}"
+            return f"{but}{better.advice(self.prompts.format_key(role))}{weak}"
         if show:
             return f"hardly any holds one in another format: {show}, or teach it with warm_start"
         return "hardly any holds one in another format, although worked examples are shown: look at rollouts/"

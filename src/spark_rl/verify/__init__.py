@@ -16,6 +16,7 @@ from spark_rl.verify.verifiers import (
     gold_problem,
     grade,
     resolve,
+    verdict_side,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "gold_problem",
     "grade",
     "resolve",
+    "verdict_side",
     "verdicts_seen",
     "visible",
 ]

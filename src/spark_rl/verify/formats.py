@@ -86,7 +86,7 @@ def format_of(name: str) -> Format:
     if name in _NAMED:
         return _NAMED[name]
     kind, _, key = name.partition(":")
-    return _json(name, key.strip() or "answer") if kind == "json" else _pattern(name)
+    return _json(key.strip() or "answer") if kind == "json" else _pattern(name)
 
 
 # ------------------------------------------------------------------------------------------------ by name
@@ -178,7 +178,8 @@ _LATEX = re.compile(r"(?<!\\)\\(?!u[\da-fA-F]{4})(?!n(?!(?:u|eq?|ot(?:in)?|eg|ab
 word is a new line, but for the commands that begin so."""
 
 
-def _json(name: str, key: str) -> Format:
+@lru_cache
+def _json(key: str) -> Format:
     """The last value under a key, in whatever object and however much text stands around it."""
     quoted = json.dumps(key, ensure_ascii=False)
     named = re.compile(rf"{re.escape(quoted)}\s*+:\s*+")
@@ -194,7 +195,8 @@ def _json(name: str, key: str) -> Format:
                 place = (value.start(), value.start()) if kind == "null" else value.span(kind)
         return place
 
-    return Format(name, write, find, f"give your final answer as JSON: {write('...')}", quoted.lower(), _unescaped)
+    request = f"give your final answer as JSON: {write('...')}"
+    return Format(f"json:{key}", write, find, request, quoted.lower(), _unescaped)
 
 
 def _unescaped(written: str) -> str:

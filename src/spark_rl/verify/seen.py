@@ -10,9 +10,9 @@ from spark_rl.verify.formats import Format, format_of
 from spark_rl.verify.pool import Check, VerifierPool
 from spark_rl.verify.verifiers import resolve
 
-OF_ANSWERS = ("boxed", "tags", "hash", "phrase", "json", "last_number")
+OF_ANSWERS = ("boxed", "tags", "hash", "phrase", "json:answer", "last_number")
 """Formats that are looked for. The last is weak evidence, since any number ends a reply."""
-OF_VERDICTS = ("boxed", "tags", "phrase", "json")
+OF_VERDICTS = ("boxed", "tags", "phrase", "json:answer")
 _LEAST, _LEAST_SHARE = 2, 0.05
 """Golds that another format must hold beyond those of the one that was asked for, to be worth a change."""
 _MANY = 0.25
@@ -55,15 +55,26 @@ class Seen:
             return f"end with {what} as their last number ({self.by_chance / self.replies:.0%} would by chance)"
         return f"hold {what} as `{self.format.form}`"
 
-    @property
-    def sentence(self) -> str:
-        """``40% of the replies hold the gold as `#### ...```."""
-        return f"{self.found / self.replies:.0%} of the replies {self.holds}"
+    def advice(self, key: str, who: str = "") -> str:
+        """``40% of the replies hold the gold as `#### ...`: set data.answer_format=hash``.
+
+        Args:
+            key: the setting of the format.
+            who: instead of the share of the replies, what holds it.
+        """
+        who = who or f"{self.found / self.replies:.0%} of the replies"
+        return f"{who} {self.holds}: set {key}={self.format.name}"
 
 
-def formats_seen(checks: Sequence[Check], pool: VerifierPool, own: Format, right_at: float = 1.0) -> list[Seen]:
+def formats_seen(
+    checks: Sequence[Check],
+    pool: VerifierPool,
+    own: Format,
+    right_at: float = 1.0,
+    names: Sequence[str] = OF_ANSWERS,
+) -> list[Seen]:
     """How many of these replies state an answer, and the gold, in the format that they were asked for, and in each of
-    `OF_ANSWERS`.
+    those that are named.
 
     Replies that their verifier reads whole need no format and are left out; so there may be nothing to say. Golds of a
     function of the user's, which may take its time, are looked for by the rule `math`.
@@ -76,7 +87,7 @@ def formats_seen(checks: Sequence[Check], pool: VerifierPool, own: Format, right
         for check in checks
         if resolve(check.verifier).reads == "answer"
     ]
-    return [_seen(read, pool, stated, right_at) for stated in _formats(own, OF_ANSWERS)] if read else []
+    return [_seen(read, pool, stated, right_at) for stated in _formats(own, names)] if read else []
 
 
 def verdicts_seen(replies: Sequence[tuple[str, tuple[str, str]]], own: Format) -> list[Seen]:

@@ -147,6 +147,12 @@ def score_choice(answer: str, gold: str, metadata: Metadata) -> float | None:
     return float(chosen == expected or (is_letter(expected) and letter(chosen) == expected))
 
 
+def verdict_side(text: str, words: tuple[str, str]) -> int | None:
+    """Which of a judge's two verdicts a text is, 0 or 1, by the rule that grades them; None for neither or both."""
+    said = [side for side, word in enumerate(words) if score_choice(text, word, {}) == 1]
+    return said[0] if len(said) == 1 else None
+
+
 def score_numeric(answer: str, gold: str, metadata: Metadata) -> float | None:
     """Exact equality of decimals and fractions, or within `tolerance` (absolute) or `relative_tolerance` (of gold).
 
