@@ -144,7 +144,7 @@ class Examination:
     def _try(self, name: str, data: Data, tasks: Sequence[Task], settings: Settings) -> Tried:
         what = f"sampling {len(tasks)} x {self.samples} answers{f', {name}' if name else ''}"
         trial = self.trier.answers(tasks, data.prompts, self.samples, name, self.shown.stage(what))
-        if (stated := trial.prompts.answer_format.name) != self.patient.config.data.answer_format:
+        if (stated := trial.prompts.answer_format.name) != data.prompts.answer_format.name:
             settings = {"data.answer_format": stated} | settings
         return Tried(trial, data, settings, answer_figures(trial, self.right_at, self._vocab_size))
 
@@ -168,7 +168,7 @@ class Examination:
         config = self.patient.with_settings(settings)
         if config is None or trial.prompts.examples.get(Role.POINTWISE):
             return verdicts, best.settings
-        examples = build_prompts(config.prompts, config.data.answer_format).examples
+        examples = build_prompts(config.prompts, saved=trial.prompts).examples
         prompts = replace(trial.prompts, examples=dict(examples) | dict(trial.prompts.examples))
         shown_how = self.trier.verdicts(trial, prompts, _ITEMS, told)
         if shown_how and shown_how.parse_rate > verdicts.parse_rate:

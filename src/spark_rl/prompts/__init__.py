@@ -1,6 +1,6 @@
 """What the model is shown: one set of prompts for training, test time and evaluation, and how they become token ids."""
 
-from spark_rl.prompts.build import build_prompts, save_prompts, saved_prompts
+from spark_rl.prompts.build import build_prompts, kept_prompts, save_prompts, saved_prompts
 from spark_rl.prompts.chat import CannotRender, ChatRenderer
 from spark_rl.prompts.examples import one_sided
 from spark_rl.prompts.prompts import Prompts
@@ -15,6 +15,7 @@ __all__ = [
     "Template",
     "View",
     "build_prompts",
+    "kept_prompts",
     "one_sided",
     "save_prompts",
     "saved_prompts",
