@@ -20,6 +20,8 @@ from spark_rl.cli import app
 from spark_rl.cli.model import open_model
 from spark_rl.images.drawn import drawing
 from spark_rl.models.folder import resolve_path
+from spark_rl.prompts import Prompts, save_prompts
+from spark_rl.verify import format_of
 
 VERB = ["eval", "embedded", "engine.max_new_tokens=32", "--limit", "3"]
 COMMAND = [*PYTHON, "-m", "spark_rl.cli", *VERB]
@@ -190,6 +192,23 @@ def test_a_model_is_gone_before_the_baseline_is_loaded(tmp_path, monkeypatch):
         app, [*VERB, *QUICK, "--baseline", f"{tmp_path / 'base'}", "--out", f"{tmp_path / 'out'}"]
     )
     assert done.exit_code == 0 and len(opened) == 2, done.exception
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["notes"] == []
+
+
+def test_a_baseline_with_other_prompts_is_asked_in_those_of_the_model_which_is_said(tmp_path):
+    trained, out = tmp_path / "trained", tmp_path / "out"
+    shutil.copytree(resolve_path("embedded"), trained)
+    save_prompts(Prompts(verdict_format=format_of("tags")), trained)
+    (tmp_path / "suite.jsonl").write_text(lines([{"prompt": "What is 1+1?", "answer": 2}]))
+    command = ["eval", str(trained), "--suite", str(tmp_path / "suite.jsonl"), "--baseline", "embedded"]
+    done = CliRunner().invoke(app, [*command, "engine.max_new_tokens=32", "--strategies", "greedy", "--out", str(out)])
+    assert done.exit_code == 0, done.exception
+    (note,) = json.loads((out / "results.json").read_text())["notes"]
+    assert note == (
+        f"baseline: embedded is asked in the prompts of {trained}, which are not its own; how it does in its own is "
+        "told by an evaluation of it alone"
+    )
+    assert f"- {note}\n" in (out / "report.md").read_text()
 
 
 def test_answers_in_another_format_are_told_of_it(spark_rl, tmp_path):

@@ -11,8 +11,9 @@ from image_files import png
 
 from spark_rl.evaluate.suites import EMBEDDED, blinded, open_suite
 from spark_rl.images import open_image
+from spark_rl.prompts import Prompts
 from spark_rl.types import IMAGE
-from spark_rl.verify import VerifierPool, extract_answer
+from spark_rl.verify import VerifierPool, extract_answer, format_of
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,15 @@ def test_the_labels_of_the_judge_sets_are_true(pool, name):
         answer = gold[pair.question, pair.images]
         assert extract_answer(pair.right) == answer
         assert extract_answer(pair.wrong) not in (None, answer)
+
+
+@pytest.mark.parametrize("name", ["tags", "hash", "phrase", "last_number", "json:answer"])
+def test_what_is_judged_states_its_answers_in_the_format_of_the_prompts(pool, name):
+    stated = format_of(name)
+    boxed, other = open_suite("embedded", pool, 20), open_suite("embedded", pool, 20, prompts=Prompts(stated))
+    assert [stated.read(p.response) for p in other.points] == [extract_answer(p.response) for p in boxed.points]
+    assert [stated.read(p.wrong) for p in other.pairs] == [extract_answer(p.wrong) for p in boxed.pairs]
+    assert not [p for p in [*other.points, *other.probes] if "boxed" in p.response]
 
 
 def test_a_blinded_suite_asks_the_same_of_white_pictures_of_the_same_size(pool):

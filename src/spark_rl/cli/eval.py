@@ -79,6 +79,12 @@ def evaluate(
     settings = {label: load_inference(overrides or [], model={"path": path}) for label, path in models.items()}
     weights = {label: _weights(folder_of(each)) for label, each in settings.items()}
     prompts = prompts_for(settings["model"])
+    notes = []
+    if baseline and prompts_for(settings["baseline"]) != prompts:
+        notes.append(
+            f"baseline: {baseline} is asked in the prompts of {model}, which are not its own; how it does in its own "
+            "is told by an evaluation of it alone"
+        )
     with VerifierPool.of(settings["model"].verify) as pool:
         with Shown() as shown:
             shown.stage(f"opening {suite}")
@@ -132,7 +138,7 @@ def evaluate(
                     from accelerate.utils import release_memory
 
                     release_memory()
-        notes = list(unread_notes(samples.rows, opened.questions, prompts.answer_format, pool, right_at))
+        notes += unread_notes(samples.rows, opened.questions, prompts.answer_format, pool, right_at)
     counts = {source: len(reasons) for source, reasons in skipped.items()}
     results = {
         **described,

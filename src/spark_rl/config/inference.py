@@ -113,8 +113,8 @@ class ServeConfig(Section):
 class ReadConfig(Section):
     """How responses are read."""
 
-    answer_format: str = "boxed"
-    """As in a run, for models without prompts of their own; see `prompts`."""
+    answer_format: str | None = None
+    """As in a run."""
 
 
 class Inference(Section):
@@ -134,7 +134,7 @@ class Inference(Section):
     @property
     def is_remote(self) -> bool:
         """The model is the address of a server."""
-        return self.model.path.startswith(("http://", "https://"))
+        return self.model.is_remote
 
     @property
     def engine_kind(self) -> Literal["transformers", "vllm", "endpoint"]:

@@ -52,8 +52,8 @@ def _checked(key: str, value: Any) -> Any:
 
 
 class PromptsConfig(Section):
-    """The prompts of all roles. They are saved in a run's `final/`, and hold at test time unless other ones are
-    named."""
+    """The prompts of all roles. They are saved in a run's `final/`, and hold for that model, at test time and where it
+    is trained on, unless other ones are named."""
 
     examples: Annotated[str | dict[str, Any], BeforeValidator(_examples)] = {}
     """Worked examples that stand before every prompt of a role (`answer`, `pointwise`, `pairwise`, `reflection`), as
@@ -62,9 +62,9 @@ class PromptsConfig(Section):
     templates: Path | None = None
     """A YAML file with templates of yours, by role, which take the place of the shipped ones of that role; see
     prompts.md."""
-    verdict_format: str = "boxed"
+    verdict_format: str | None = None
     """How judgements state their verdict: `boxed`, `tags`, `phrase`, `json:<key>` or a regular
-    expression that can state them (paper: `boxed`)."""
+    expression that can state them (paper: `boxed`). null is that of the model, as with `data.answer_format`."""
 
     @property
     def examples_by_role(self) -> dict[Role, Any]:

@@ -72,6 +72,11 @@ class ModelConfig(Section):
         """The path, with the revision if there is one."""
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
+    @property
+    def is_remote(self) -> bool:
+        """It is the address of a server."""
+        return self.path.startswith(("http://", "https://"))
+
 
 class DataConfig(Section):
     """Questions with checkable answers."""
@@ -98,10 +103,11 @@ class DataConfig(Section):
     model's own verdict (see `self_reward`)."""
     system: str | None = None
     """System message put before questions that are given as plain strings."""
-    answer_format: str = "boxed"
+    answer_format: str | None = None
     """How responses state their answers, and how prompts ask for it: `boxed`, `tags` (`<answer>17</answer>`), `hash`
     (`#### 17`), `phrase` ("The answer is 17."), `last_number`, `json:<key>` (`{"answer": "17"}` for `json`), or a
-    regular expression with one group around the answer, such as `'Result:\\s*(.+)'` (paper: `boxed`)."""
+    regular expression with one group around the answer, such as `'Result:\\s*(.+)'` (paper: `boxed`). null is
+    the format that the model was trained in, where its folder tells, else `boxed`."""
     image_folder: Path | None = None
     """What the paths of images are relative to; null is the folder of the file that names them, and for data sets of
     the Hub the current one."""

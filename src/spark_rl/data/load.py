@@ -11,7 +11,8 @@ from spark_rl.data.check import Checker, Track, example_questions, question_key,
 from spark_rl.data.questions import Questions
 from spark_rl.data.sources import Source, open_sources
 from spark_rl.data.worked import take_examples
-from spark_rl.prompts import ChatRenderer, Prompts, build_prompts, one_sided
+from spark_rl.models.folder import model_folder
+from spark_rl.prompts import ChatRenderer, Prompts, build_prompts, kept_prompts, one_sided, saved_prompts
 from spark_rl.types import Image, Role, Task
 from spark_rl.verify import VerifierPool
 
@@ -35,7 +36,7 @@ class Data:
     prompts: Prompts
     """What the model is shown, worked examples from the data included."""
     notes: list[str] = field(default_factory=list)
-    """Sentences on the worked examples."""
+    """Sentences on the worked examples, and on prompts that are the model's own."""
     warm_start: Questions | None = None
     """Rows with responses, if the run begins with such."""
     warming: Checker | None = None
@@ -66,6 +67,14 @@ class Data:
     def with_images(self) -> str | None:
         """The place of a row with images, of any part; None if no question has some."""
         return next(filter(None, (checker.first_with_images() for checker in reversed(self._checkers))), None)
+
+    def settled(self, config: Config) -> Config:
+        """A config with the formats that it leaves to the model."""
+        answers = config.data.answer_format or self.prompts.answer_format.name
+        verdicts = config.prompts.verdict_format or self.prompts.verdict_format.name
+        data = config.data.model_copy(update={"answer_format": answers})
+        prompts = config.prompts.model_copy(update={"verdict_format": verdicts})
+        return config.model_copy(update={"data": data, "prompts": prompts})
 
     def check_prompts(self, renderer: ChatRenderer) -> None:
         """Render every prompt of the data as the model will see it, and leave out, or refuse, what cannot be rendered.
@@ -106,13 +115,20 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     Raises:
         ValueError: a source or a row is unusable; the sentence names the place and what to change.
     """
-    prompts = build_prompts(config.prompts, config.data.answer_format, whole=config.recycle.reasoning_view)
+    saved = None if config.model.is_remote else saved_prompts(model_folder(config.model.path))
+    whole = config.recycle.reasoning_view
+    prompts = build_prompts(config.prompts, config.data.answer_format, saved, whole)
     if config.warm_start.from_rollouts and not (prompts.examples or config.prompts.num_taken):
         raise ValueError(
             "warm_start.from_rollouts rolls out with worked examples before the prompts, and there are none; set "
             "prompts.examples"
         )
     notes = one_sided(prompts)
+    if saved and (kept := kept_prompts(prompts, saved)):
+        notes.append(
+            f"{config.model.path} goes on with prompts that it was trained with, since these settings name no others: "
+            f"{', '.join(kept)}"
+        )
     names = set[str]()  # validation and monitor are answered together, and told apart by id
     validation = open_sources(config.data.validation, config.data, names, held_out=True, prompts=prompts)
     monitor = open_sources(config.data.monitor, config.data, names, held_out=True, prompts=prompts)

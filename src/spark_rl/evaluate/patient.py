@@ -56,7 +56,7 @@ class Patient:
     @property
     def is_remote(self) -> bool:
         """The model is at the address of a server."""
-        return self.config.model.path.startswith(("http://", "https://"))
+        return self.config.model.is_remote
 
     def limit_replies(self, context: int | None) -> None:
         """Choose how long replies may be, where that is not set.

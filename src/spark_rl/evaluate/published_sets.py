@@ -1,9 +1,9 @@
 """The evaluation sets of the SPARK paper (section 4), as they were published.
 
 Each set is an entry of `PUBLISHED`: where it is, how a row is read (`published_rows.py`), how it is officially scored
-and what is done here. Answers are boxed in our prompt and graded by our verifiers, so where the official rule asks a
-GPT to find or to compare the answer, a rule does it here and `rule` says so. Scores of `paper-general` and
-`paper-vision` therefore compare with each other, and only with care with those that others print.
+and what is done here. Answers are stated in a box, or as `data.answer_format` has it, and graded by our verifiers, so
+where the official rule asks a GPT to find or to compare the answer, a rule does it here and `rule` says so. Scores of
+`paper-general` and `paper-vision` therefore compare with each other, and only with care with those that others print.
 
 Schemas were taken from cards and from the code of other evaluators, without a look at the data itself: `schema_source`
 says which, `unverified` what they left open.
@@ -57,9 +57,9 @@ class PublishedSet:
 _MAA = "Mathematical Association of America, American Mathematics Competitions"
 _HARNESS = "EleutherAI/lm-evaluation-harness lm_eval/tasks"
 _LMMS = "EvolvingLMMs-Lab/lmms-eval lmms_eval/tasks"
-_BOXED = "Accuracy, the boxed answer being mathematically equal to the gold"
+_STATED = "Accuracy, the stated answer being mathematically equal to the gold"
 _LETTERS = "Accuracy on the letter of the right option"
-_EXTRACTED = "officially a GPT finds the letter in the response, here it must be in the box"
+_EXTRACTED = "officially a GPT finds the letter in the response, here it must be stated as the answer"
 
 _TEXT = (
     PublishedSet(
@@ -69,7 +69,7 @@ _TEXT = (
         splits=("train",),
         row=rows.solved("Problem", "Answer", "math", "ID"),
         verifiers=("math",),
-        rule=f"{_BOXED}; officially, whole numbers from 0 to 999.",
+        rule=f"{_STATED}; officially, whole numbers from 0 to 999.",
         licence="MIT",
         citation=f"{_MAA}: AIME 2024",
         schema_source=f"{_HARNESS}/aime/aime24.yaml",
@@ -82,7 +82,7 @@ _TEXT = (
         splits=("test",),
         row=rows.solved("problem", "answer", "math", "id"),
         verifiers=("math",),
-        rule=f"{_BOXED}; one gold is written in degrees, which need not be repeated.",
+        rule=f"{_STATED}; one gold is written in degrees, which need not be repeated.",
         licence="Apache-2.0",
         citation=f"{_MAA}: AIME 2025",
         schema_source=f"{_HARNESS}/aime/aime25.yaml",
@@ -95,7 +95,7 @@ _TEXT = (
         splits=("test",),
         row=rows.solved("question", "answer", "math", "id"),
         verifiers=("math",),
-        rule=f"{_BOXED}; the problems were rewritten to ask for a number and not for an option.",
+        rule=f"{_STATED}; the problems were rewritten to ask for a number and not for an option.",
         licence="unknown",
         citation=f"{_MAA}: AMC 12, 2023",
         schema_source="scripts of several public repositories that read its columns question and answer",
@@ -109,7 +109,7 @@ _TEXT = (
         splits=("test",),
         row=rows.gsm8k,
         verifiers=("numeric",),
-        rule="Accuracy, the boxed number being equal to the one after '####' in the reference solution.",
+        rule="Accuracy, the stated number being equal to the one after '####' in the reference solution.",
         licence="MIT",
         citation="Cobbe et al. 2021, arXiv:2110.14168",
         schema_source=f"{_HARNESS}/gsm8k/gsm8k.yaml",
@@ -122,7 +122,7 @@ _TEXT = (
         splits=("test",),
         row=rows.solved("problem", "answer", "math", "unique_id"),
         verifiers=("math",),
-        rule=f"{_BOXED} (officially, after normalisation of its LaTeX).",
+        rule=f"{_STATED} (officially, after normalisation of its LaTeX).",
         licence="MIT",
         citation="Hendrycks et al. 2021, arXiv:2103.03874; Lightman et al. 2023, arXiv:2305.20050",
         schema_source=f"{_HARNESS}/minerva_math/minerva_math500.yaml",
@@ -136,7 +136,8 @@ _TEXT = (
         splits=("test",),
         row=rows.mmlu_stem,
         verifiers=("choice",),
-        rule=f"{_LETTERS} over the 19 STEM subjects; officially few-shot by log-likelihood, here zero-shot in the box.",
+        rule=f"{_LETTERS} over the 19 STEM subjects; officially few-shot by log-likelihood, here zero-shot as the "
+        "stated answer.",
         licence="MIT",
         citation="Hendrycks et al. 2021, arXiv:2009.03300",
         schema_source=f"{_HARNESS}/mmlu/default/_mmlu_stem.yaml",
@@ -154,7 +155,7 @@ _VISION = (
         row=rows.mathvista,
         verifiers=("choice", "numeric", "math"),
         rule="Accuracy; officially a GPT finds the answer, which is then compared as option, whole number, rounded "
-        "number or list; here it must be in the box, a number rounding to the gold.",
+        "number or list; here it must be stated as the answer, a number rounding to the gold.",
         licence="CC BY-SA 4.0",
         citation="Lu et al. 2024, arXiv:2310.02255",
         schema_source=f"its card; {_LMMS}/mathvista/mathvista_evals.py",
@@ -200,8 +201,8 @@ _VISION = (
         row=rows.mathverse,
         verifiers=("choice", "math"),
         rule="Accuracy over five versions of each problem (which share `variant_of` of the metadata); officially a GPT "
-        "extracts and compares the answer (units and wording are free), here letter or mathematical equality in the "
-        "box.",
+        "extracts and compares the answer (units and wording are free), here letter or mathematical equality of "
+        "the stated answer.",
         licence="MIT",
         citation="Zhang et al. 2024, arXiv:2403.14624",
         schema_source=f"{_LMMS}/mathverse/utils.py; ZrrSkywalker/MathVerse evaluation/prompts.py",
@@ -328,7 +329,7 @@ _GENERAL = (
         row=rows.mmmu,
         verifiers=("choice", rows.ANY_OF),
         rule="Accuracy on the letter, or for open questions on one of the accepted answers; officially these may also "
-        "stand within the response, here in the box alone.",
+        "stand within the response, here in the stated answer alone.",
         licence="Apache-2.0",
         citation="Yue et al. 2024, arXiv:2311.16502",
         schema_source=f"{_LMMS}/mmmu/utils.py",
@@ -343,7 +344,8 @@ _GENERAL = (
         row=rows.mmvet,
         verifiers=(rows.HAS_PARTS,),
         rule="Mean score; officially GPT-4 grades from 0 to 1, here it is the share of the gold's <AND> parts in the "
-        "box (best <OR>), which is too strict where the gold is a sentence and too kind to an answer that names all.",
+        "stated answer (best <OR>), which is too strict where the gold is a sentence and too kind to an answer that "
+        "names all.",
         licence="Apache-2.0",
         citation="Yu et al. 2023, arXiv:2308.02490",
         schema_source=f"{_LMMS}/mmvet/utils.py",

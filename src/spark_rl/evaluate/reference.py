@@ -11,10 +11,10 @@ _HEAD = """# Published sets
 
 The sets on which the SPARK paper reports. `spark-rl eval MODEL --suite paper-text` takes all of a collection,
 `--suite gsm8k` one of them, from the Hub or, with `--local gsm8k=PATH`, from a copy: a Parquet, JSONL, JSON or CSV
-file, or a folder as a snapshot download leaves it. Answers are boxed in our prompt and graded by
-[rule](data.md#verifiers): a letter may be followed by its option, a number by its unit, and two answers are none. What
-a table calls metadata stands in the rows of `samples.jsonl`, for breakdowns and official scores that are not computed
-here.
+file, or a folder as a snapshot download leaves it. Answers are stated in a box, or as
+[`data.answer_format`](prompts.md#answer-formats) has it, and graded by [rule](data.md#verifiers): a letter may be
+followed by its option, a number by its unit, and two answers are none. What a table calls metadata stands in the rows
+of `samples.jsonl`, for breakdowns and official scores that are not computed here.
 
 Sets with images need a vision-language model. An image goes where the question marks it (`<image>`, `<image 1>`), and
 before the question where it does not; a pair of `vl-reward-bench` is judged with its image in view. Images that stand

@@ -35,7 +35,16 @@ from spark_rl.images import blank, reference
 from spark_rl.jsonl import read_row
 from spark_rl.prompts import Prompts
 from spark_rl.types import Example, Image
-from spark_rl.verify import BOXED, Check, Format, VerifierPool, check_trusted, gold_problem
+from spark_rl.verify import (
+    BOXED,
+    Check,
+    Format,
+    VerifierPool,
+    box,
+    check_trusted,
+    extract_answer,
+    gold_problem,
+)
 
 EMBEDDED = ("embedded", *(f"embedded:{part}" for part in ("validation", "test", "vision-validation", "vision-test")))
 COLLECTIONS = tuple(dict.fromkeys(each.suite for each in PUBLISHED.values()))
@@ -112,7 +121,7 @@ def open_suite(
         skip_bad: leave out rows that are wrong, or whose images cannot be read, and count them in `skipped`.
         verifier: of rows of a file that name none; the only function that these may name.
         right_at: the reward from which on an answer to such rows is right.
-        prompts: how questions are asked.
+        prompts: how questions are asked, and how embedded responses state their answers.
 
     Raises:
         ValueError: there is none, it has no usable row, or (unless they are skipped) a row is wrong; the sentence names
@@ -179,6 +188,7 @@ def _embedded(name: str, limit: int | None, prompts: Prompts) -> Suite:
     part = name.partition(":")[2] or "validation"
     judged = importlib.resources.files("spark_rl.embedded") / "judged" / f"{part}.jsonl"
     rows = [read_row(line.encode()) for line in judged.read_text(encoding="utf-8").splitlines()][:limit]
+    rows = [row | {key: _restated(row[key], prompts.answer_format) for key in ("right", "wrong")} for row in rows]
     images = [tuple(reference(image, Path()) for image in row.get("images", ())) for row in rows]
     further = () if part.startswith("vision-") else ("transfer", "retention")
     return Suite(
@@ -197,9 +207,15 @@ def _embedded(name: str, limit: int | None, prompts: Prompts) -> Suite:
         probes=[
             probe
             for number, (row, of_row) in enumerate(zip(rows[:100], images, strict=False))
-            for probe in probes_of(row["id"], row["question"], row["right"], row["wrong"], number, of_row)
+            for probe in probes_of(row["id"], row["question"], row["right"], row["wrong"], number, of_row, prompts)
         ],
     )
+
+
+def _restated(response: str, stated: Format) -> str:
+    """A response with a box, with its answer in another format."""
+    answer = extract_answer(response)
+    return response if answer is None else response.replace(box(answer), stated.write(answer))
 
 
 def embedded_examples(

@@ -20,9 +20,8 @@ def prompts_for(settings: Inference) -> Prompts:
         ValueError: they cannot be had; one sentence.
     """
     folder = None if settings.is_remote else model_folder(settings.model.path)
-    named = settings.data.answer_format if "answer_format" in settings.data.model_fields_set else None
     whole = 1.0 if settings.judge.view == "reasoning" else 0.0
-    prompts = build_prompts(settings.prompts, named, saved_prompts(folder), whole)
+    prompts = build_prompts(settings.prompts, settings.data.answer_format, saved_prompts(folder), whole)
     for sentence in one_sided(prompts):
         _say(sentence)
     return prompts

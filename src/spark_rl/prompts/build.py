@@ -37,7 +37,7 @@ def build_prompts(
     prompts = saved or Prompts()
     if answer_format is not None:
         prompts = replace(prompts, answer_format=_named("data.answer_format", answer_format))
-    if "verdict_format" in settings.model_fields_set:
+    if settings.verdict_format is not None:
         prompts = replace(prompts, verdict_format=_of_verdicts(settings.verdict_format))
     if settings.templates is not None:
         prompts = replace(prompts, templates=_from_file(settings.templates, prompts))
@@ -52,6 +52,20 @@ def build_prompts(
                 f"or none: prompts.examples={{{role}: none}}"
             ) from None
     return prompts
+
+
+def kept_prompts(prompts: Prompts, saved: Prompts) -> list[str]:
+    """In words, what prompts have of saved ones, other than the shipped."""
+    shipped, kept = Prompts(), []
+    for what, each in (("answers", "answer_format"), ("verdicts", "verdict_format")):
+        if (name := getattr(prompts, each).name) == getattr(saved, each).name != getattr(shipped, each).name:
+            kept.append(f"{what} as {name}")
+    for role in Role:
+        if prompts.templates_for(role) == saved.templates_for(role) != shipped.templates_for(role):
+            kept.append(f"templates of the role {role}")
+        if (turns := saved.examples.get(role)) and prompts.examples.get(role) == turns:
+            kept.append(f"worked examples of the role {role} ({len(turns) // 2})")
+    return kept
 
 
 def save_prompts(prompts: Prompts, folder: Path) -> None:

@@ -46,7 +46,8 @@ def with_examples(prompts: Prompts, given: Mapping[Role, Any], whole: float = 0.
     examples = dict(prompts.examples)
     for role, each in given.items():
         if isinstance(each, Mapping):
-            continue  # taken from a run's data, once they are read
+            examples.pop(role, None)  # taken from a run's data, once they are read
+            continue
         examples[role] = worked(prompts, role, list(example_rows(role, each)), whole)
     return replace(prompts, examples={role: turns for role, turns in examples.items() if turns})
 

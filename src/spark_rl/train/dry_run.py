@@ -17,7 +17,7 @@ from spark_rl.types import Role
 def describe(config: Config, data: Data | None = None) -> str:
     """Everything a user should check before a run, as text; arguments and errors are those of `make_plan`."""
     plan = make_plan(config, data)
-    parts = ["# Config", config.dump(), "# One step", _arithmetic(plan)]
+    parts = ["# Config", plan.config.dump(), "# One step", _arithmetic(plan)]
     parts += [_tokens_text(plan), _memory_text(plan), _disk_text(plan)]
     for role, tasks in plan.prompts.items():
         parts += _examples_text(plan, role)
@@ -43,7 +43,7 @@ def figures(config: Config, data: Data | None = None) -> dict[str, Any]:
     plan = make_plan(config, data)
     step, steps = plan.step, config.train.steps
     return {
-        "config": config.model_dump(mode="json"),
+        "config": plan.config.model_dump(mode="json"),
         "questions": {
             "num": plan.num_questions,
             "sampled": plan.sampled,

@@ -100,11 +100,11 @@ class Trainer:
         allow_changes: bool = False,
         display: Display | None = None,
     ) -> None:
-        self.config = config
         check_hub_id(config)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         self.data = data or load_data(config)
+        self.config = config = self.data.settled(config)
         self.tokenizer = load_tokenizer(config.model)
         self.images = load_image_processor(config.model, self.tokenizer)
         renderer = partial(ChatRenderer, self.tokenizer, config.model.chat_template_kwargs, self.images)

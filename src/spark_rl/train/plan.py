@@ -121,6 +121,7 @@ def make_plan(config: Config, data: Data | None = None) -> Plan:
         ValueError: what the run would raise for its data, tokenizer or model.
     """
     data = data or load_data(config)
+    config = data.settled(config)
     tokenizer = load_tokenizer(config.model)
     images = load_image_processor(config.model, tokenizer)
     first_renderer, renderer = (

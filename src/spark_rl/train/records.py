@@ -194,6 +194,7 @@ def resumption(
 def _with_prompts(settings: Mapping[str, Any], prompts: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with what the prompts come to in the place of the files they are of, in short."""
     kept = {key: value for key, value in settings.items() if not key.startswith("prompts.")}
+    kept["data.answer_format"] = prompts["answer_format"]
     kept["prompts.verdict_format"] = prompts["verdict_format"]
     for role in Role:
         templates = [template for template in prompts["templates"] if template["role"] == role]

@@ -97,10 +97,12 @@ _PHRASE = re.compile(r"\banswer\s++is\b(?!['\u2019])[*_]*:?[*_]*\s*+(?:(?:\\\[|\
 """With what opens a displayed formula on a line of its own."""
 _SENTENCE_END = re.compile(r"[.!?](?=[\"'*_`)\u201d\u2019]*+(?:\s|$))")
 _NUMBER = re.compile(
-    r"(?:(?<![\w)\]}.])[+\-\u2212])?(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][+-]?\d+)?"
-    r"(?:/\d+(?:\.\d+)?)?",
+    r"(?:(?<![\w)\]}.])[+\-\u2212]|(?:(?<=[=:(\[{$])|(?<=[=:] )|(?<=\bis ))[+\-\u2212] )?"
+    r"(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?",
     re.ASCII,
 )
+"""A sign that stands apart belongs to the number after what announces one, as in "= - 5"; elsewhere it is a dash, a
+bullet or an operation, as in "10 - 5"."""
 
 
 def _last(pattern: re.Pattern[str], text: str, group: int = 0) -> Span | None:
@@ -116,6 +118,11 @@ def _tags(text: str) -> Span | None:
 
 def _number(text: str) -> Span | None:
     return _last(_NUMBER, text)
+
+
+def _joined(number: str) -> str:
+    """Without white space between the sign and the digits."""
+    return "".join(number.split())
 
 
 def _hash(text: str) -> Span | None:
@@ -159,7 +166,7 @@ _FORMATS = (
     Format(
         "phrase", "The answer is {}.".format, _phrase, 'end with "The answer is" and your final answer', "answer is"
     ),
-    Format("last_number", "{}".format, _number, "end with the number that is your final answer", ""),
+    Format("last_number", "{}".format, _number, "end with the number that is your final answer", "", _joined),
 )
 _NAMED = {each.name: each for each in _FORMATS}
 BOXED = _NAMED["boxed"]
