@@ -899,6 +899,7 @@ DOCTOR = [
         ["data.jsonl", "leaves room for a reply of 256 tokens"],
         rows({"prompt": "1+1? " * 1000, "answer": 2}),
     ),
+    Case("doctor: a folder for the config", [*TRY, "--out", "model"], ["--out model: is a folder", "name a file"]),
     Case("doctor: mistyped setting", [*TRY, "rollout.max_new_token=9"], ["did you mean 'max_new_tokens'"]),
     Case(
         "doctor: mistyped setting of the engine",

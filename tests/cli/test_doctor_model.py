@@ -187,5 +187,5 @@ def test_a_format_that_own_templates_do_not_ask_for_is_said_and_not_set(tmp_path
     found = json.loads(done.out)
     assert found["trials"][0]["answer_format"] == "boxed" and found["config"]["data"]["answer_format"] == "hash"
     assert found["verdict"]["text"].endswith(
-        "once your templates ask for `\\boxed{}`, which is data.answer_format=boxed"
+        "once your templates, or responses of warm_start.data, have `\\boxed{}`, which is data.answer_format=boxed"
     )

@@ -21,3 +21,14 @@ def test_examples_are_taken_from_the_rows_that_the_run_takes_them_from(tmp_path:
         config = patient.with_settings({"prompts.examples": {"num": 4, "from": "data.train"}})
         assert config is not None
         assert patient.data(shown, config).prompts == load_data(config).prompts
+
+
+def test_a_format_that_responses_to_learn_from_do_not_have_is_not_set(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(lines([{"prompt": "What is 1+1?", "answer": 2, "response": "#### 2"}]))
+    patient = Patient("embedded", "embedded:train", ["data.answer_format=hash"])
+    assert patient.with_settings({"data.answer_format": "boxed"}) is not None
+    learns = ["data.answer_format=hash", f"warm_start={{steps: 2, data: [{rows}]}}"]
+    patient = Patient("embedded", "embedded:train", learns)
+    assert patient.with_settings({"data.answer_format": "boxed"}) is None
+    assert patient.with_settings({"train.steps": 3}) is not None

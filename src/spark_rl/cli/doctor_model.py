@@ -40,6 +40,8 @@ def try_model(
 
     if not seconds > 0:
         raise ValueError(f"--seconds {seconds:g} is no time; give more than 0")
+    if out and out.is_dir():
+        raise ValueError(f"--out {out}: is a folder; name a file for the config")
     patient, context = Patient(model, data, overrides), None
     if patient.is_remote and out:
         raise ValueError(f"--out {out}: there is no config to train a server's model with; leave it out")

@@ -150,7 +150,10 @@ class Examination:
             if self.patient.with_settings(wanted):
                 settings = wanted
             else:
-                unset = f", once your templates ask for `{stated.form}`, which is data.answer_format={stated.name}"
+                unset = (
+                    f", once your templates, or responses of warm_start.data, have `{stated.form}`, which is "
+                    f"data.answer_format={stated.name}"
+                )
         return Tried(trial, data, settings, answer_figures(trial, self.right_at, self._vocab_size), unset)
 
     def _other_prompts(self, first: Tried) -> Sequence[tuple[str, Settings]]:

@@ -84,14 +84,15 @@ class Patient:
 
     def with_settings(self, settings: Settings) -> Config | None:
         """The config with further ones, each in place of the whole of what was given; None if they do not go with the
-        others, such as a format that one's own templates do not ask for."""
+        others, such as a format that one's own templates do not ask for, or responses to learn from do not have."""
         further = [f"{k}={value}" for k, v in settings.items() for value in ("null", json.dumps(v))]
         try:
             config = load_config(self._file, [*self._overrides, *further])
             self.prompts(config)
         except ValueError:
             return None
-        return config
+        has_responses = "data.answer_format" in settings and bool(config.warm_start.data)
+        return None if has_responses else config
 
     def prompts(self, config: Config) -> Prompts:
         """What a config shows, without examples that are to be taken from data.
