@@ -82,8 +82,9 @@ def test_a_run_writes_everything_and_its_model_loads(tmp_path: Path, capsys: pyt
     assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3]
     assert "validation/answer_accuracy" in read_rows(run / "metrics.jsonl")[1]
     assert len(list((run / "checkpoints").iterdir())) <= 2  # the newest and the best
+    formats = ("data.answer_format=boxed", "prompts.verdict_format=boxed")  # those in use are written out
     assert load_config(run / "config.yaml") == small(
-        run, *validation, monitor, "checkpoint.every=1", "checkpoint.keep=1"
+        run, *validation, monitor, *formats, "checkpoint.every=1", "checkpoint.keep=1"
     )
 
     last = read_rows(run / "rollouts" / "step-000003.jsonl")
