@@ -364,7 +364,7 @@ FORMATS = [
     Case(
         "saved prompts that were spoilt",
         ["solve", "model", "--question", "1+1?"],
-        ["spark_rl_prompts.json is no file of prompts", "mend or remove it"],
+        ["spark_rl_prompts.json is damaged, or no file of prompts", "mend or remove it"],
         write("model/spark_rl_prompts.json", "{}"),
     ),
 ]
