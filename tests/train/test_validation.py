@@ -74,6 +74,30 @@ def test_items_that_the_starting_model_gives_none_of_are_made_later(tmp_path: Pa
     assert "pairwise_accuracy" not in before and "pairwise_accuracy" in made.measure()
 
 
+def test_only_the_roles_that_are_named_are_measured(tmp_path: Path) -> None:
+    source = write(tmp_path, "few", 30, "What is {}-0?")
+    config = load_config(None, [f"data.validation={source}", "validation.items=6", "validation.roles=pointwise"])
+    made, directory = held_out(config, []), RunDirectory(tmp_path / "run")
+    directory.create(resume=False)
+    before = made.begin(directory, is_main=True)
+    made.complete()
+    assert Counter(task.role for task in made.items) == {Role.ANSWER: 6, Role.POINTWISE: 6}
+    assert "answer_accuracy" in before and "pairwise_accuracy" not in before
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["validation.best=pairwise_accuracy"], "validation.best is pairwise_accuracy, .* add pairwise to validation"),
+        (["self_reward.enabled=true", "validation.every=2"], "self_reward.kind is pointwise, .* add pointwise to"),
+    ],
+)
+def test_a_role_that_decides_something_has_to_be_measured(tmp_path: Path, settings: list[str], sentence: str) -> None:
+    source = write(tmp_path, "few", 30, "What is {}-0?")
+    with pytest.raises(ValueError, match=sentence):
+        load_config(None, [f"data.validation={source}", "validation.roles=reflection", *settings])
+
+
 def test_items_keep_their_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     rows = [{"prompt": f"<image> What is {i}+0?", "answer": i, "images": ["a.png"]} for i in range(6)]

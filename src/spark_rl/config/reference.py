@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -91,6 +92,8 @@ def _values(annotation: Any, limits: list[Any]) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{_plain(value)}`" for value in arguments)
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return ", ".join(f"`{value}`" for value in annotation)
     if origin in (list, tuple):
         return f"{'list' if origin is list else 'pair'} of {_values(arguments[0], [])}"
     if origin is dict:
@@ -131,7 +134,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Section):
         return value.model_dump(mode="json")
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | StrEnum) else value
 
 
 def _value(value: Any) -> str:

@@ -373,6 +373,9 @@ class ValidationConfig(Section):
     """Steps between evaluations; 0 evaluates only before and after."""
     items: Positive = 500
     """Items of each role, at most."""
+    roles: Annotated[list[Role], BeforeValidator(listed)] = list(Role)
+    """Roles that are measured. Questions always are, since the items of the others are made of their answers; leave out
+    what is not trained where evaluations take long."""
     best: Literal[
         "answer_accuracy",
         "answer_reward",
@@ -493,6 +496,7 @@ class Config(Section):
             _thresholds,
             _needs_held_out,
             _needs_evaluations,
+            _needs_roles,
             _alternates_nothing,
             _trains_nothing,
             _probes_alone,
@@ -538,6 +542,17 @@ def _needs_evaluations(config: Config) -> str | None:
             f"checkpoint.final is best, but validation.every is {every}, so no step before the last of {steps} is "
             "measured; set it to less, for example to 10"
         )
+    return None
+
+
+def _needs_roles(config: Config) -> str | None:
+    validation, reward = config.validation, config.self_reward
+    wanted = {f"validation.best is {validation.best}": role for role in Role if validation.best.startswith(role)}
+    if reward.enabled:
+        wanted[f"self_reward.kind is {reward.kind}"] = Role(reward.kind)
+    for setting, role in wanted.items():
+        if role not in (Role.ANSWER, *validation.roles):
+            return f"{setting}, which needs that role measured; add {role} to validation.roles"
     return None
 
 

@@ -89,7 +89,8 @@ def check_examples(config: Config, prompts: Prompts, limit: int, num_tokens: Cal
 
 def _asked(config: Config) -> list[Role]:
     """The roles whose prompts a run makes."""
-    return [role for role in Role if config.roles[role].share or config.data.validation]
+    measured = config.validation.roles if config.data.validation else []
+    return [role for role in Role if config.roles[role].share or role in measured]
 
 
 def check_prompts(config: Config, data: Data, renderer: ChatRenderer) -> None:

@@ -117,7 +117,7 @@ class HeldOut:
 
         Returns whether there are more items than before.
         """
-        missing = set(Role) - {task.role for task in self.items}
+        missing = set(self.config.validation.roles) - {task.role for task in self.items}
         if not missing or not self.items:
             return False
         added = [task for task in self._made(self.ask) if task.role in missing]
@@ -150,14 +150,14 @@ def validation_items(
     config: Config,
     prompts: Prompts = Prompts(),
 ) -> list[Task]:
-    """The questions of these sampled groups, and the judge and reflection items recycled from them."""
+    """The questions of these sampled groups, and the items recycled from them for roles that are measured."""
     settings = RecycleConfig(
         keep_right_share=0.0, max_depth=1, right_at=config.recycle.right_at, wrong_at=config.recycle.wrong_at
     )
     made = recycle(groups, settings, seed=0, step=0, prompts=prompts)
     limit = config.validation.items
     items = [group.task for group in groups][:limit]
-    for role in Role:
+    for role in config.validation.roles:
         tasks = [bundle for bundle in made.bundles if bundle[0].role is role]
         whole: list[Task] = []
         for bundle in tasks:
