@@ -87,7 +87,7 @@ def test_what_is_boxed_last_is_extracted(answer, before, after):
 @given(pieces)
 def test_an_extracted_answer_survives_boxing(text):
     answer = extract_answer(text)
-    if answer is not None and "boxed" not in answer:
+    if answer is not None and "boxed" not in answer and not answer.endswith("\\"):  # which would escape the brace
         assert extract_answer(box(answer)) == answer
 
 
