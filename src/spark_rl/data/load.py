@@ -11,8 +11,8 @@ from spark_rl.data.check import Checker, Track, example_questions, question_key,
 from spark_rl.data.questions import Questions
 from spark_rl.data.sources import Source, open_sources
 from spark_rl.data.worked import take_examples
-from spark_rl.models.folder import model_folder
-from spark_rl.prompts import ChatRenderer, Prompts, build_prompts, kept_prompts, one_sided, saved_prompts
+from spark_rl.models.prompts import prompts_of_run
+from spark_rl.prompts import ChatRenderer, Prompts, one_sided
 from spark_rl.types import Image, Role, Task
 from spark_rl.verify import VerifierPool
 
@@ -86,14 +86,13 @@ class Data:
         if renderer.images is None:
             self.refuse_images()
 
-        check = renderer.check_task
-        left_out = self.held_out.check_prompts(check)
+        left_out = self.held_out.check_prompts(renderer.check_task)
         self.validation = [task for task in self.validation if task.id not in left_out]
         self.monitor = [task for task in self.monitor if task.id not in left_out]
-        self.training.check_prompts(check)
+        self.training.check_prompts(renderer.check_task)
         self.train = Questions(self.train.sources, self.train.seed, self.train.held_out, self.prompts)
         if self.warm_start and self.warming:
-            self.warming.check_prompts(check)
+            self.warming.check_prompts(renderer.check_task)
             self.warm_start = Questions(self.warm_start.sources, self.warm_start.seed, prompts=self.prompts)
 
     def refuse_images(self) -> None:
@@ -115,16 +114,14 @@ def load_data(config: Config, track: Track[Any] = untracked) -> Data:
     Raises:
         ValueError: a source or a row is unusable; the sentence names the place and what to change.
     """
-    saved = None if config.model.is_remote else saved_prompts(model_folder(config.model.path))
-    whole = config.recycle.reasoning_view
-    prompts = build_prompts(config.prompts, config.data.answer_format, saved, whole)
+    prompts, kept = prompts_of_run(config)
     if config.warm_start.from_rollouts and not (prompts.examples or config.prompts.num_taken):
         raise ValueError(
             "warm_start.from_rollouts rolls out with worked examples before the prompts, and there are none; set "
             "prompts.examples"
         )
     notes = one_sided(prompts)
-    if saved and (kept := kept_prompts(prompts, saved)):
+    if kept:
         notes.append(
             f"{config.model.path} goes on with prompts that it was trained with, since these settings name no others: "
             f"{', '.join(kept)}"

@@ -14,6 +14,7 @@ from spark_rl.evaluate.patient import Patient, Settings, with_examples, written
 from spark_rl.evaluate.prognosis import answer_figures, example_replies, is_noise, judge_figures, prognosis
 from spark_rl.evaluate.trial import Trial, Trier
 from spark_rl.infer.chat import ChatModel
+from spark_rl.models.prompts import prompts_of_run
 from spark_rl.progress import Shown
 from spark_rl.train.plan import make_plan
 from spark_rl.train.unread import Unread
@@ -191,7 +192,7 @@ class Examination:
         config = self.patient.with_settings(settings)
         if config is None or trial.prompts.examples.get(Role.POINTWISE):
             return verdicts, best.settings
-        examples = self.patient.prompts(config).examples
+        examples = prompts_of_run(config)[0].examples
         prompts = replace(trial.prompts, examples=dict(examples) | dict(trial.prompts.examples))
         shown_how = self.trier.verdicts(trial, prompts, _ITEMS, told)
         if shown_how and shown_how.parse_rate > verdicts.parse_rate:

@@ -9,9 +9,9 @@ from typing import Any
 
 from spark_rl.config import Config, Inference, flat, given_settings, load_config, load_inference, merge, parse_override
 from spark_rl.data import Data, load_data
-from spark_rl.models.folder import model_folder
+from spark_rl.models.prompts import prompts_of_run
 from spark_rl.progress import Shown
-from spark_rl.prompts import Prompts, build_prompts, saved_prompts
+from spark_rl.prompts import Prompts
 from spark_rl.types import Role
 
 _TOKENS = 256
@@ -88,20 +88,11 @@ class Patient:
         further = [f"{k}={value}" for k, v in settings.items() for value in ("null", json.dumps(v))]
         try:
             config = load_config(self._file, [*self._overrides, *further])
-            self.prompts(config)
+            prompts_of_run(config)
         except ValueError:
             return None
         has_responses = "data.answer_format" in settings and bool(config.warm_start.data)
         return None if has_responses else config
-
-    def prompts(self, config: Config) -> Prompts:
-        """What a config shows, without examples that are to be taken from data.
-
-        Raises:
-            ValueError: as `build_prompts`.
-        """
-        saved = None if self.is_remote else saved_prompts(model_folder(config.model.path))
-        return build_prompts(config.prompts, config.data.answer_format, saved, config.recycle.reasoning_view)
 
     def data(self, shown: Shown, config: Config | None = None) -> Data:
         """The training questions, of files the first rows only; but of all where examples are taken from them, since
