@@ -39,7 +39,7 @@ from spark_rl.rollout.transformers_engine import TransformersEngine, end_tokens
 from spark_rl.train.card import model_card
 from spark_rl.train.checkpoint import CannotWrite, step_name
 from spark_rl.train.estimate import bytes_needed
-from spark_rl.train.health import Collapsed, Health, health_sentences
+from spark_rl.train.health import Collapsed, Health
 from spark_rl.train.hub import check_hub_id, push
 from spark_rl.train.metrics import Metrics, role_metrics, warnings
 from spark_rl.train.model import max_prompt_tokens, mixed_precision, save_model
@@ -48,13 +48,13 @@ from spark_rl.train.records import rollout_record
 from spark_rl.train.saver import Saver
 from spark_rl.train.selection import Selection
 from spark_rl.train.self_reward import SelfRewardScorer, Switch
-from spark_rl.train.signal import change_sentences, signal_report, signal_sentences
+from spark_rl.train.summary import outcome
 from spark_rl.train.telemetry import Display
 from spark_rl.train.trackers import Trackers
 from spark_rl.train.unread import Unread
 from spark_rl.train.update import Updater, largest_weight
 from spark_rl.train.validation import HeldOut, rewards_beside, score_of
-from spark_rl.train.warm_start import WarmStart, nothing_learnt, warm_start_report
+from spark_rl.train.warm_start import WarmStart, nothing_learnt
 from spark_rl.types import Group, Role, Task
 from spark_rl.verify import SELF, VerifierHangs, VerifierPool
 
@@ -395,10 +395,17 @@ class Trainer:
         if len(self._recent) < _PATIENCE:
             return
         alternating = self.config.recycle.schedule == "alternating"
-        rows = [rollout_record(group) for group in groups]
-        explain = partial(self.unread.explain, rows=rows)
+
+        def explain(role: Role) -> str:
+            return self.unread.explain(role, list(map(rollout_record, groups)))
+
         for warning in warnings(self._recent, self.config.slots(), alternating, explain, self._warned):
             self.display.warn(f"warning, step {self.state.step}: {warning}")
+
+    def _explain_last(self, role: Role) -> str:
+        """Why replies of a role cannot be read, by those of the last step."""
+        last = self.run_directory.read_rows(f"rollouts/{step_name(self.config.num_steps)}.jsonl")
+        return self.unread.explain(role, last)
 
     # ------------------------------------------------------------------------------------------------ validation
 
@@ -494,23 +501,16 @@ class Trainer:
                 after = self.held_out.measure()
         self._track_held_out(after, self.config.num_steps)
         steps = self.run_directory.read_rows("metrics.jsonl")
-        warm, rl = steps[: self.config.warm_start.steps], steps[self.config.warm_start.steps :]
-        changes = change_sentences(before, after, self.held_out.items)
-        if after_warm_start:
-            of_warm_start = change_sentences(before, after_warm_start, self.held_out.items)
-            unknown_before = {name: value for name, value in after_warm_start.items() if name not in before}
-            since = change_sentences(unknown_before, after, self.held_out.items)
-            changes = [f"warm start alone, {sentence}" for sentence in of_warm_start] + changes
-            changes += [f"since the warm start, {sentence}" for sentence in since]
-        last = self.run_directory.read_rows(f"rollouts/{step_name(self.config.num_steps)}.jsonl")
-        signals = signal_sentences(rl, self.config.slots(), partial(self.unread.explain, rows=last))
         summary = {
-            "before": before,
-            **({"after_warm_start": after_warm_start} if after_warm_start else {}),
-            "after": after,
-            **({"warm_start": warm_start_report(warm)} if warm else {}),
-            "signal": signal_report(rl),
-            "findings": [*health_sentences(steps), *signals, *changes],
+            **outcome(
+                self.config,
+                steps,
+                self.held_out.items,
+                self._explain_last,
+                before=before,
+                after_warm_start=after_warm_start,
+                after=after,
+            ),
             "monitor": sorted({task.example.source for task in self.data.monitor}),
             "steps": self.config.train.steps,
             "final_from_step": self.state.step,
